@@ -1,0 +1,46 @@
+# make demo: train, swap, quantize and measure a small ranker on real data
+# make test: build and run the whole suite
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+RUN = $(VENV)/bin/python
+SOURCES = $(wildcard csrc/* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
+
+.PHONY: demo test test-peers lint format bench clean
+
+# One environment serves demo, test and bench; a stamp file says that it is up to date.
+$(VENV)/installed: $(SOURCES)
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q "$(TORCH)" numpy "setuptools>=77" wheel pybind11 ninja
+	$(PIP) install -q --no-build-isolation -e ".[demo,bench,test,lint]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(RUN) -m lirank_ext demo $(ARGS)
+
+# The suite runs once on the compiled kernels and once on the references alone.
+test: $(VENV)/installed
+	LIRANK_NO_EXT=1 $(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+# Equality with TorchRec and FBGEMM, which are installed for this alone.
+test-peers: $(VENV)/installed
+	$(PIP) install -q --no-deps -r benchmarks/requirements-peers.txt
+	$(RUN) -m pytest tests/test_peers.py
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'kernels/*.cu' 'kernels/*.cuh')
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'kernels/*.cu' 'kernels/*.cuh')
+
+bench: $(VENV)/installed
+	$(RUN) -m lirank_ext bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info lirank_ext/*.so

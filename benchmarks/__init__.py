@@ -1,0 +1,1 @@
+"""Microbenchmarks, one module per op family; run by ``python -m lirank_ext bench``."""

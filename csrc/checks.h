@@ -1,0 +1,115 @@
+// Checks and small helpers shared by the Torch side of every op.
+//
+// Every refusal reads "lirank::op: argument 'name': wanted ..., got ...". The Python
+// checks (lirank_ext/_checks.py) raise the same text, so an error reads the same in
+// eager, compiled and reference runs.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+namespace lirank {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <typename... Parts>
+[[noreturn]] void refuse(const char* op, const char* argument, const Parts&... parts) {
+  std::ostringstream text;
+  text << "lirank::" << op << ": argument '" << argument << "': ";
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+// LIRANK_CHECK(condition, op, argument, "wanted ", ..., ", got ", ...)
+#define LIRANK_CHECK(condition, op, argument, ...)                                      \
+  do {                                                                                  \
+    if (__builtin_expect(!(condition), 0)) ::lirank::refuse(op, argument, __VA_ARGS__); \
+  } while (0)
+
+inline std::string shape(const Tensor& t) {
+  std::ostringstream text;
+  text << "(";
+  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
+  text << (t.dim() == 1 ? ",)" : ")");
+  return text.str();
+}
+
+inline const char* dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "torch.float32";
+    case ScalarType::Double:
+      return "torch.float64";
+    case ScalarType::Half:
+      return "torch.float16";
+    case ScalarType::BFloat16:
+      return "torch.bfloat16";
+    case ScalarType::Byte:
+      return "torch.uint8";
+    case ScalarType::Char:
+      return "torch.int8";
+    case ScalarType::Short:
+      return "torch.int16";
+    case ScalarType::Int:
+      return "torch.int32";
+    case ScalarType::Long:
+      return "torch.int64";
+    case ScalarType::Bool:
+      return "torch.bool";
+    default:
+      return "another dtype";
+  }
+}
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+inline void check_floating(const char* op, const char* argument, const Tensor& t) {
+  LIRANK_CHECK(is_floating(t.scalar_type()), op, argument,
+               "wanted float32, float64, float16 or bfloat16, got ", dtype_name(t.scalar_type()));
+}
+
+inline void check_same_dtype(const char* op, const char* argument, const Tensor& t,
+                             ScalarType wanted) {
+  LIRANK_CHECK(t.scalar_type() == wanted, op, argument, "wanted dtype ", dtype_name(wanted),
+               ", got ", dtype_name(t.scalar_type()));
+}
+
+inline void check_dim(const char* op, const char* argument, const Tensor& t, int64_t dims) {
+  LIRANK_CHECK(t.dim() == dims, op, argument, "wanted ", dims, " dimensions, got shape ", shape(t));
+}
+
+inline void check_index_dtype(const char* op, const char* argument, const Tensor& t) {
+  LIRANK_CHECK(t.scalar_type() == ScalarType::Int || t.scalar_type() == ScalarType::Long, op,
+               argument, "wanted torch.int32 or torch.int64, got ", dtype_name(t.scalar_type()));
+}
+
+inline Tensor to_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// Half precision is computed in float32: inputs are widened once, the result narrowed once.
+inline ScalarType compute_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor as_type(const Tensor& t, ScalarType type) {
+  return to_contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));
+}
+
+inline Tensor empty_like_type(const Tensor& t, ScalarType type) {
+  return torch::stable::empty(t.sizes(), type);
+}
+
+}  // namespace lirank

@@ -1,0 +1,148 @@
+// Isotonic calibration, forward and backward, for one instruction set.
+//
+// A logit x lies in bucket i = floor((clamp(x) - lower) / step). Without a per-sample
+// embedding the sum over buckets is a prefix sum, so a sample costs two gathers and one
+// multiply-add: 8 bytes of traffic per fp32 sample, bound by copy bandwidth.
+// With an embedding (B, k) only the buckets up to i are read: bound by reading them.
+
+template <typename V>
+struct Bucket {
+  V index, part;  // part: how far into the bucket
+};
+
+// max(a, b) and min(a, b) give b where either is not a number. The order of the operands
+// below keeps a NaN in `part` and keeps it out of `index`.
+template <typename V>
+LR_INLINE Bucket<V> bucket_of(V input, V lower, V width, V step, V inverse, V last) {
+  const V zero = V::set1(0);
+  const V z = min(width, max(zero, input - lower));
+  const V index = floor(min(max(z * inverse, zero), last));
+  return {index, min(step, max(zero, z - index * step))};
+}
+
+// prefix[i] = lower + bias + step * sum_{j<i} relu(weight_j); slope[i] = relu(weight_i)
+template <typename V>
+LR_INLINE void calibrate_range(const typename V::T* x, int64_t n, const typename V::T* prefix,
+                               const typename V::T* slope, int64_t buckets, typename V::T lower,
+                               typename V::T step, typename V::T* out) {
+  using T = typename V::T;
+  const V lo = V::set1(lower), width = V::set1((T)buckets * step), s = V::set1(step);
+  const V inverse = V::set1((T)1 / step), last = V::set1((T)(buckets - 1));
+  for (int64_t i = 0; i < n; i += V::N) {
+    const int64_t left = n - i;
+    const V input = left >= V::N ? V::load(x + i) : V::load(x + i, left);
+    const Bucket<V> b = bucket_of(input, lo, width, s, inverse, last);
+    const V y = fma(gather(slope, b.index), b.part, gather(prefix, b.index));
+    if (left >= V::N)
+      y.store(out + i);
+    else
+      y.store(out + i, left);
+  }
+}
+
+// grad_x = slope[i] * g inside the range, 0 outside. counts[i] += g and parts[i] += g * part
+// are what the weight gradient is built from.
+template <typename V>
+LR_INLINE void calibrate_backward_range(const typename V::T* grad, const typename V::T* x,
+                                        int64_t n, const typename V::T* slope, int64_t buckets,
+                                        typename V::T lower, typename V::T step,
+                                        typename V::T* grad_x, double* counts, double* parts) {
+  using T = typename V::T;
+  const V lo = V::set1(lower), width = V::set1((T)buckets * step), s = V::set1(step);
+  const V inverse = V::set1((T)1 / step), last = V::set1((T)(buckets - 1));
+  const V high = V::set1(lower + (T)buckets * step);
+  for (int64_t i = 0; i < n; i += V::N) {
+    const int64_t left = n - i < V::N ? n - i : V::N;
+    const V input = V::load(x + i, left), g = V::load(grad + i, left);
+    const Bucket<V> b = bucket_of(input, lo, width, s, inverse, last);
+    where_between(input, lo, high, g * gather(slope, b.index)).store(grad_x + i, left);
+    T index[V::N], part[V::N];
+    b.index.store(index);
+    b.part.store(part);
+    for (int64_t lane = 0; lane < left; ++lane) {
+      const double gradient = (double)grad[i + lane];
+      counts[(int64_t)index[lane]] += gradient;
+      parts[(int64_t)index[lane]] += gradient * (double)part[lane];
+    }
+  }
+}
+
+// One sample with its own row e of the embedding: sum_i relu(e_i + w_i) * v_i.
+template <typename V>
+LR_INLINE typename V::T calibrate_row(typename V::T x, const typename V::T* e,
+                                      const typename V::T* w, int64_t buckets, typename V::T base,
+                                      typename V::T lower, typename V::T step) {
+  using T = typename V::T;
+  const Bucket<V> b = bucket_of(V::set1(x), V::set1(lower), V::set1((T)buckets * step),
+                                V::set1(step), V::set1((T)1 / step), V::set1((T)(buckets - 1)));
+  T lane[V::N];
+  b.index.store(lane);
+  const int64_t full = (int64_t)lane[0];
+  b.part.store(lane);
+  V total = V::set1(0);
+  for (int64_t i = 0; i < full; i += V::N) {
+    const int64_t left = full - i < V::N ? full - i : V::N;
+    const V a = V::load(e + i, left) + V::load(w + i, left);
+    total = total + max(a, V::set1(0));
+  }
+  const T at = e[full] + w[full];
+  return base + step * sum(total) + (at > 0 ? at : (T)0) * lane[0];
+}
+
+// The same sample backward: grad_e_i = g * v_i where e_i + w_i > 0. Returns grad_x.
+template <typename V>
+LR_INLINE typename V::T calibrate_row_backward(typename V::T g, typename V::T x,
+                                               const typename V::T* e, const typename V::T* w,
+                                               int64_t buckets, typename V::T lower,
+                                               typename V::T step, typename V::T* grad_e) {
+  using T = typename V::T;
+  const Bucket<V> b = bucket_of(V::set1(x), V::set1(lower), V::set1((T)buckets * step),
+                                V::set1(step), V::set1((T)1 / step), V::set1((T)(buckets - 1)));
+  T lane[V::N];
+  b.index.store(lane);
+  const int64_t full = (int64_t)lane[0];
+  b.part.store(lane);
+  for (int64_t i = 0; i < buckets; i += V::N) {
+    const int64_t left = buckets - i < V::N ? buckets - i : V::N;
+    const V a = V::load(e + i, left) + V::load(w + i, left);
+    V share = where_positive(a, V::set1(g * step));
+    if (i + left > full) {
+      T value[V::N];
+      share.store(value);
+      for (int64_t j = 0; j < left; ++j)
+        if (i + j >= full) value[j] = 0;
+      share = V::load(value);
+    }
+    share.store(grad_e + i, left);
+  }
+  const T at = e[full] + w[full];
+  grad_e[full] = at > 0 ? g * lane[0] : (T)0;
+  const bool inside = x >= lower && x <= lower + (T)buckets * step;
+  return inside && at > 0 ? g * at : (T)0;
+}
+
+#define LR_ISOTONIC(V, T)                                                                         \
+  static void calibrate(const T* x, int64_t n, const T* prefix, const T* slope, int64_t buckets,  \
+                        T lower, T step, T* out) {                                                \
+    calibrate_range<V>(x, n, prefix, slope, buckets, lower, step, out);                           \
+  }                                                                                               \
+  static void calibrate_backward(const T* grad, const T* x, int64_t n, const T* slope,            \
+                                 int64_t buckets, T lower, T step, T* grad_x, double* counts,     \
+                                 double* parts) {                                                 \
+    calibrate_backward_range<V>(grad, x, n, slope, buckets, lower, step, grad_x, counts, parts);  \
+  }                                                                                               \
+  static void calibrate_rows(const T* x, const T* e, const T* w, int64_t begin, int64_t end,      \
+                             int64_t buckets, T base, T lower, T step, T* out) {                  \
+    for (int64_t i = begin; i < end; ++i)                                                         \
+      out[i] = calibrate_row<V>(x[i], e + i * buckets, w, buckets, base, lower, step);            \
+  }                                                                                               \
+  static void calibrate_rows_backward(const T* g, const T* x, const T* e, const T* w,             \
+                                      int64_t begin, int64_t end, int64_t buckets, T lower,       \
+                                      T step, T* grad_x, T* grad_e) {                             \
+    for (int64_t i = begin; i < end; ++i)                                                         \
+      grad_x[i] = calibrate_row_backward<V>(g[i], x[i], e + i * buckets, w, buckets, lower, step, \
+                                            grad_e + i * buckets);                                \
+  }
+LR_ISOTONIC(f32, float)
+LR_ISOTONIC(f64, double)
+#undef LR_ISOTONIC

@@ -1,0 +1,16 @@
+"""Fast PyTorch ops, modules and models for LiRank (arXiv 2402.06859)."""
+
+from . import nn, ops
+from ._build import build_info
+from ._library import implementations
+from ._version import __version__
+from .ops.isotonic import isotonic_calibration
+
+__all__ = [
+    "__version__",
+    "build_info",
+    "implementations",
+    "isotonic_calibration",
+    "nn",
+    "ops",
+]

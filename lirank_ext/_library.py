@@ -1,0 +1,107 @@
+"""Loads the compiled library and registers every op with PyTorch.
+
+The dispatcher is the only switch: CPU tensors reach the C++ kernel, CUDA tensors the
+CUDA or Triton kernel, meta tensors the fake kernel, and everything else (or everything,
+where no library is built) the reference. Nothing chooses a backend at call time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_library = torch.library.Library("lirank", "FRAGMENT")
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The pybind11 module (its import registers the C++ ops), or None and why."""
+    if os.environ.get("LIRANK_NO_EXT", "0") not in ("", "0"):
+        return None, "LIRANK_NO_EXT is set"
+    if importlib.util.find_spec("lirank_ext._C") is None:
+        return None, "not built: no C++ compiler was found when the package was installed"
+    # A library that is there and does not load is an error, never a reason to go on without.
+    return importlib.import_module("lirank_ext._C"), ""
+
+
+extension, why_no_extension = _load()
+
+
+@dataclass(frozen=True)
+class Op:
+    """One registered op: its schema, its definition (``reference``) and its family."""
+
+    name: str
+    schema: str
+    stem: str
+    reference: Callable[..., Any]
+    differentiable: bool
+    internal: bool
+
+    @property
+    def overload(self) -> torch._ops.OpOverload:
+        return getattr(torch.ops.lirank, self.name).default
+
+
+OPS: dict[str, Op] = {}
+
+
+def register(
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    internal: bool = False,
+) -> torch._ops.OpOverload:
+    """Define ``lirank::<schema>`` (unless C++ has), its fake kernel, backward and reference.
+
+    ``internal`` marks ops that users do not call (backward kernels). The family's stem is
+    the name of the module that registers. Returns the op's default overload.
+    """
+    name = schema.split("(", 1)[0]
+    if extension is None:
+        _library.define(schema)
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lirank::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"lirank::{name}", backward, setup_context=setup_context, lib=_library
+        )
+    stem = reference.__module__.rsplit(".", 1)[-1]
+    op = OPS[name] = Op(name, schema, stem, reference, backward is not None, internal)
+    return op.overload
+
+
+def implementations(op_name: str) -> dict[str, Callable[..., Any]]:
+    """The usable backends of one op.
+
+    Args:
+        op_name: name without namespace, such as ``"low_rank_cross"``.
+
+    Returns:
+        ``{"reference": f, "cpu": f, "triton": f, "cuda": f}``, holding only those that can
+        run here. Every callable takes the op's own arguments.
+
+    Raises:
+        ValueError: no op of that name.
+    """
+    if op_name not in OPS:
+        known = ", ".join(name for name, op in OPS.items() if not op.internal)
+        raise ValueError(f"implementations: no op named '{op_name}'; there are: {known}")
+    op = OPS[op_name]
+    found: dict[str, Callable[..., Any]] = {"reference": op.reference}
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"lirank::{op_name}", "CPU"):
+        found["cpu"] = op.overload
+    return found
+
+
+def index_error(error: RuntimeError) -> Exception:
+    """IndexError where the op's RuntimeError reports an index out of range."""
+    return IndexError(str(error)) if "out of range" in str(error) else error

@@ -1,0 +1,1 @@
+"""Modules and layers built on the ops."""

@@ -1,0 +1,102 @@
+"""What is true of every op: parts present, schemas equal, opcheck clean, compiles, verifies."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from conftest import REPOSITORY, needs_library
+
+from lirank_ext import _library, verify
+from lirank_ext.cases import STEMS, all_cases
+
+PUBLIC = [name for name, op in _library.OPS.items() if not op.internal]
+CASES = [c for c in all_cases() if not c.big]
+GOOD = [c for c in CASES if c.raises is None]
+BACKENDS = [(op, b) for op in PUBLIC for b in _library.implementations(op)]
+
+
+def identify(value):
+    return f"{value.op}: {value.label}" if hasattr(value, "label") else str(value)
+
+
+def few(cases, each=4):
+    """The first cases of every op, for checks that cost seconds each."""
+    kept: dict[str, list] = {}
+    for case in cases:
+        kept.setdefault(case.op, []).append(case)
+    return [case for group in kept.values() for case in group[:each]]
+
+
+def numel(case):
+    return sum(a.numel() for a in case.args if isinstance(a, torch.Tensor))
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_family_has_all_its_parts(stem):
+    for part in (
+        f"lirank_ext/ops/{stem}.py",
+        f"lirank_ext/cases/{stem}.py",
+        f"tests/test_{stem}.py",
+        f"csrc/{stem}.cpp",
+        f"benchmarks/bench_{stem}.py",
+    ):
+        assert (REPOSITORY / part).is_file(), f"{stem} lacks {part}"
+
+
+def test_every_op_belongs_to_a_family_and_has_cases():
+    covered = {c.op for c in all_cases()}
+    for name, op in _library.OPS.items():
+        assert op.stem in STEMS
+        assert op.internal or name in covered, f"no cases for {name}"
+
+
+@needs_library
+@pytest.mark.parametrize("name", _library.OPS)
+def test_python_schema_is_the_compiled_one(name):
+    op = _library.OPS[name]
+    written = torch._C.parse_schema(f"lirank::{op.schema}")
+    assert str(written) == str(op.overload._schema)
+
+
+@needs_library
+def test_cpp_defines_no_op_that_python_does_not_know():
+    source = "".join(p.read_text() for p in (REPOSITORY / "csrc").glob("*.cpp"))
+    defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', source))
+    assert defined == set(_library.OPS)
+
+
+@pytest.mark.parametrize(("op", "backend"), BACKENDS)
+def test_backend_agrees_with_the_float64_reference(op, backend):
+    implementation = _library.implementations(op)[backend]
+    for case in all_cases(op):
+        outcome = verify.check_case(case, implementation)
+        assert outcome.passed, f"{case.label}: {outcome.problem}"
+
+
+@pytest.mark.parametrize("case", few([c for c in GOOD if numel(c) < 2000], 6), ids=identify)
+def test_opcheck(case):
+    op = _library.OPS[case.op].overload
+    args = tuple(
+        a.detach().clone().requires_grad_() if i in case.grad else a
+        for i, a in enumerate(case.args)
+    )
+    torch.library.opcheck(op, args)
+
+
+@pytest.mark.parametrize("case", few(GOOD, 5), ids=identify)
+def test_compiled_in_one_graph_gives_the_same(case):
+    op = _library.OPS[case.op].overload
+    compiled = torch.compile(lambda *args: op(*args), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*case.args), op(*case.args), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_function_is_exported_and_documented(name):
+    import lirank_ext
+
+    function = getattr(lirank_ext, name)
+    assert name in lirank_ext.__all__
+    for heading in ("Args:", "Returns:", "Raises:"):
+        assert heading in function.__doc__, f"{name}: docstring lacks {heading}"

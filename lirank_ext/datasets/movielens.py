@@ -36,14 +36,14 @@ def load_movielens(folder: str | Path, *, rows: int | None = None) -> Dataset:
     users, movies = _read_users(folder / "users.dat"), _read_movies(folder / "movies.dat")
     user, movie, stars, time = _read_ratings(folder / "ratings.dat", users, movies)
     order = np.argsort(time, kind="stable")  # ratings.dat is sorted by user, not by time
-    user, movie, time = user[order], movie[order], time[order]
-    labels = (stars[order] >= LIKED).astype(np.float64)
+    user, movie, stars, time = user[order], movie[order], stars[order], time[order]
+    labels = (stars >= LIKED).astype(np.float64)
     parts = ordered_parts(np.arange(len(labels))[-rows if rows else 0 :])
     check_parts(folder / "ratings.dat", labels, parts)
     builder = Builder(len(labels))
     _add_descriptions(builder, user, movie, users, movies)
     _add_history(builder, user, movie, time, labels, movies)
-    _add_counts(builder, user, movie, time, labels, movies, parts[0])
+    _add_counts(builder, user, movie, time, stars, movies, parts[0])
     return builder.build("MovieLens", f"rating >= {LIKED}", labels, parts)
 
 
@@ -77,47 +77,53 @@ def _add_history(
     liked = np.flatnonzero(labels)
     liked = liked[np.argsort(user[liked], kind="stable")]
     first = np.searchsorted(user[liked], user)
-    _, before = past(user, time, labels)
+    before = past(user, time, labels)[1].astype(np.int64)
     count = np.minimum(before, HISTORY)
     shown = liked[ranges(first + before - count, count)]
     builder.add_bag("liked", builder.add_names("liked", list(movies))[movie[shown]], count)
 
 
 def _add_counts(
-    builder: Builder, user: Ints, movie: Ints, time: Ints, labels: Floats, movies: Rows, train: Ints
+    builder: Builder, user: Ints, movie: Ints, time: Ints, stars: Floats, movies: Rows, train: Ints
 ) -> None:
-    """How many ratings the user and the film have, and what share of them is good."""
-    average = labels[train].mean()
+    """How many ratings the user and the film have, how good, and how the user finds the genres."""
+    average, liked = stars[train].mean(), (stars >= LIKED).astype(np.float64)
+    means = []
     for key in (user, movie):
-        ratings, likes = past(key, time, labels)
-        builder.add_dense(np.log1p(ratings), train)
-        builder.add_dense((likes + PRIOR * average) / (ratings + PRIOR), train)
-    names, genres, first, count = _genres(movies)
-    row = np.repeat(np.arange(len(user)), count[movie])
-    pair = user[row] * len(names) + genres[ranges(first[movie], count[movie])]
-    ratings, likes = past(pair, time[row], labels[row])
-    rate = (likes + PRIOR * average) / (ratings + PRIOR)
-    total = np.bincount(row, rate, minlength=len(user))
-    builder.add_dense(total / np.maximum(1, count[movie]), train)
+        count, total = past(key, time, stars)
+        means.append((total + PRIOR * average) / (count + PRIOR))
+        likes = past(key, time, liked)[1]
+        rate = (likes + PRIOR * liked[train].mean()) / (count + PRIOR)
+        for values in (np.log1p(count), means[-1], rate):
+            builder.add_dense(values, train)
+    names, genres, first, genre_count = _genres(movies)
+    row = np.repeat(np.arange(len(user)), genre_count[movie])
+    pair = user[row] * len(names) + genres[ranges(first[movie], genre_count[movie])]
+    for values in (stars, liked):
+        count, total = past(pair, time[row], values[row])
+        prior = means[0][row] if values is stars else liked[train].mean()
+        rate = (total + PRIOR * prior) / (count + PRIOR)
+        summed = np.bincount(row, rate, minlength=len(user))
+        builder.add_dense(summed / genre_count[movie], train)
 
 
-def past(key: Ints, time: Ints, values: Floats) -> tuple[Ints, Ints]:
-    """For each row, how many earlier rows have its key, and the sum of their 0/1 values.
+def past(key: Ints, time: Ints, values: Floats) -> tuple[Ints, Floats]:
+    """For each row, how many earlier rows have its key, and the sum of their values.
 
     Rows of the same key and the same second (films rated on one page) do not see each other.
     """
     order = np.lexsort((time, key))
     key, time = key[order], time[order]
-    total = np.concatenate([[0], np.cumsum(values[order]).astype(np.int64)])
+    total = np.concatenate([[0], np.cumsum(values[order])])
     new_key = np.concatenate([[True], key[1:] != key[:-1]])
     new_time = new_key | np.concatenate([[True], time[1:] != time[:-1]])
     position = np.arange(len(key))
     first_of_key = np.maximum.accumulate(np.where(new_key, position, 0))
     first_of_time = np.maximum.accumulate(np.where(new_time, position, 0))
-    count, likes = np.empty_like(order), np.empty_like(order)
+    count, sums = np.empty_like(order), np.empty(len(order))
     count[order] = first_of_time - first_of_key
-    likes[order] = total[first_of_time] - total[first_of_key]
-    return count, likes
+    sums[order] = total[first_of_time] - total[first_of_key]
+    return count, sums
 
 
 # ---- reading -----------------------------------------------------------------------------

@@ -29,6 +29,11 @@ def few(cases, each=4):
     return [case for group in kept.values() for case in group[:each]]
 
 
+def holds_nan(case):
+    """opcheck takes NaN for unequal to itself."""
+    return any(a.isnan().any() for a in case.args if isinstance(a, torch.Tensor))
+
+
 def numel(case):
     return sum(a.numel() for a in case.args if isinstance(a, torch.Tensor))
 
@@ -75,7 +80,10 @@ def test_backend_agrees_with_the_float64_reference(op, backend):
         assert outcome.passed, f"{case.label}: {outcome.problem}"
 
 
-@pytest.mark.parametrize("case", few([c for c in GOOD if numel(c) < 2000], 6), ids=identify)
+SMALL = [c for c in GOOD if numel(c) < 2000 and not holds_nan(c)]
+
+
+@pytest.mark.parametrize("case", few(SMALL, 6), ids=identify)
 def test_opcheck(case):
     op = _library.OPS[case.op].overload
     args = tuple(
@@ -87,6 +95,7 @@ def test_opcheck(case):
 
 @pytest.mark.parametrize("case", few(GOOD, 5), ids=identify)
 def test_compiled_in_one_graph_gives_the_same(case):
+    torch.compiler.reset()  # one code object for all cases: its recompilations are limited
     op = _library.OPS[case.op].overload
     compiled = torch.compile(lambda *args: op(*args), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*case.args), op(*case.args), rtol=0, atol=0, equal_nan=True)

@@ -1,1 +1,5 @@
 """Modules and layers built on the ops."""
+
+from .cross import AttentionCross, LowRankCross, ResidualCrossNet
+
+__all__ = ["AttentionCross", "LowRankCross", "ResidualCrossNet"]

@@ -1,5 +1,5 @@
 """One module per op family; each holds definition, fake kernel, backward and registration."""
 
-from . import isotonic
+from . import cross, isotonic
 
-__all__ = ["isotonic"]
+__all__ = ["cross", "isotonic"]

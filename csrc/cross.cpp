@@ -1,0 +1,255 @@
+// low_rank_cross and attention_cross: checks, CPU kernels, schema.
+// Sources: DCN-V2 (arXiv 2008.13535), LiRank (arXiv 2402.06859), section 3.3.
+#include "checks.h"
+
+#include "cross_layer.h"
+
+#define LIRANK_KERNELS "cross_kernels.h"
+#include "foreach_isa.h"
+
+#include <vector>
+
+namespace lirank {
+namespace {
+
+// Multiply-adds per task below which a thread is not woken: about 10 microseconds.
+constexpr int64_t kWork = 1 << 19;
+
+struct Arguments {
+  const Tensor &x0, &x;
+  std::vector<std::pair<const char*, const Tensor*>> kernels;  // v, or q, k, v
+  const Tensor& u;
+  const OptionalTensor& bias;
+  double temperature = 1.0;
+  int64_t token_dim = 1;
+  bool skip = false;
+};
+
+void check_matrix(const char* op, const char* argument, const Tensor& t, int64_t rows,
+                  int64_t columns, ScalarType type) {
+  check_same_dtype(op, argument, t, type);
+  check_dim(op, argument, t, 2);
+  LIRANK_CHECK(t.size(0) == rows && t.size(1) == columns, op, argument, "wanted shape (", rows,
+               ", ", columns, "), got ", shape(t));
+}
+
+void check_arguments(const char* op, const Arguments& a) {
+  check_floating(op, "x0", a.x0);
+  check_dim(op, "x0", a.x0, 2);
+  const ScalarType type = a.x0.scalar_type();
+  const int64_t d = a.x0.size(1);
+  LIRANK_CHECK(d > 0, op, "x0", "wanted a width of at least 1, got ", shape(a.x0));
+  check_matrix(op, "x", a.x, a.x0.size(0), d, type);
+  check_dim(op, "u", a.u, 2);
+  const int64_t r = a.u.size(1);
+  check_matrix(op, "u", a.u, d, r, type);
+  for (const auto& [name, t] : a.kernels) check_matrix(op, name, *t, r, d, type);
+  LIRANK_CHECK(r > 0, op, "u", "wanted a rank of at least 1, got ", shape(a.u));
+  if (a.bias) {
+    check_same_dtype(op, "bias", *a.bias, type);
+    LIRANK_CHECK(a.bias->dim() == 1 && a.bias->size(0) == d, op, "bias", "wanted shape (", d,
+                 ",), got ", shape(*a.bias));
+  }
+  LIRANK_CHECK(a.temperature > 0, op, "temperature", "wanted a positive number, got ",
+               a.temperature);
+  LIRANK_CHECK(a.token_dim > 0 && r % a.token_dim == 0, op, "token_dim",
+               "wanted a divisor of the rank ", r, ", got ", a.token_dim);
+}
+
+// Contiguous tensors of the computing type, and the layer that points into them.
+template <typename T>
+struct Prepared {
+  std::vector<Tensor> held;
+  Layer<T> layer{};
+  const T *x0, *x;
+  ScalarType type;
+
+  explicit Prepared(const Arguments& a) : type(compute_type(a.x0.scalar_type())) {
+    held.reserve(7);
+    x0 = hold(a.x0);
+    x = a.x.data_ptr() == a.x0.data_ptr() && a.x.is_contiguous() && a.x0.is_contiguous()
+            ? x0
+            : hold(a.x);
+    layer.projections = (int)a.kernels.size();
+    for (int i = 0; i < layer.projections; ++i) layer.in[i] = hold(*a.kernels[i].second);
+    layer.u = hold(a.u);
+    layer.bias = a.bias ? hold(*a.bias) : nullptr;
+    layer.d = a.x0.size(1);
+    layer.r = a.u.size(1);
+    layer.token_dim = a.token_dim;
+    layer.scale = score_scale<T>(a.temperature, a.token_dim);
+    layer.inverse = score_inverse<T>(a.temperature, a.token_dim);
+    layer.skip = a.skip;
+  }
+  const T* hold(const Tensor& t) {
+    held.push_back(as_type(t, type));
+    return held.back().template const_data_ptr<T>();
+  }
+};
+
+// How a batch is cut into tiles. A sample's result does not depend on it.
+struct Tiles {
+  int64_t samples, count, tasks;
+  int vectors;
+};
+
+template <typename T>
+Tiles tiles_of(int64_t batch, int64_t work_per_sample) {
+  const int64_t lanes = LIRANK_DISPATCH(lanes, (const T*)nullptr);
+  const int64_t most = LIRANK_DISPATCH(tile_vectors);
+  const int64_t useful = 1 + batch * work_per_sample / kWork;
+  const int64_t all = torch::stable::get_num_threads(), threads = useful < all ? useful : all;
+  const int64_t share = (batch + threads * lanes - 1) / (threads * lanes);
+  const int vectors = (int)(share < 1 ? 1 : share < most ? share : most);
+  const int64_t samples = vectors * lanes, count = (batch + samples - 1) / samples;
+  return {samples, count, count < threads ? count : threads, vectors};
+}
+
+// Calls run(begin, end, scratch) for every tile, tasks taking consecutive tiles.
+template <typename T, typename Run>
+void over_tiles(const Tiles& tiles, int64_t batch, int64_t scratch_size, const Run& run) {
+  const Scratch<T> scratch(tiles.tasks, scratch_size);
+  torch::stable::parallel_for(0, tiles.tasks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t stop = tiles.count * (task + 1) / tiles.tasks;
+      for (int64_t i = tiles.count * task / tiles.tasks; i < stop; ++i) {
+        const int64_t begin = i * tiles.samples, end = begin + tiles.samples;
+        run(begin, end < batch ? end : batch, scratch.of(task));
+      }
+    }
+  });
+}
+
+template <typename T>
+int64_t work_of(const Layer<T>& layer) {
+  const int64_t scores = layer.projections == 3 ? layer.r * layer.r / layer.token_dim : 0;
+  return (layer.projections + 1) * layer.d * layer.r + 12 * scores;
+}
+
+template <typename T>
+int64_t scratch_of(const Layer<T>& layer, int64_t lanes) {
+  return LIRANK_DISPATCH(tile_scratch, layer.d, layer.r, layer.token_dim, layer.projections, lanes);
+}
+
+template <typename T>
+Tensor forward(const Arguments& a) {
+  const Prepared<T> p(a);
+  Tensor out = empty_like_type(a.x0, p.type);
+  T* y = out.template mutable_data_ptr<T>();
+  const int64_t batch = a.x0.size(0);
+  const Tiles tiles = tiles_of<T>(batch, work_of(p.layer));
+  over_tiles<T>(tiles, batch, scratch_of(p.layer, tiles.samples),
+                [&](int64_t begin, int64_t end, T* scratch) {
+                  LIRANK_DISPATCH(cross_forward, p.layer, p.x0, p.x, begin, end, tiles.vectors, y,
+                                  scratch);
+                });
+  return as_type(out, a.x0.scalar_type());
+}
+
+Tensor forward(const char* op, const Arguments& a) {
+  check_arguments(op, a);
+  return a.x0.scalar_type() == ScalarType::Double ? forward<double>(a) : forward<float>(a);
+}
+
+// Gradients of x0, x, the kernels, u and bias, in that order.
+template <typename T>
+std::vector<Tensor> backward(const Tensor& grad, const Arguments& a) {
+  const Prepared<T> p(a);
+  const Tensor g = as_type(grad, p.type);
+  const int64_t batch = a.x0.size(0), d = p.layer.d, r = p.layer.r, n = p.layer.projections;
+  std::vector<Tensor> out = {empty_like_type(a.x0, p.type), empty_like_type(a.x, p.type)};
+  for (int i = 0; i < n; ++i) out.push_back(empty_like_type(*a.kernels[i].second, p.type));
+  out.push_back(empty_like_type(a.u, p.type));
+  out.push_back(torch::stable::empty({d}, p.type));
+  Tensor kept = torch::stable::empty({batch, (n + 1) * r}, p.type);
+  T* hidden = kept.mutable_data_ptr<T>();
+  const Backward<T> io = {g.const_data_ptr<T>(),
+                          p.x0,
+                          p.x,
+                          out[0].mutable_data_ptr<T>(),
+                          out[1].mutable_data_ptr<T>(),
+                          hidden,
+                          hidden + batch * r};
+  const Tiles tiles = tiles_of<T>(batch, 3 * work_of(p.layer));
+  over_tiles<T>(tiles, batch, scratch_of(p.layer, tiles.samples),
+                [&](int64_t begin, int64_t end, T* scratch) {
+                  LIRANK_DISPATCH(cross_backward, p.layer, io, begin, end, tiles.vectors, scratch);
+                });
+  WeightGradient<T> to{};
+  for (int i = 0; i < n; ++i) to.in[i] = out[2 + i].mutable_data_ptr<T>();
+  to.u = out[2 + n].mutable_data_ptr<T>();
+  to.bias = out[3 + n].mutable_data_ptr<T>();
+  const int64_t most = LIRANK_DISPATCH(tile_vectors);
+  const int64_t width = most * LIRANK_DISPATCH(lanes, (const T*)nullptr);
+  const int64_t blocks = (d + width - 1) / width, threads = tiles.tasks > 1 ? tiles.tasks : 1;
+  const Tiles columns = {width, blocks, threads < blocks ? threads : blocks, (int)most};
+  over_tiles<T>(columns, d, LIRANK_DISPATCH(sum_scratch, r, (int)n, width),
+                [&](int64_t begin, int64_t end, T* scratch) {
+                  LIRANK_DISPATCH(cross_weights, p.layer, io, batch, begin, end - begin, to,
+                                  scratch);
+                });
+  for (Tensor& t : out) t = as_type(t, a.x0.scalar_type());
+  return out;
+}
+
+std::vector<Tensor> backward(const char* op, const Tensor& grad, const Arguments& a) {
+  check_arguments(op, a);
+  check_same_dtype(op, "grad", grad, a.x0.scalar_type());
+  check_same_shape(op, "grad", grad, a.x0);
+  return a.x0.scalar_type() == ScalarType::Double ? backward<double>(grad, a)
+                                                  : backward<float>(grad, a);
+}
+
+Tensor low_rank_cross(const Tensor& x0, const Tensor& x, const Tensor& v, const Tensor& u,
+                      const OptionalTensor& bias) {
+  return forward("low_rank_cross", {x0, x, {{"v", &v}}, u, bias});
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> low_rank_cross_backward(
+    const Tensor& grad, const Tensor& x0, const Tensor& x, const Tensor& v, const Tensor& u,
+    const OptionalTensor& bias) {
+  const auto g = backward("low_rank_cross_backward", grad, {x0, x, {{"v", &v}}, u, bias});
+  return {g[0], g[1], g[2], g[3], g[4]};
+}
+
+Tensor attention_cross(const Tensor& x0, const Tensor& x, const Tensor& q, const Tensor& k,
+                       const Tensor& v, const Tensor& u, const OptionalTensor& bias,
+                       double temperature, int64_t token_dim, bool skip) {
+  return forward("attention_cross",
+                 {x0, x, {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature, token_dim, skip});
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_cross_backward(
+    const Tensor& grad, const Tensor& x0, const Tensor& x, const Tensor& q, const Tensor& k,
+    const Tensor& v, const Tensor& u, const OptionalTensor& bias, double temperature,
+    int64_t token_dim, bool skip) {
+  const auto g =
+      backward("attention_cross_backward", grad,
+               {x0, x, {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature, token_dim, skip});
+  return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lirank, m) {
+  m.def("low_rank_cross(Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias) -> Tensor");
+  m.def(
+      "low_rank_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor v, Tensor u, "
+      "Tensor? bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "attention_cross(Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, Tensor u, Tensor? bias, "
+      "float temperature=1.0, int token_dim=1, bool skip=True) -> Tensor");
+  m.def(
+      "attention_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, "
+      "Tensor u, Tensor? bias, float temperature=1.0, int token_dim=1, bool skip=True) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lirank, CPU, m) {
+  m.impl("low_rank_cross", TORCH_BOX(&low_rank_cross));
+  m.impl("low_rank_cross_backward", TORCH_BOX(&low_rank_cross_backward));
+  m.impl("attention_cross", TORCH_BOX(&attention_cross));
+  m.impl("attention_cross_backward", TORCH_BOX(&attention_cross_backward));
+}
+
+}  // namespace lirank

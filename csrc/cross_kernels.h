@@ -1,0 +1,235 @@
+// Cross layers on tiles of samples, for one instruction set. The products are described in
+// cross_gemm.h, the attention in cross_attention_kernels.h.
+//
+// Forward: a tile's x0 and x are turned once, stay in L2 through all layers, and are turned
+// back once. Backward: one pass over tiles recomputes h and gives the gradients of x0 and x
+// (3 products of 2 * d * r flops beside the forward's 2); a second pass over blocks of
+// columns, parallel over columns so that no partial sums are kept, gives those of the weights.
+
+#include "cross_gemm.h"
+#include "cross_attention_kernels.h"
+
+template <typename V>
+LR_INLINE void attend_sample(const Layer<typename V::T>& layer, const typename V::T* h,
+                             typename V::T* out, typename V::T* scratch) {
+  const int64_t r = layer.r, t = layer.token_dim;
+  if (t == 1)
+    attend<V>(h, h + r, h + 2 * r, r, layer.scale, out);
+  else
+    attend_tokens<V>(h, h + r, h + 2 * r, r / t, t, layer.scale, out, scratch);
+  if (layer.skip)
+    for (int64_t i = 0; i < r; ++i) out[i] += h[2 * r + i];
+}
+
+// h (3r x W) -> p (r x W). work: W * 4r elements and the attention's scratch. The samples'
+// q, k, v stay in work, (W, 3r), p behind them, (W, r).
+template <typename V>
+LR_INLINE void attention_tile(const Layer<typename V::T>& layer, const typename V::T* h,
+                              typename V::T* p, int64_t W, int64_t rows, int vectors,
+                              typename V::T* work) {
+  using T = typename V::T;
+  const int64_t r = layer.r;
+  T *own = work, *result = own + W * 3 * r, *scratch = result + W * r;
+  turn_out<V>(h, W, rows, 3 * r, own, 3 * r);
+  for (int64_t b = 0; b < rows; ++b)
+    attend_sample<V>(layer, own + b * 3 * r, result + b * r, scratch);
+  turn_in<V>(result, r, rows, r, p, W, vectors);
+}
+
+// Projections of a tile: h (projections * r x W).
+template <typename V>
+LR_INLINE void project(const Layer<typename V::T>& layer, const typename V::T* x, typename V::T* h,
+                       int64_t W, int vectors) {
+  using T = typename V::T;
+  for (int s = 0; s < layer.projections; ++s) {
+    const Product<T> one = {layer.in[s], layer.d, 1, layer.d, x};
+    product<V>(&one, 1, layer.r, W, vectors, {h + s * layer.r * W, W, nullptr, nullptr, nullptr});
+  }
+}
+
+// y = x0 * (u p + bias) + x on a tile; y may be x, not x0. h: 3r x W, p: r x W.
+template <typename V>
+LR_INLINE void layer_tile(const Layer<typename V::T>& layer, const typename V::T* x0,
+                          const typename V::T* x, typename V::T* y, int64_t W, int64_t rows,
+                          int vectors, typename V::T* h, typename V::T* p, typename V::T* work) {
+  using T = typename V::T;
+  project<V>(layer, x, h, W, vectors);
+  const T* hidden = h;
+  if (layer.projections == 3) {
+    attention_tile<V>(layer, h, p, W, rows, vectors, work);
+    hidden = p;
+  }
+  const Product<T> back = {layer.u, layer.r, 1, layer.r, hidden};
+  product<V>(&back, 1, layer.d, W, vectors, {y, W, layer.bias, x0, x});
+}
+
+// Elements of scratch for a tile of W lanes: 3 of width d, and the hidden ones.
+static inline int64_t tile_scratch(int64_t d, int64_t r, int64_t token_dim, int projections,
+                                   int64_t W) {
+  if (projections == 1) return W * (3 * d + 2 * r);
+  return W * (3 * d + 3 * r + r + 4 * r + 4 * r) + 2 * attention_scratch(r, token_dim);
+}
+
+// Samples [begin, end), at most W of them, through one layer.
+template <typename V>
+LR_INLINE void forward_range(const Layer<typename V::T>& layer, const typename V::T* x0,
+                             const typename V::T* x, int64_t begin, int64_t end, int vectors,
+                             typename V::T* y, typename V::T* scratch) {
+  using T = typename V::T;
+  const int64_t d = layer.d, r = layer.r, rows = end - begin, W = vectors * V::N;
+  T *tile0 = scratch, *tile = tile0 + d * W, *out = tile + d * W, *h = out + d * W;
+  T *p = h + layer.projections * r * W, *work = p + r * W;
+  turn_in<V>(x0 + begin * d, d, rows, d, tile0, W, vectors);
+  const T* from = tile0;
+  if (x != x0) {
+    turn_in<V>(x + begin * d, d, rows, d, tile, W, vectors);
+    from = tile;
+  }
+  layer_tile<V>(layer, tile0, from, out, W, rows, vectors, h, p, work);
+  turn_out<V>(out, W, rows, d, y + begin * d, d);
+}
+
+// Samples per chunk of the second backward pass: 128 rows of 64 columns are 32 KB.
+constexpr int64_t kSumRows = 128;
+
+// p's gradient (own rows, dp: (rows, r)) back through the attention into dh, rows of 3r.
+template <typename V>
+LR_INLINE void attention_backward_rows(const Layer<typename V::T>& layer, const typename V::T* own,
+                                       const typename V::T* dp, int64_t rows, typename V::T* dh,
+                                       typename V::T* scratch) {
+  using T = typename V::T;
+  const int64_t r = layer.r, t = layer.token_dim;
+  for (int64_t b = 0; b < rows; ++b) {
+    const T *h = own + b * 3 * r, *g = dp + b * r;
+    T* to = dh + b * 3 * r;
+    if (t == 1)
+      attend_backward<V>(g, h, h + r, h + 2 * r, r, layer.scale, layer.inverse, to, to + r,
+                         to + 2 * r, scratch);
+    else
+      attend_tokens_backward<V>(g, h, h + r, h + 2 * r, r / t, t, layer.scale, layer.inverse, to,
+                                to + r, to + 2 * r, scratch);
+    if (layer.skip)
+      for (int64_t i = 0; i < r; ++i) to[2 * r + i] += g[i];
+  }
+}
+
+// First pass, samples [begin, end): gradients of x0 and x; p and dh for the second.
+template <typename V>
+LR_INLINE void backward_range(const Layer<typename V::T>& layer, const Backward<typename V::T>& io,
+                              int64_t begin, int64_t end, int vectors, typename V::T* scratch) {
+  using T = typename V::T;
+  const int64_t d = layer.d, r = layer.r, rows = end - begin, W = vectors * V::N;
+  const int n = layer.projections;
+  T *g = scratch, *dt = g + d * W, *x = dt + d * W, *h = x + d * W;
+  T *p = h + n * r * W, *work = p + r * W, *own = work, *dp = work + W * 4 * r;
+  turn_in<V>(io.x + begin * d, d, rows, d, x, W, vectors);
+  project<V>(layer, x, h, W, vectors);
+  const T* hidden = h;
+  T* saved = io.p + begin * r;
+  if (n == 3) {
+    attention_tile<V>(layer, h, p, W, rows, vectors, work);
+    hidden = p;
+    memcpy(saved, work + W * 3 * r, rows * r * sizeof(T));
+  } else {
+    turn_out<V>(h, W, rows, r, saved, r);
+  }
+  turn_in<V>(io.grad + begin * d, d, rows, d, g, W, vectors);
+  const Product<T> back = {layer.u, r, 1, r, hidden};  // x is no longer needed
+  product<V>(&back, 1, d, W, vectors, {x, W, layer.bias, g, nullptr});
+  turn_out<V>(x, W, rows, d, io.grad_x0 + begin * d, d);
+
+  turn_in<V>(io.x0 + begin * d, d, rows, d, dt, W, vectors);
+  for (int64_t i = 0; i < d * W; i += V::N) (V::load(dt + i) * V::load(g + i)).store(dt + i);
+  const Product<T> down = {layer.u, 1, r, d, dt};
+  product<V>(&down, 1, r, W, vectors, {p, W, nullptr, nullptr, nullptr});
+  T* dh = io.dh + begin * n * r;
+  const T* tile = p;
+  if (n == 3) {
+    turn_out<V>(p, W, rows, r, dp, r);
+    attention_backward_rows<V>(layer, own, dp, rows, dh, dp + W * r);
+    turn_in<V>(dh, 3 * r, rows, 3 * r, h, W, vectors);
+    tile = h;
+  } else {
+    turn_out<V>(p, W, rows, r, dh, r);
+  }
+  Product<T> up[3];
+  for (int s = 0; s < n; ++s) up[s] = {layer.in[s], 1, d, r, tile + s * r * W};
+  product<V>(up, n, d, W, vectors, {x, W, nullptr, nullptr, g});
+  turn_out<V>(x, W, rows, d, io.grad_x + begin * d, d);
+}
+
+// Second pass. block[k][0..W) = a[k * ld + 0..width), times b where given, 0 beyond width.
+template <typename V>
+LR_INLINE void load_block(const typename V::T* a, const typename V::T* b, int64_t ld, int64_t rows,
+                          int64_t width, int64_t W, typename V::T* block) {
+  for (int64_t k = 0; k < rows; ++k)
+    for (int64_t j = 0; j < W; j += V::N) {
+      const int64_t left = width - j > 0 ? width - j : 0;
+      V t = load_part<V>(a + k * ld + j, left);
+      if (b) t = t * load_part<V>(b + k * ld + j, left);
+      t.store(block + k * W + j);
+    }
+}
+
+// Elements of scratch for one block of columns.
+static inline int64_t sum_scratch(int64_t r, int projections, int64_t W) {
+  const int64_t padded = (r + W - 1) / W * W;
+  return 3 * kSumRows * W + W * padded + projections * r * W + W;
+}
+
+// Columns [j0, j0 + width), width <= W: their part of du, dbias and of every projection's
+// gradient, summed over all samples in chunks of kSumRows, first to last.
+template <typename V>
+LR_INLINE void weight_columns(const Layer<typename V::T>& layer, const Backward<typename V::T>& io,
+                              int64_t batch, int64_t j0, int64_t width,
+                              const WeightGradient<typename V::T>& out, typename V::T* scratch) {
+  using T = typename V::T;
+  const int64_t d = layer.d, r = layer.r, W = kTileVectors * V::N;
+  const int64_t padded = (r + W - 1) / W * W, m = layer.projections * r;
+  T *dt = scratch, *x = dt + kSumRows * W, *p = x + kSumRows * W;
+  T *du = p + kSumRows * W, *din = du + W * padded, *db = din + m * W;
+  for (int64_t i = 0; i < W * padded + m * W + W; ++i) du[i] = 0;
+  for (int64_t b = 0; b < batch; b += kSumRows) {
+    const int64_t rows = batch - b < kSumRows ? batch - b : kSumRows, at = b * d + j0;
+    load_block<V>(io.grad + at, io.x0 + at, d, rows, width, W, dt);
+    load_block<V>(io.x + at, nullptr, d, rows, width, W, x);
+    for (int64_t j = 0; j < W; j += V::N) {
+      V total = V::set1(0);
+      for (int64_t k = 0; k < rows; ++k) total = total + V::load(dt + k * W + j);
+      (V::load(db + j) + total).store(db + j);
+    }
+    for (int64_t i = 0; i < r; i += W) {
+      load_block<V>(io.p + b * r + i, nullptr, r, rows, r - i < W ? r - i : W, W, p);
+      const Product<T> one = {dt, 1, W, rows, p};
+      product<V>(&one, 1, width, W, kTileVectors, {du + i, padded, nullptr, nullptr, du + i});
+    }
+    const Product<T> one = {io.dh + b * m, 1, m, rows, x};
+    product<V>(&one, 1, m, W, kTileVectors, {din, W, nullptr, nullptr, din});
+  }
+  for (int64_t j = 0; j < width; ++j) {
+    out.bias[j0 + j] = db[j];
+    for (int64_t i = 0; i < r; ++i) out.u[(j0 + j) * r + i] = du[j * padded + i];
+  }
+  for (int s = 0; s < layer.projections; ++s)
+    for (int64_t i = 0; i < r; ++i)
+      for (int64_t j = 0; j < width; ++j) out.in[s][i * d + j0 + j] = din[(s * r + i) * W + j];
+}
+
+#define LR_CROSS(V, T)                                                                             \
+  static int64_t lanes(const T*) { return V::N; }                                                  \
+  static void cross_forward(const Layer<T>& layer, const T* x0, const T* x, int64_t begin,         \
+                            int64_t end, int vectors, T* y, T* scratch) {                          \
+    forward_range<V>(layer, x0, x, begin, end, vectors, y, scratch);                               \
+  }                                                                                                \
+  static void cross_backward(const Layer<T>& layer, const Backward<T>& io, int64_t begin,          \
+                             int64_t end, int vectors, T* scratch) {                               \
+    backward_range<V>(layer, io, begin, end, vectors, scratch);                                    \
+  }                                                                                                \
+  static void cross_weights(const Layer<T>& layer, const Backward<T>& io, int64_t batch,           \
+                            int64_t j0, int64_t width, const WeightGradient<T>& out, T* scratch) { \
+    weight_columns<V>(layer, io, batch, j0, width, out, scratch);                                  \
+  }
+LR_CROSS(f32, float)
+LR_CROSS(f64, double)
+#undef LR_CROSS
+static int tile_vectors() { return kTileVectors; }

@@ -1,0 +1,74 @@
+// What the Torch side of the cross layers hands to the kernels.
+#pragma once
+#include "checks.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace lirank {
+
+// One layer. projections: 1 (low rank) or 3 (attention: q, k, v), each (r, d); u: (d, r).
+template <typename T>
+struct Layer {
+  const T* in[3];
+  int projections;
+  const T* u;
+  const T* bias;  // or null
+  int64_t d, r, token_dim;
+  T scale, inverse;  // log2(e) / s and 1 / s with s = temperature * sqrt(token_dim)
+  bool skip;
+};
+
+// Inputs and outputs of the first backward pass; p (B, r) and dh (B, projections * r) are
+// kept for the second.
+template <typename T>
+struct Backward {
+  const T *grad, *x0, *x;
+  T *grad_x0, *grad_x;
+  T *p, *dh;
+};
+
+template <typename T>
+struct WeightGradient {
+  T* in[3];
+  T *u, *bias;
+};
+
+template <typename T>
+T score_inverse(double temperature, int64_t token_dim) {
+  return (T)(1.0 / (temperature * std::sqrt((double)token_dim)));
+}
+template <typename T>
+T score_scale(double temperature, int64_t token_dim) {
+  return (T)(1.44269504088896340736 / (temperature * std::sqrt((double)token_dim)));
+}
+
+inline void check_same_shape(const char* op, const char* argument, const Tensor& t,
+                             const Tensor& like) {
+  bool same = t.dim() == like.dim();
+  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == like.size(i);
+  LIRANK_CHECK(same, op, argument, "wanted shape ", shape(like), ", got ", shape(t));
+}
+
+// Working memory of all tasks, taken before the parallel loop: an exception must not leave it.
+template <typename T>
+class Scratch {
+ public:
+  Scratch(int64_t tasks, int64_t each) : each_((each + 63) / 64 * 64) {
+    const size_t bytes = (size_t)(tasks * each_) * sizeof(T);
+    memory_ = static_cast<T*>(std::aligned_alloc(64, bytes > 0 ? bytes : 64));
+    if (memory_ == nullptr) throw std::bad_alloc();
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(memory_); }
+  T* of(int64_t task) const { return memory_ + task * each_; }
+
+ private:
+  int64_t each_;
+  T* memory_;
+};
+
+}  // namespace lirank

@@ -1,0 +1,205 @@
+"""Cross layers of LiRank's Residual DCN (arXiv 2402.06859, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.cross import attention_cross, low_rank_cross
+
+MERGES = ("sum", "mean", "concat")
+
+
+def _positive(owner: str, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if not size > 0:
+            raise ValueError(f"{owner}: argument '{name}': wanted a positive number, got {size}")
+
+
+class LowRankParameters(nn.Module):
+    """v (rank, dim), u (dim, rank): Xavier normal; bias (dim,): zero."""
+
+    def __init__(self, dim: int, rank: int) -> None:
+        super().__init__()
+        _positive(type(self).__name__, dim=dim, rank=rank)
+        self.dim, self.rank = dim, rank
+        self.v = nn.Parameter(torch.empty(rank, dim))
+        self.u = nn.Parameter(torch.empty(dim, rank))
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_normal_(self.v)
+        nn.init.xavier_normal_(self.u)
+        nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, rank={self.rank}"
+
+
+class AttentionParameters(nn.Module):
+    """q, k, v (rank, dim), u (dim, rank): Xavier normal; bias (dim,): zero.
+
+    A learned temperature is kept as its logarithm, so that it stays positive.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        rank: int,
+        temperature: float = 1.0,
+        learn_temperature: bool = False,
+        token_dim: int = 1,
+        skip: bool = True,
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        _positive(owner, dim=dim, rank=rank, temperature=temperature, token_dim=token_dim)
+        if rank % token_dim:
+            text = f"wanted a divisor of the rank {rank}, got {token_dim}"
+            raise ValueError(f"{owner}: argument 'token_dim': {text}")
+        self.dim, self.rank, self.token_dim, self.skip = dim, rank, token_dim, skip
+        self.initial_temperature, self.learn_temperature = float(temperature), learn_temperature
+        for name in ("q", "k", "v"):
+            self.register_parameter(name, nn.Parameter(torch.empty(rank, dim)))
+        self.u = nn.Parameter(torch.empty(dim, rank))
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.log_temperature = nn.Parameter(torch.empty(())) if learn_temperature else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for kernel in (self.q, self.k, self.v, self.u):
+            nn.init.xavier_normal_(kernel)
+        nn.init.zeros_(self.bias)
+        if self.log_temperature is not None:
+            nn.init.constant_(self.log_temperature, math.log(self.initial_temperature))
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The fixed temperature, or the learned one as a 0-d tensor."""
+        if self.log_temperature is None:
+            return self.initial_temperature
+        return self.log_temperature.exp()
+
+    def extra_repr(self) -> str:
+        text = f"dim={self.dim}, rank={self.rank}, temperature={self.initial_temperature:g}"
+        text += f", learn_temperature={self.learn_temperature}, token_dim={self.token_dim}"
+        return f"{text}, skip={self.skip}"
+
+
+class ResidualCrossParameters(nn.Module):
+    """The layers of both stacks: ``low_rank[i]`` and ``attention[i]``.
+
+    Attributes:
+        out_dim: width of the output: ``dim``, or ``2 * dim`` for ``merge="concat"``.
+    """
+
+    low_rank_type: type[nn.Module]
+    attention_type: type[nn.Module]
+
+    def __init__(
+        self,
+        dim: int,
+        rank: int,
+        num_layers: int = 2,
+        attention_rank: int | None = None,
+        temperature: float = 1.0,
+        learn_temperature: bool = False,
+        token_dim: int = 1,
+        skip: bool = True,
+        merge: str = "sum",
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        attention_rank = rank if attention_rank is None else attention_rank
+        _positive(owner, dim=dim, rank=rank, num_layers=num_layers, attention_rank=attention_rank)
+        if merge not in MERGES:
+            raise ValueError(f"{owner}: argument 'merge': wanted one of {MERGES}, got {merge!r}")
+        self.dim, self.merge = dim, merge
+        self.out_dim = 2 * dim if merge == "concat" else dim
+        options = (temperature, learn_temperature, token_dim, skip)
+        self.low_rank = nn.ModuleList(self.low_rank_type(dim, rank) for _ in range(num_layers))
+        self.attention = nn.ModuleList(
+            self.attention_type(dim, attention_rank, *options) for _ in range(num_layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim) -> (B, out_dim)."""
+        low, high = x, x
+        for layer in self.low_rank:
+            low = layer(x, low)
+        for layer in self.attention:
+            high = layer(x, high)
+        if self.merge == "concat":
+            return torch.cat([low, high], dim=-1)
+        return low + high if self.merge == "sum" else (low + high) / 2
+
+    def extra_repr(self) -> str:
+        return f"merge={self.merge!r}, out_dim={self.out_dim}"
+
+
+class LowRankCross(LowRankParameters):
+    """Low-rank cross layer, ``x0 * (x @ v.T @ u.T + bias) + x``.
+
+    Xavier-normal kernels and zero bias, as in the field's implementations.
+
+    Args:
+        dim: width d.
+        rank: width r between the two kernels; it saves work below d / 2.
+
+    Raises:
+        ValueError: ``dim`` or ``rank`` is not positive.
+    """
+
+    def forward(self, x0: Tensor, x: Tensor) -> Tensor:
+        """x0: (B, dim) input of the stack; x: (B, dim) input of the layer -> (B, dim)."""
+        return low_rank_cross(x0, x, self.v, self.u, self.bias)
+
+
+class AttentionCross(AttentionParameters):
+    """Cross layer with attention between its low-rank maps; see ``attention_cross``.
+
+    Xavier-normal kernels and zero bias. A learned temperature is kept as its logarithm.
+
+    Args:
+        dim: width d.
+        rank: width r of queries, keys and values.
+        temperature: divides the scores; the start value where it is learned.
+        learn_temperature: make ``log_temperature`` a parameter.
+        token_dim: components per token; divides ``rank``.
+        skip: add the values to the attention's result.
+
+    Raises:
+        ValueError: a size or the temperature is not positive, or ``token_dim`` does not
+            divide ``rank``.
+    """
+
+    def forward(self, x0: Tensor, x: Tensor) -> Tensor:
+        """x0: (B, dim) input of the stack; x: (B, dim) input of the layer -> (B, dim)."""
+        kernels = (self.q, self.k, self.v, self.u, self.bias)
+        return attention_cross(x0, x, *kernels, self.temperature, self.token_dim, self.skip)
+
+
+class ResidualCrossNet(ResidualCrossParameters):
+    """LiRank's Residual DCN: a low-rank cross net and an attention cross net in parallel.
+
+    Both stacks read the same input. The paper does not say how they merge; ``"sum"`` keeps
+    the width, ``"concat"`` doubles it (``out_dim``).
+
+    Args:
+        dim: width d of the input.
+        rank: rank of the low-rank stack.
+        num_layers: layers of each stack; two suffice (LiRank, section 3.3).
+        attention_rank: rank of the attention stack; ``rank`` if None.
+        temperature, learn_temperature, token_dim, skip: as :class:`AttentionCross`.
+        merge: ``"sum"``, ``"mean"`` or ``"concat"``.
+
+    Raises:
+        ValueError: a size is not positive, ``token_dim`` does not divide the attention's
+            rank, or ``merge`` is unknown.
+    """
+
+    low_rank_type = LowRankCross
+    attention_type = AttentionCross

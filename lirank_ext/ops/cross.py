@@ -1,0 +1,371 @@
+"""Residual cross layers: low rank (DCN-V2), and with attention between the low-rank maps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .._checks import check
+from .._library import register
+from ._cross_checks import check_attention, check_cross, check_grad, check_tokens
+
+
+def low_rank_cross(x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None) -> Tensor:
+    """One low-rank cross layer (DCN-V2, arXiv 2008.13535)::
+
+        result = x0 * (x @ v.T @ u.T + bias) + x
+
+    Half precision is computed in float32 and rounded once. The backward keeps the inputs
+    only and computes the rest again.
+
+    Args:
+        x0: (B, d) input of the whole stack; float32, float64, bfloat16 or float16.
+        x: (B, d) input of this layer; may be ``x0`` itself.
+        v: (r, d) kernel onto the low rank.
+        u: (d, r) kernel back to the full width.
+        bias: (d,), or None.
+
+    Returns:
+        (B, d), dtype of ``x0``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: shapes, dtypes or devices do not fit, or the
+            width or the rank is 0.
+    """
+    return _low_rank_cross(x0, x, v, u, bias)
+
+
+def outer_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    temperature: float | Tensor = 1.0,
+    token_dim: int = 1,
+) -> Tensor:
+    """Scaled dot-product attention among the components of one sample's vectors.
+
+    Each row is seen as ``h = r / token_dim`` tokens of width ``token_dim``. Per sample::
+
+        result = softmax(q @ k.T / (temperature * sqrt(token_dim))) @ v      # (h, h) scores
+
+    Never holds the B * h * h scores, forward or backward. With ``token_dim = 1`` the result
+    is, for each sample, a smooth function of the single number ``q_i``; where a proven bound
+    allows, it is computed at a few Chebyshev nodes and interpolated
+    (``csrc/cross_attention_kernels.h``).
+
+    Args:
+        q, k, v: (B, r); float32, float64, bfloat16 or float16.
+        temperature: positive; a float, or a 0-d tensor, which gets a gradient.
+        token_dim: width of a token; divides r.
+
+    Returns:
+        (B, r), dtype of ``q``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: shapes, dtypes or devices do not fit, the rank
+            is 0, ``token_dim`` does not divide it, or ``temperature`` is not positive.
+
+    Source:
+        LiRank (arXiv 2402.06859), section 3.3, read as in the README: the score matrix is
+        per sample, so that identity scores give the plain low-rank cross layer.
+    """
+    if isinstance(temperature, Tensor):
+        q, temperature = q / _checked("outer_attention", temperature), 1.0
+    return _outer_attention(q, k, v, temperature, token_dim)
+
+
+def attention_cross(
+    x0: Tensor,
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    u: Tensor,
+    bias: Tensor | None,
+    temperature: float | Tensor = 1.0,
+    token_dim: int = 1,
+    skip: bool = True,
+) -> Tensor:
+    """One cross layer with attention between the two low-rank maps (LiRank, section 3.3).
+
+    With ``q', k', v' = x @ q.T, x @ k.T, x @ v.T`` and ``o = outer_attention(q', k', v')``::
+
+        result = x0 * ((o + v' if skip else o) @ u.T + bias) + x
+
+    Args:
+        x0: (B, d) input of the whole stack; float32, float64, bfloat16 or float16.
+        x: (B, d) input of this layer; may be ``x0`` itself.
+        q, k, v: (r, d) kernels onto the low rank.
+        u: (d, r) kernel back to the full width.
+        bias: (d,), or None.
+        temperature: positive; a float, or a 0-d tensor, which gets a gradient.
+        token_dim: width of a token; divides r.
+        skip: add ``v'`` to the attention's result.
+
+    Returns:
+        (B, d), dtype of ``x0``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`low_rank_cross` and
+            :func:`outer_attention`.
+    """
+    if isinstance(temperature, Tensor):
+        q, temperature = q / _checked("attention_cross", temperature), 1.0
+    return _attention_cross(x0, x, q, k, v, u, bias, temperature, token_dim, skip)
+
+
+def _checked(op: str, temperature: Tensor) -> Tensor:
+    """A 0-d tensor; its sign is looked at where that needs no wait for a device."""
+    check(temperature.dim() == 0, op, "temperature", "a float or a 0-d tensor", temperature)
+    concrete = type(temperature) in (Tensor, torch.nn.Parameter)
+    if concrete and temperature.device.type == "cpu" and not torch.compiler.is_compiling():
+        value = float(temperature.detach())
+        check(value > 0, op, "temperature", "a positive number", value)
+    return temperature
+
+
+# ---- definitions and gradients ---------------------------------------------------------
+
+
+def low_rank_cross_reference(
+    x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None
+) -> Tensor:
+    check_cross("low_rank_cross", x0, x, {"v": v}, u, bias)
+    out = x0.dtype
+    x0, x, v, u, bias = _wide(x0, x, v, u, bias)
+    return (x0 * _plus(x @ v.T @ u.T, bias) + x).to(out)
+
+
+def low_rank_cross_backward_reference(
+    grad: Tensor, x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for x0, x, v, u and bias (that one also where there is no bias)."""
+    op = "low_rank_cross_backward"
+    check_cross(op, x0, x, {"v": v}, u, bias)
+    check_grad(op, grad, x0)
+    out = x0.dtype
+    grad, x0, x, v, u, bias = _wide(grad, x0, x, v, u, bias)
+    h = x @ v.T
+    dt = grad * x0
+    dh = dt @ u
+    found = (grad * _plus(h @ u.T, bias), grad + dh @ v, dh.T @ x, dt.T @ h, dt.sum(0))
+    return tuple(t.to(out) for t in found)
+
+
+def outer_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, temperature: float = 1.0, token_dim: int = 1
+) -> Tensor:
+    check_attention("outer_attention", q, k, v, temperature, token_dim)
+    out, shape = q.dtype, q.shape
+    tokens = (shape[0], shape[1] // token_dim, token_dim)
+    q, k, v = (t.reshape(tokens) for t in _wide(q, k, v))
+    return (_scores(q, k, temperature) @ v).reshape(shape).to(out)
+
+
+def outer_attention_backward_reference(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, temperature: float = 1.0, token_dim: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for q, k and v."""
+    op = "outer_attention_backward"
+    check_attention(op, q, k, v, temperature, token_dim)
+    check_grad(op, grad, q)
+    out, shape = q.dtype, q.shape
+    tokens = (shape[0], shape[1] // token_dim, token_dim)
+    g, q, k, v = (t.reshape(tokens) for t in _wide(grad, q, k, v))
+    a = _scores(q, k, temperature)
+    da = g @ v.transpose(1, 2)
+    ds = a * (da - (a * da).sum(-1, keepdim=True)) / (temperature * math.sqrt(token_dim))
+    found = (ds @ k, ds.transpose(1, 2) @ q, a.transpose(1, 2) @ g)
+    return tuple(t.reshape(shape).to(out) for t in found)
+
+
+def attention_cross_reference(
+    x0: Tensor,
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    u: Tensor,
+    bias: Tensor | None,
+    temperature: float = 1.0,
+    token_dim: int = 1,
+    skip: bool = True,
+) -> Tensor:
+    op = "attention_cross"
+    check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)
+    check_tokens(op, v.shape[0], temperature, token_dim)
+    out = x0.dtype
+    x0, x, q, k, v, u, bias = _wide(x0, x, q, k, v, u, bias)
+    value = x @ v.T
+    o = outer_attention_reference(x @ q.T, x @ k.T, value, temperature, token_dim)
+    return (x0 * _plus((o + value if skip else o) @ u.T, bias) + x).to(out)
+
+
+def attention_cross_backward_reference(
+    grad: Tensor,
+    x0: Tensor,
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    u: Tensor,
+    bias: Tensor | None,
+    temperature: float = 1.0,
+    token_dim: int = 1,
+    skip: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for x0, x, q, k, v, u and bias (that one also where there is no bias)."""
+    op = "attention_cross_backward"
+    check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)
+    check_tokens(op, v.shape[0], temperature, token_dim)
+    check_grad(op, grad, x0)
+    out = x0.dtype
+    grad, x0, x, q, k, v, u, bias = _wide(grad, x0, x, q, k, v, u, bias)
+    hq, hk, hv = x @ q.T, x @ k.T, x @ v.T
+    o = outer_attention_reference(hq, hk, hv, temperature, token_dim)
+    p = o + hv if skip else o
+    dt = grad * x0
+    dp = dt @ u
+    dq, dk, dv = outer_attention_backward_reference(dp, hq, hk, hv, temperature, token_dim)
+    dv = dv + dp if skip else dv
+    dx = grad + dq @ q + dk @ k + dv @ v
+    found = (grad * _plus(p @ u.T, bias), dx, dq.T @ x, dk.T @ x, dv.T @ x, dt.T @ p, dt.sum(0))
+    return tuple(t.to(out) for t in found)
+
+
+def _wide(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Half precision as float32, the rest as it is."""
+    half = (torch.float16, torch.bfloat16)
+    return [t.float() if t is not None and t.dtype in half else t for t in tensors]
+
+
+def _plus(t: Tensor, bias: Tensor | None) -> Tensor:
+    return t if bias is None else t + bias
+
+
+def _scores(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    scale = temperature * math.sqrt(q.shape[-1])
+    return torch.softmax(q @ k.transpose(1, 2) / scale, dim=-1)
+
+
+# ---- fakes, autograd, registration -----------------------------------------------------
+
+
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors)
+
+
+def _low_rank_cross_fake(x0, x, v, u, bias):
+    check_cross("low_rank_cross", x0, x, {"v": v}, u, bias)
+    return _like(x0)[0]
+
+
+def _low_rank_cross_backward_fake(grad, x0, x, v, u, bias):
+    check_cross("low_rank_cross_backward", x0, x, {"v": v}, u, bias)
+    check_grad("low_rank_cross_backward", grad, x0)
+    return (*_like(x0, x, v, u), u.new_empty(u.shape[0]))
+
+
+def _low_rank_cross_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _low_rank_cross_autograd(ctx, grad):
+    found = _low_rank_cross_backward(grad, *ctx.saved_tensors)
+    return (*found[:4], None if ctx.saved_tensors[4] is None else found[4])
+
+
+def _outer_attention_fake(q, k, v, temperature=1.0, token_dim=1):
+    check_attention("outer_attention", q, k, v, temperature, token_dim)
+    return _like(q)[0]
+
+
+def _outer_attention_backward_fake(grad, q, k, v, temperature=1.0, token_dim=1):
+    check_attention("outer_attention_backward", q, k, v, temperature, token_dim)
+    check_grad("outer_attention_backward", grad, q)
+    return _like(q, k, v)
+
+
+def _outer_attention_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
+
+
+def _outer_attention_autograd(ctx, grad):
+    return (*_outer_attention_backward(grad, *ctx.saved_tensors, *ctx.options), None, None)
+
+
+def _attention_cross_fake(x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True):
+    op = "attention_cross"
+    check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)
+    check_tokens(op, v.shape[0], temperature, token_dim)
+    return _like(x0)[0]
+
+
+def _attention_cross_backward_fake(
+    grad, x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True
+):
+    op = "attention_cross_backward"
+    check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)
+    check_tokens(op, v.shape[0], temperature, token_dim)
+    check_grad(op, grad, x0)
+    return (*_like(x0, x, q, k, v, u), u.new_empty(u.shape[0]))
+
+
+def _attention_cross_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:7])
+    ctx.options = inputs[7:]
+
+
+def _attention_cross_autograd(ctx, grad):
+    found = _attention_cross_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return (*found[:6], None if ctx.saved_tensors[6] is None else found[6], None, None, None)
+
+
+_low_rank_cross_backward = register(
+    "low_rank_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference=low_rank_cross_backward_reference,
+    fake=_low_rank_cross_backward_fake,
+    internal=True,
+)
+_low_rank_cross = register(
+    "low_rank_cross(Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias) -> Tensor",
+    reference=low_rank_cross_reference,
+    fake=_low_rank_cross_fake,
+    setup_context=_low_rank_cross_setup,
+    backward=_low_rank_cross_autograd,
+)
+_outer_attention_backward = register(
+    "outer_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, float temperature=1.0, "
+    "int token_dim=1) -> (Tensor, Tensor, Tensor)",
+    reference=outer_attention_backward_reference,
+    fake=_outer_attention_backward_fake,
+    internal=True,
+)
+_outer_attention = register(
+    "outer_attention(Tensor q, Tensor k, Tensor v, float temperature=1.0, int token_dim=1) "
+    "-> Tensor",
+    reference=outer_attention_reference,
+    fake=_outer_attention_fake,
+    setup_context=_outer_attention_setup,
+    backward=_outer_attention_autograd,
+)
+_attention_cross_backward = register(
+    "attention_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, "
+    "Tensor u, Tensor? bias, float temperature=1.0, int token_dim=1, bool skip=True) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference=attention_cross_backward_reference,
+    fake=_attention_cross_backward_fake,
+    internal=True,
+)
+_attention_cross = register(
+    "attention_cross(Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, Tensor u, Tensor? bias, "
+    "float temperature=1.0, int token_dim=1, bool skip=True) -> Tensor",
+    reference=attention_cross_reference,
+    fake=_attention_cross_fake,
+    setup_context=_attention_cross_setup,
+    backward=_attention_cross_autograd,
+)

@@ -219,8 +219,8 @@ def test_the_real_movielens_files_load(shared_data):
 
 def test_csv_columns_become_ids_and_dense_features(table):
     data = datasets.load(table(csv_text()), "bought")
-    assert data.features == ("colour", "user_id", "price")
-    assert names(data, 0) == ["colour=red", "user_id=0", "price=bin 0"]
+    assert data.features == ("colour", "price", "user_id")
+    assert names(data, 0) == ["colour=red", "price=bin 0", "user_id=0"]
     assert names(data, 2)[0] == "colour="
     assert data.dense.shape == (200, 1)
     train = data.dense[data.train]
@@ -267,11 +267,30 @@ def test_a_time_column_orders_the_split(table):
     assert "day" not in data.features
 
 
+def test_a_time_column_may_hold_dates(table):
+    lines = csv_text(28)
+    days = [f"2024-02-{28 - i:02} 10:00" for i in range(28)]
+    lines = [lines[0] + ",day", *(f"{a},{b}" for a, b in zip(lines[1:], days, strict=True))]
+    data = datasets.load(table(lines), "bought", time="day")
+    assert sorted(data.test.tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [("", ":6: the time 'day' is missing"), ("noon", ":6: column 'day' holds 'noon'")],
+)
+def test_a_broken_time_is_named(table, time, said):
+    lines = [line + (f",{i}" if i else ",day") for i, line in enumerate(csv_text())]
+    lines[5] = lines[5].rpartition(",")[0] + "," + time
+    with pytest.raises(DataError, match=said):
+        datasets.load(table(lines), "bought", time="day")
+
+
 def test_missing_numbers_are_an_id_of_their_own(table):
     lines = csv_text()
     lines[5] = "red,,1,0"
     data = datasets.load(table(lines), "bought")
-    assert names(data, 4)[2] == "price="
+    assert names(data, 4)[1] == "price="
     assert data.dense[4] == 0
 
 
@@ -279,6 +298,13 @@ def test_categorical_reads_numbers_as_ids(table):
     data = datasets.load(table(csv_text()), "bought", categorical=["price"])
     assert "price=0.5" in names(data, 1)
     assert data.dense.shape == (200, 0)
+
+
+def test_categorical_takes_a_column_of_mostly_numbers(table):
+    lines = csv_text()
+    lines[8] = "red,cheap,1,0"
+    data = datasets.load(table(lines), "bought", categorical=["price"])
+    assert "price=cheap" in names(data, 7)
 
 
 def test_a_label_value_can_be_named(table):
@@ -319,6 +345,7 @@ def test_lines_are_counted_over_quoted_and_blank_ones(table):
         (9, "red,1,1,", "the label 'bought' is missing"),
         (9, "red,cheap,1,0", "column 'price' holds 'cheap'"),
         (9, "red,inf,1,0", "column 'price' holds 'inf'"),
+        (9, "red,1e999,1,0", "column 'price' holds '1e999'"),
         (9, '"red,1,1,0', "broken row"),
     ],
 )
@@ -371,7 +398,7 @@ def test_text_labels_are_explained(table):
         ([], "empty file"),
         (["colour,bought"], "no rows"),
         (["colour,colour,bought", "1,2,1"], "column 'colour' is there more than once"),
-        (["bought", "1", "0"], "no column but the label"),
+        (["bought", "1", "0"], "no column to learn the label"),
         (["colour,bought", *["red,1"] * 50, *["red,0"] * 5], "50 of 55 rows have label 1"),
     ],
 )

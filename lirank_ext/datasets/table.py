@@ -46,30 +46,39 @@ def load_table(
     labels, task = _labels(table, name, positive)
     for column in (*categorical, *([time] if time else [])):
         table.check(column)
-    features = [c for c in table.columns if c != name]
+    order = _time_order(table, time) if time else None
+    features = [c for c in table.columns if c not in (name, time)]
     if not features:
-        raise DataError(f"{path}: no column but the label '{name}'")
-    texts, numbers = {}, {}
-    for column in progress(features, "reading columns"):
-        values = table.numbers(column, text_is_fine=column != time)
-        if column == time:
-            order = np.argsort(values, kind="stable")
-        elif values is None or column in categorical or _is_id(column, values):
-            texts[column] = table.texts(column)
-        else:
-            numbers[column] = values
-    if time is None:
+        raise DataError(f"{path}: no column to learn the label '{name}' from")
+    if order is None:
         parts = random_parts(labels, rows, seed)
     else:
         parts = ordered_parts(order[-rows:] if rows else order)
     check_parts(path, labels, parts)
     builder = Builder(len(labels))
-    for column, (codes, values) in texts.items():
-        builder.add_ids(column, codes, values)
-    for column, values in numbers.items():
-        builder.add_ids(column, *_bins(values, parts[0]))
-        builder.add_dense(values, parts[0])
+    for column in progress(features, "reading columns"):
+        values = None if column in categorical else table.numbers(column)
+        if values is None or _is_id(column, values):
+            builder.add_ids(column, *table.texts(column))
+        else:
+            builder.add_ids(column, *_bins(values, parts[0]))
+            builder.add_dense(values, parts[0])
     return builder.build(table.path.name, task, labels, parts)
+
+
+def _time_order(table: _Table, column: str) -> np.ndarray:
+    """Rows in order of a column of numbers, or of dates written year first."""
+    codes, values = table.texts(column)
+    if "" in values:
+        row = int((codes == values.index("")).argmax())
+        raise table.error(row, f"the time '{column}' is missing")
+    if all(re.match(r"\d{4}-\d\d-\d\d", value) for value in values):
+        return np.argsort(np.array(values)[codes], kind="stable")
+    times = table.numbers(column)
+    if times is None:
+        wanted = "numbers or dates like 2024-12-31 were wanted"
+        raise DataError(f"{table.path}: the time '{column}' holds '{values[0]}', where {wanted}")
+    return np.argsort(times, kind="stable")
 
 
 def _is_id(column: str, values: np.ndarray) -> bool:
@@ -172,22 +181,24 @@ class _Table:
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         return codes, encoded.dictionary.to_pylist()
 
-    def numbers(self, column: str, text_is_fine: bool) -> np.ndarray | None:
+    def numbers(self, column: str) -> np.ndarray | None:
         """A column as float64 with NaN for what is missing; None where it holds text."""
         pa, pc = require("pyarrow"), require("pyarrow.compute")
         text = self._text(column)
         missing = pc.equal(text, "").to_numpy(zero_copy_only=False)
-        broken = ~pc.match_substring_regex(text, NUMBER).to_numpy(zero_copy_only=False) & ~missing
-        share = broken.sum() / max(1, (~missing).sum())
-        if text_is_fine and (share > 1 - MOSTLY or missing.all()):
+        number = pc.match_substring_regex(text, NUMBER).to_numpy(zero_copy_only=False)
+        if number.sum() < MOSTLY * (~missing).sum() or missing.all():
             return None
+        broken = ~number & ~missing
+        if not broken.any():
+            values = pc.if_else(pa.array(missing), None, text).cast(pa.float64())
+            values = values.to_numpy(zero_copy_only=False)
+            broken = np.isinf(values)
         if broken.any():
             row = int(broken.argmax())
             what = f"column '{column}' holds '{text[row]}', where other rows hold numbers"
-            hint = f" (--categorical '{column}' reads it as text)" if text_is_fine else ""
-            raise self.error(row, what + hint)
-        values = pc.if_else(pa.array(missing), None, text).cast(pa.float64())
-        return values.to_numpy(zero_copy_only=False)
+            raise self.error(row, f"{what} (--categorical '{column}' reads them as text)")
+        return values
 
     def _text(self, column: str) -> Any:
         """One Arrow array of trimmed strings, "" where the value is missing."""
@@ -257,7 +268,7 @@ def _lines(path: Path) -> Iterator[str]:
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):  # noqa: B007, for the message
+            for number, line in enumerate(file, 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error

@@ -14,6 +14,9 @@ namespace {
 
 // Multiply-adds per task below which a thread is not woken: about 10 microseconds.
 constexpr int64_t kWork = 1 << 19;
+// Batches up to this size take cross_small.h; it depends on nothing else, so that a result
+// does not depend on the number of threads.
+constexpr int64_t kSmallBatch = 24;
 
 struct Arguments {
   const Tensor &x0, &x;
@@ -131,18 +134,37 @@ int64_t scratch_of(const Layer<T>& layer, int64_t lanes) {
   return LIRANK_DISPATCH(tile_scratch, layer.d, layer.r, layer.token_dim, layer.projections, lanes);
 }
 
+// Tasks of consecutive samples for a small batch.
+Tiles small_tiles(int64_t batch, int64_t work_per_sample) {
+  const int64_t all = torch::stable::get_num_threads();
+  int64_t tasks = 1 + batch * work_per_sample / kWork;
+  tasks = tasks < all ? tasks : all;
+  const int64_t samples = batch > tasks ? (batch + tasks - 1) / tasks : 1;
+  const int64_t count = (batch + samples - 1) / samples;
+  return {samples, count, count, 0};
+}
+
 template <typename T>
 Tensor forward(const Arguments& a) {
   const Prepared<T> p(a);
+  const Layer<T>& layer = p.layer;
   Tensor out = empty_like_type(a.x0, p.type);
   T* y = out.template mutable_data_ptr<T>();
   const int64_t batch = a.x0.size(0);
-  const Tiles tiles = tiles_of<T>(batch, work_of(p.layer));
-  over_tiles<T>(tiles, batch, scratch_of(p.layer, tiles.samples),
-                [&](int64_t begin, int64_t end, T* scratch) {
-                  LIRANK_DISPATCH(cross_forward, p.layer, p.x0, p.x, begin, end, tiles.vectors, y,
-                                  scratch);
-                });
+  if (batch <= kSmallBatch) {
+    const Tiles tiles = small_tiles(batch, work_of(layer));
+    const int64_t size =
+        LIRANK_DISPATCH(small_scratch, layer.d, layer.r, layer.token_dim, tiles.samples);
+    over_tiles<T>(tiles, batch, size, [&](int64_t begin, int64_t end, T* scratch) {
+      LIRANK_DISPATCH(cross_small, layer, p.x0, p.x, begin, end, y, scratch);
+    });
+  } else {
+    const Tiles tiles = tiles_of<T>(batch, work_of(layer));
+    const int64_t size = scratch_of(layer, tiles.samples);
+    over_tiles<T>(tiles, batch, size, [&](int64_t begin, int64_t end, T* scratch) {
+      LIRANK_DISPATCH(cross_forward, layer, p.x0, p.x, begin, end, tiles.vectors, y, scratch);
+    });
+  }
   return as_type(out, a.x0.scalar_type());
 }
 
@@ -200,6 +222,108 @@ std::vector<Tensor> backward(const char* op, const Tensor& grad, const Arguments
                                                   : backward<float>(grad, a);
 }
 
+// The layers of residual_cross_net, all checked against x.
+template <typename T>
+struct PreparedNet {
+  std::vector<Prepared<T>> stacks[2];
+  std::vector<Layer<T>> layers[2];
+  Net<T> net{};
+  int64_t work = 0, rank = 0;
+
+  void add(int stack, const Arguments& a) {
+    stacks[stack].emplace_back(a);
+    const Layer<T>& layer = stacks[stack].back().layer;
+    layers[stack].push_back(layer);
+    work += work_of(layer);
+    rank = layer.r > rank ? layer.r : rank;
+  }
+  void finish(int64_t d, int64_t merge) {
+    net = {layers[0].data(),
+           layers[1].data(),
+           (int64_t)layers[0].size(),
+           (int64_t)layers[1].size(),
+           d,
+           merge};
+  }
+};
+
+using Tensors = std::vector<Tensor>;
+
+template <typename T>
+Tensor net_forward(const Tensor& x, const Tensors& low_rank, const Tensors& attention,
+                   double temperature, const Tensors& log_temperatures, int64_t token_dim,
+                   bool skip, int64_t merge) {
+  const char* op = "residual_cross_net";
+  const OptionalTensor none;
+  PreparedNet<T> p;
+  for (size_t i = 0; i < low_rank.size(); i += 3) {
+    const OptionalTensor bias = low_rank[i + 2];
+    const Arguments a = {x, x, {{"v", &low_rank[i]}}, low_rank[i + 1], bias};
+    check_arguments(op, a);
+    p.add(0, a);
+  }
+  for (size_t i = 0; i < attention.size(); i += 5) {
+    const OptionalTensor bias = attention[i + 4];
+    double scale = temperature;
+    if (!log_temperatures.empty()) {
+      const Tensor t = as_type(log_temperatures[i / 5], compute_type(x.scalar_type()));
+      scale = std::exp((double)t.const_data_ptr<T>()[0]);
+    }
+    const Arguments a = {x,
+                         x,
+                         {{"q", &attention[i]}, {"k", &attention[i + 1]}, {"v", &attention[i + 2]}},
+                         attention[i + 3],
+                         bias,
+                         scale,
+                         token_dim,
+                         skip};
+    check_arguments(op, a);
+    p.add(1, a);
+  }
+  const int64_t batch = x.size(0), d = x.size(1);
+  p.finish(d, merge);
+  const Prepared<T>& first = p.stacks[0].front();
+  Tensor out = torch::stable::empty({batch, merge == 2 ? 2 * d : d}, first.type);
+  T* y = out.mutable_data_ptr<T>();
+  if (batch <= kSmallBatch) {
+    const Tiles tiles = small_tiles(batch, p.work);
+    const int64_t size =
+        2 * tiles.samples * d + LIRANK_DISPATCH(small_scratch, d, p.rank, token_dim, tiles.samples);
+    over_tiles<T>(tiles, batch, size, [&](int64_t begin, int64_t end, T* scratch) {
+      LIRANK_DISPATCH(cross_small_net, p.net, first.x0, begin, end, y, scratch);
+    });
+  } else {
+    const Tiles tiles = tiles_of<T>(batch, p.work);
+    const int64_t size = LIRANK_DISPATCH(tile_scratch, d, p.rank, token_dim, 3, tiles.samples);
+    over_tiles<T>(tiles, batch, size, [&](int64_t begin, int64_t end, T* scratch) {
+      LIRANK_DISPATCH(cross_net, p.net, first.x0, begin, end, tiles.vectors, y, scratch);
+    });
+  }
+  return as_type(out, x.scalar_type());
+}
+
+Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors attention,
+                          double temperature, const Tensors log_temperatures, int64_t token_dim,
+                          bool skip, int64_t merge) {
+  const char* op = "residual_cross_net";
+  LIRANK_CHECK(!low_rank.empty() && low_rank.size() % 3 == 0, op, "low_rank",
+               "wanted at least one layer of 3 tensors, got ", low_rank.size());
+  LIRANK_CHECK(!attention.empty() && attention.size() % 5 == 0, op, "attention",
+               "wanted at least one layer of 5 tensors, got ", attention.size());
+  LIRANK_CHECK(merge >= 0 && merge <= 2, op, "merge", "wanted 0, 1 or 2, got ", merge);
+  LIRANK_CHECK(log_temperatures.empty() || log_temperatures.size() == attention.size() / 5, op,
+               "log_temperatures", "wanted none, or one per layer, got ", log_temperatures.size());
+  for (const Tensor& t : log_temperatures) {
+    check_same_dtype(op, "log_temperatures", t, x.scalar_type());
+    check_dim(op, "log_temperatures", t, 0);
+  }
+  return x.scalar_type() == ScalarType::Double
+             ? net_forward<double>(x, low_rank, attention, temperature, log_temperatures, token_dim,
+                                   skip, merge)
+             : net_forward<float>(x, low_rank, attention, temperature, log_temperatures, token_dim,
+                                  skip, merge);
+}
+
 Tensor low_rank_cross(const Tensor& x0, const Tensor& x, const Tensor& v, const Tensor& u,
                       const OptionalTensor& bias) {
   return forward("low_rank_cross", {x0, x, {{"v", &v}}, u, bias});
@@ -243,6 +367,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lirank, m) {
       "attention_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, "
       "Tensor u, Tensor? bias, float temperature=1.0, int token_dim=1, bool skip=True) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "residual_cross_net(Tensor x, Tensor[] low_rank, Tensor[] attention, float temperature, "
+      "Tensor[] log_temperatures, int token_dim=1, bool skip=True, int merge=0) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lirank, CPU, m) {
@@ -250,6 +377,7 @@ STABLE_TORCH_LIBRARY_IMPL(lirank, CPU, m) {
   m.impl("low_rank_cross_backward", TORCH_BOX(&low_rank_cross_backward));
   m.impl("attention_cross", TORCH_BOX(&attention_cross));
   m.impl("attention_cross_backward", TORCH_BOX(&attention_cross_backward));
+  m.impl("residual_cross_net", TORCH_BOX(&residual_cross_net));
 }
 
 }  // namespace lirank

@@ -6,63 +6,38 @@
 // Forward: 16 queries of one sample along the lanes, keys and values broadcast, four vectors
 // of queries per pass: 10 instructions per 16 scores, no sums across lanes.
 // Backward: keys along the lanes, exponentials computed once per query and kept for two
-// passes, gradients of k and v updated once per kQueries queries.
+// passes, gradients of k and v updated once per kQueries queries. Sums across lanes are taken
+// for a block of queries at once (one by one they were half of the time at r = 64).
 //
 // A sample whose scores may reach 2^20 (there the rounding of the maximum would show) takes
 // the same loop with the argument q * (k - k_max) or q * (k - k_min): one instruction more,
 // exact at the maximum whatever the magnitude.
 
-#if LIRANK_ISA == 512
-constexpr int kQueries = 4;
-LR_INLINE f32 keep_first(f32 a, int64_t n) { return {_mm512_maskz_mov_ps(f32::mask(n), a.v)}; }
-LR_INLINE f64 keep_first(f64 a, int64_t n) { return {_mm512_maskz_mov_pd(f64::mask(n), a.v)}; }
-#elif LIRANK_ISA == 256
-constexpr int kQueries = 2;
-LR_INLINE f32 keep_first(f32 a, int64_t n) {
-  return {_mm256_and_ps(_mm256_castsi256_ps(f32::mask(n)), a.v)};
-}
-LR_INLINE f64 keep_first(f64 a, int64_t n) {
-  return {_mm256_and_pd(_mm256_castsi256_pd(f64::mask(n)), a.v)};
-}
-LR_INLINE f64 scale2(f64 a, f64 n) {                         // n whole, in [-1022, 1023]
-  const __m256d magic = _mm256_set1_pd(6755399441055744.0);  // 1.5 * 2^52
-  const __m256i whole =
-      _mm256_sub_epi64(_mm256_castpd_si256(_mm256_add_pd(n.v, magic)), _mm256_castpd_si256(magic));
-  const __m256i bits = _mm256_slli_epi64(_mm256_add_epi64(whole, _mm256_set1_epi64x(1023)), 52);
-  return {_mm256_mul_pd(a.v, _mm256_castsi256_pd(bits))};
-}
-#else
-constexpr int kQueries = 2;
-template <typename S, int L>
-LR_INLINE PlainVec<S, L> keep_first(PlainVec<S, L> a, int64_t n) {
-  for (int i = 0; i < L; ++i)
-    if (i >= n) a.v[i] = 0;
-  return a;
-}
-#endif
+constexpr int kQueries = LIRANK_ISA == 512 ? 4 : 2;
 
-// 2^t for t <= about 0. Relative error 7.5e-8 (float), 2e-16 (double); 0 far below; NaN stays.
+// 2^t for t <= about 0. Relative error 1.6e-7 (float), 4e-16 (double); 0 far below; NaN
+// stays. 2^0 is exactly 1: a single key gives exactly its value.
 #if LIRANK_ISA == 512
 LR_INLINE f32 exp2_score(f32 t) {
   const f32 f = {_mm512_reduce_ps(t.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};  // [0, 1)
-  f32 p = f32::set1(0.0018775761127471924f);
-  p = fma(p, f, f32::set1(0.00898934155702591f));
-  p = fma(p, f, f32::set1(0.05582631751894951f));
-  p = fma(p, f, f32::set1(0.24015361070632935f));
-  p = fma(p, f, f32::set1(0.6931530833244324f));
-  p = fma(p, f, f32::set1(0.9999999403953552f));
+  f32 p = f32::set1(0.0018671300495043397f);
+  p = fma(p, f, f32::set1(0.009017030708491802f));
+  p = fma(p, f, f32::set1(0.05579991266131401f));
+  p = fma(p, f, f32::set1(0.24016444385051727f));
+  p = fma(p, f, f32::set1(0.6931512951850891f));
+  p = fma(p, f, f32::set1(1.0f));
   return scale2(p, t);  // scalef takes the floor itself
 }
 #else
 LR_INLINE f32 exp2_score(f32 t) {
   t = max(f32::set1(-126.0f), t);
   const f32 n = round_even(t), f = t - n;
-  f32 p = f32::set1(0.0013276467798277736f);
-  p = fma(p, f, f32::set1(0.009675540961325169f));
-  p = fma(p, f, f32::set1(0.05550713464617729f));
-  p = fma(p, f, f32::set1(0.24022120237350464f));
-  p = fma(p, f, f32::set1(0.6931469440460205f));
-  p = fma(p, f, f32::set1(1.0000001192092896f));
+  f32 p = f32::set1(0.0013264728477224708f);
+  p = fma(p, f, f32::set1(0.009671512991189957f));
+  p = fma(p, f, f32::set1(0.05550733581185341f));
+  p = fma(p, f, f32::set1(0.24022242426872253f));
+  p = fma(p, f, f32::set1(0.6931470036506653f));
+  p = fma(p, f, f32::set1(1.0f));
   return scale2(p, n);
 }
 #endif
@@ -98,45 +73,6 @@ LR_INLINE V score_top(V q, V low, V high, bool exact) {
 template <typename V>
 LR_INLINE V score(V q, V k, V top, bool exact) {
   return exact ? q * (k - top) : fma(q, k, top);
-}
-
-template <typename V>
-LR_INLINE V load_part(const typename V::T* p, int64_t left) {
-  return left >= V::N ? V::load(p) : V::load(p, left);
-}
-
-template <typename V>
-LR_INLINE void store_part(V a, typename V::T* p, int64_t left) {
-  if (left >= V::N)
-    a.store(p);
-  else
-    a.store(p, left);
-}
-
-template <typename T>
-struct Range {
-  T low, high;
-};
-
-template <typename V>
-LR_INLINE Range<typename V::T> range_of(const typename V::T* x, int64_t n) {
-  using T = typename V::T;
-  if (n < V::N) {
-    Range<T> r = {x[0], x[0]};
-    for (int64_t i = 1; i < n; ++i) {
-      r.low = x[i] < r.low ? x[i] : r.low;
-      r.high = x[i] > r.high ? x[i] : r.high;
-    }
-    return r;
-  }
-  V low = V::load(x), high = low;
-  for (int64_t i = V::N; i + V::N <= n; i += V::N) {
-    low = min(low, V::load(x + i));
-    high = max(high, V::load(x + i));
-  }
-  low = min(low, V::load(x + n - V::N));
-  high = max(high, V::load(x + n - V::N));
-  return {lane_min(low), lane_max(high)};
 }
 
 // True where |q| * |k| might reach 2^20 (or is not a number): see above.
@@ -186,31 +122,24 @@ static __attribute__((noinline)) void attend_all(const typename V::T* q, int64_t
   if (i < queries) attend_block<V, 1, exact>(q + i, queries - i, keys, k, v, r, scale, out + i);
 }
 
-template <typename V>
-LR_INLINE void attend(const typename V::T* q, const typename V::T* k, const typename V::T* v,
-                      int64_t r, typename V::T scale, typename V::T* out) {
-  const Range<typename V::T> keys = range_of<V>(k, r);
-  if (needs_exact(range_of<V>(q, r), keys, scale))
-    attend_all<V, true>(q, r, keys, k, v, r, scale, out);
-  else
-    attend_all<V, false>(q, r, keys, k, v, r, scale, out);
-}
+// What one query brings to the second pass of the backward.
+template <typename T, int N>
+struct Queries {
+  alignas(64) T q[N], share[N], mean[N], weight[N], raw[N];
+};
 
-// Backward of kQueries (or fewer, the rest with zero gradient) queries. e: kQueries rows of
-// the keys' padded length. gk and gv are added to, scaled by 1 / temperature at the end.
+// First pass, queries [i, i + kQueries) of a block: exponentials into e, and their sums, alone
+// and with the values, still spread over the lanes.
 template <typename V, bool exact>
-LR_INLINE void attend_backward_block(const typename V::T* g, const typename V::T* q,
-                                     int64_t queries, Range<typename V::T> keys,
-                                     const typename V::T* k, const typename V::T* v, int64_t r,
-                                     typename V::T scale, typename V::T inverse, typename V::T* gq,
-                                     typename V::T* gk, typename V::T* gv, typename V::T* e) {
-  using T = typename V::T;
+LR_INLINE void exponentials(const typename V::T* q, Range<typename V::T> keys,
+                            const typename V::T* k, const typename V::T* v, int64_t r,
+                            int64_t padded, typename V::T scale, V* totals, V* parts,
+                            typename V::T* e) {
   constexpr int N = V::N, Q = kQueries;
-  const int64_t padded = (r + N - 1) / N * N;
   V query[Q], top[Q], total[Q], part[Q];
 #pragma GCC unroll 4
   for (int i = 0; i < Q; ++i) {
-    query[i] = V::set1(q[i < queries ? i : 0] * scale);
+    query[i] = V::set1(q[i] * scale);
     top[i] = score_top(query[i], V::set1(keys.low), V::set1(keys.high), exact);
     total[i] = part[i] = V::set1(0);
   }
@@ -225,13 +154,26 @@ LR_INLINE void attend_backward_block(const typename V::T* g, const typename V::T
       part[i] = fma(a, value, part[i]);
     }
   }
-  V weight[Q], mean[Q], slope[Q], raw[Q];
 #pragma GCC unroll 4
   for (int i = 0; i < Q; ++i) {
-    const T all = sum(total[i]);
-    weight[i] = V::set1(i < queries ? g[i] / all : T(0));
-    mean[i] = V::set1(sum(part[i]) / all);
-    raw[i] = V::set1(q[i < queries ? i : 0] * inverse);
+    totals[i] = total[i];
+    parts[i] = part[i];
+  }
+}
+
+// Second pass: adds to gk and gv; slopes stay spread over the lanes.
+template <typename V>
+LR_INLINE void gradients(const Queries<typename V::T, V::N>& all, int64_t first,
+                         const typename V::T* k, const typename V::T* v, int64_t r, int64_t padded,
+                         const typename V::T* e, V* slopes, typename V::T* gk, typename V::T* gv) {
+  constexpr int N = V::N, Q = kQueries;
+  V share[Q], weight[Q], mean[Q], slope[Q], raw[Q];
+#pragma GCC unroll 4
+  for (int i = 0; i < Q; ++i) {
+    share[i] = V::set1(all.share[first + i]);
+    weight[i] = V::set1(all.weight[first + i]);
+    mean[i] = V::set1(all.mean[first + i]);
+    raw[i] = V::set1(all.raw[first + i]);
     slope[i] = V::set1(0);
   }
   for (int64_t j = 0; j < padded; j += N) {
@@ -239,41 +181,51 @@ LR_INLINE void attend_backward_block(const typename V::T* g, const typename V::T
     V to_value = load_part<V>(gv + j, r - j), to_key = load_part<V>(gk + j, r - j);
 #pragma GCC unroll 4
     for (int i = 0; i < Q; ++i) {
-      const V a = V::load(e + i * padded + j) * weight[i];
+      const V a = V::load(e + i * padded + j) * share[i];
       const V b = a * (value - mean[i]);
-      to_value = to_value + a;
+      to_value = fma(a, weight[i], to_value);
       to_key = fma(b, raw[i], to_key);
       slope[i] = fma(b, key, slope[i]);
     }
     store_part(to_value, gv + j, r - j);
     store_part(to_key, gk + j, r - j);
   }
-  for (int i = 0; i < Q && i < queries; ++i) gq[i] = sum(slope[i]) * inverse;
+#pragma GCC unroll 4
+  for (int i = 0; i < Q; ++i) slopes[i] = slope[i];
 }
 
+// Backward of `queries` queries with gradients g, N at a time, so that sums across lanes are
+// taken for N queries together. e: N rows of the keys' padded length. Writes gk and gv;
+// slopes: o'(q), to be multiplied by g for q's gradient.
 template <typename V, bool exact>
 static __attribute__((noinline)) void attend_backward_all(
     const typename V::T* g, const typename V::T* q, int64_t queries, Range<typename V::T> keys,
     const typename V::T* k, const typename V::T* v, int64_t r, typename V::T scale,
-    typename V::T inverse, typename V::T* gq, typename V::T* gk, typename V::T* gv,
+    typename V::T inverse, typename V::T* slopes, typename V::T* gk, typename V::T* gv,
     typename V::T* e) {
+  constexpr int N = V::N;
+  const int64_t padded = (r + N - 1) / N * N;
+  Queries<typename V::T, N> block;
+  V first[N], second[N];
   for (int64_t j = 0; j < r; ++j) gk[j] = gv[j] = 0;
-  for (int64_t i = 0; i < queries; i += kQueries)
-    attend_backward_block<V, exact>(g + i, q + i, queries - i, keys, k, v, r, scale, inverse,
-                                    gq + i, gk, gv, e);
-}
-
-// scale: log2(e) / temperature; inverse: 1 / temperature.
-template <typename V>
-LR_INLINE void attend_backward(const typename V::T* g, const typename V::T* q,
-                               const typename V::T* k, const typename V::T* v, int64_t r,
-                               typename V::T scale, typename V::T inverse, typename V::T* gq,
-                               typename V::T* gk, typename V::T* gv, typename V::T* scratch) {
-  const Range<typename V::T> keys = range_of<V>(k, r);
-  if (needs_exact(range_of<V>(q, r), keys, scale))
-    attend_backward_all<V, true>(g, q, r, keys, k, v, r, scale, inverse, gq, gk, gv, scratch);
-  else
-    attend_backward_all<V, false>(g, q, r, keys, k, v, r, scale, inverse, gq, gk, gv, scratch);
+  for (int64_t i = 0; i < queries; i += N) {
+    const int64_t left = queries - i;
+    const V query = load_part<V>(q + i, left), weight = load_part<V>(g + i, left);
+    query.store(block.q);
+    for (int64_t m = 0; m < N && m < left; m += kQueries)
+      exponentials<V, exact>(block.q + m, keys, k, v, r, padded, scale, first + m, second + m,
+                             e + m * padded);
+    for (int64_t m = (left + kQueries - 1) / kQueries * kQueries; m < N; ++m)
+      first[m] = second[m] = V::set1(1);
+    const V share = V::set1(1) / sums(first);
+    share.store(block.share);
+    (sums(second) * share).store(block.mean);
+    weight.store(block.weight);
+    (weight * query * V::set1(inverse)).store(block.raw);
+    for (int64_t m = 0; m < N && m < left; m += kQueries)
+      gradients<V>(block, m, k, v, r, padded, e + m * padded, first + m, gk, gv);
+    store_part(sums(first) * V::set1(inverse), slopes + i, left);
+  }
 }
 
 // ---- tokens wider than 1: one row of scores at a time ------------------------------------
@@ -382,5 +334,5 @@ static __attribute__((noinline)) void attend_tokens_backward(
 // Elements of scratch that one sample needs, forward or backward.
 static inline int64_t attention_scratch(int64_t r, int64_t t) {
   const int64_t lanes = 16, padded = (r / t + lanes - 1) / lanes * lanes;
-  return t == 1 ? kQueries * padded : 4 * t * padded + 2 * padded;
+  return t == 1 ? lanes * padded : 4 * t * padded + 2 * padded;
 }

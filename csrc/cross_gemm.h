@@ -118,73 +118,7 @@ LR_INLINE void product(const Product<typename V::T>* products, int count, int64_
 #endif
 }
 
-// ---- turning blocks of N x N ------------------------------------------------------------
-
-template <typename V>
-LR_INLINE void transpose(V* rows) {
-  using T = typename V::T;
-  T at[V::N][V::N], turned[V::N];
-  for (int i = 0; i < V::N; ++i) rows[i].store(at[i]);
-  for (int j = 0; j < V::N; ++j) {
-    for (int i = 0; i < V::N; ++i) turned[i] = at[i][j];
-    rows[j] = V::load(turned);
-  }
-}
-
-#if LIRANK_ISA == 512
-LR_INLINE void transpose(f32* rows) {
-  __m512 a[16], b[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
-    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    const __m512d lo0 = _mm512_castps_pd(a[i]), lo1 = _mm512_castps_pd(a[i + 2]);
-    const __m512d hi0 = _mm512_castps_pd(a[i + 1]), hi1 = _mm512_castps_pd(a[i + 3]);
-    b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(lo0, lo1));
-    b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(lo0, lo1));
-    b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(hi0, hi1));
-    b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(hi0, hi1));
-  }
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    a[c] = _mm512_shuffle_f32x4(b[c], b[c + 4], 0x88);
-    a[c + 4] = _mm512_shuffle_f32x4(b[c], b[c + 4], 0xdd);
-    a[c + 8] = _mm512_shuffle_f32x4(b[c + 8], b[c + 12], 0x88);
-    a[c + 12] = _mm512_shuffle_f32x4(b[c + 8], b[c + 12], 0xdd);
-  }
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    rows[c].v = _mm512_shuffle_f32x4(a[c], a[c + 8], 0x88);
-    rows[c + 8].v = _mm512_shuffle_f32x4(a[c], a[c + 8], 0xdd);
-    rows[c + 4].v = _mm512_shuffle_f32x4(a[c + 4], a[c + 12], 0x88);
-    rows[c + 12].v = _mm512_shuffle_f32x4(a[c + 4], a[c + 12], 0xdd);
-  }
-}
-#elif LIRANK_ISA == 256
-LR_INLINE void transpose(f32* rows) {
-  __m256 a[8], b[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    a[i] = _mm256_unpacklo_ps(rows[i].v, rows[i + 1].v);
-    a[i + 1] = _mm256_unpackhi_ps(rows[i].v, rows[i + 1].v);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
-    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
-    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
-  }
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    rows[c].v = _mm256_permute2f128_ps(b[c], b[c + 4], 0x20);
-    rows[c + 4].v = _mm256_permute2f128_ps(b[c], b[c + 4], 0x31);
-  }
-}
-#endif
+// ---- turning tiles -----------------------------------------------------------------------
 
 // tile[j * W + b] = x[b * ld + j] for b < rows; 0 for the other lanes of `vectors` vectors.
 template <typename V>

@@ -6,20 +6,24 @@
 // (3 products of 2 * d * r flops beside the forward's 2); a second pass over blocks of
 // columns, parallel over columns so that no partial sums are kept, gives those of the weights.
 
+#include "cross_lanes.h"
 #include "cross_gemm.h"
 #include "cross_attention_kernels.h"
+#include "cross_chebyshev.h"
 
 template <typename V>
 LR_INLINE void attend_sample(const Layer<typename V::T>& layer, const typename V::T* h,
                              typename V::T* out, typename V::T* scratch) {
   const int64_t r = layer.r, t = layer.token_dim;
   if (t == 1)
-    attend<V>(h, h + r, h + 2 * r, r, layer.scale, out);
+    attend<V>(h, h + r, h + 2 * r, r, layer.scale, layer.inverse, out);
   else
     attend_tokens<V>(h, h + r, h + 2 * r, r / t, t, layer.scale, out, scratch);
   if (layer.skip)
     for (int64_t i = 0; i < r; ++i) out[i] += h[2 * r + i];
 }
+
+#include "cross_small.h"
 
 // h (3r x W) -> p (r x W). work: W * 4r elements and the attention's scratch. The samples'
 // q, k, v stay in work, (W, 3r), p behind them, (W, r).
@@ -87,6 +91,78 @@ LR_INLINE void forward_range(const Layer<typename V::T>& layer, const typename V
   }
   layer_tile<V>(layer, tile0, from, out, W, rows, vectors, h, p, work);
   turn_out<V>(out, W, rows, d, y + begin * d, d);
+}
+
+// A few samples through one layer. scratch: small_scratch.
+template <typename V>
+LR_INLINE void small_range(const Layer<typename V::T>& layer, const typename V::T* x0,
+                           const typename V::T* x, int64_t begin, int64_t end, typename V::T* y,
+                           typename V::T* scratch) {
+  using T = typename V::T;
+  const int64_t d = layer.d, samples = end - begin, at = begin * d;
+  T *t = scratch, *h = t + samples * d;
+  small_layer<V>(layer, x0 + at, x + at, y + at, samples, h, t, h + samples * 4 * layer.r);
+}
+
+// low = (low + high) * factor on n elements.
+template <typename V>
+LR_INLINE void merge_states(typename V::T* low, const typename V::T* high, int64_t n,
+                            typename V::T factor) {
+  for (int64_t i = 0; i < n; i += V::N) {
+    const V both = load_part<V>(low + i, n - i) + load_part<V>(high + i, n - i);
+    store_part(both * V::set1(factor), low + i, n - i);
+  }
+}
+
+// Both stacks on samples [begin, end). scratch: tile_scratch of the widest layer.
+template <typename V>
+LR_INLINE void net_range(const Net<typename V::T>& net, const typename V::T* x, int64_t begin,
+                         int64_t end, int vectors, typename V::T* y, typename V::T* scratch) {
+  using T = typename V::T;
+  const int64_t d = net.d, rows = end - begin, W = vectors * V::N;
+  T *tile0 = scratch, *state[2] = {tile0 + d * W, tile0 + 2 * d * W}, *h = tile0 + 3 * d * W;
+  turn_in<V>(x + begin * d, d, rows, d, tile0, W, vectors);
+  for (int stack = 0; stack < 2; ++stack) {
+    const Layer<T>* layers = stack ? net.high : net.low;
+    const int64_t count = stack ? net.highs : net.lows;
+    for (int64_t i = 0; i < count; ++i) {
+      T *p = h + layers[i].projections * layers[i].r * W, *work = p + layers[i].r * W;
+      layer_tile<V>(layers[i], tile0, i ? state[stack] : tile0, state[stack], W, rows, vectors, h,
+                    p, work);
+    }
+  }
+  if (net.merge == 2) {
+    turn_out<V>(state[0], W, rows, d, y + begin * 2 * d, 2 * d);
+    turn_out<V>(state[1], W, rows, d, y + begin * 2 * d + d, 2 * d);
+    return;
+  }
+  merge_states<V>(state[0], state[1], d * W, net.merge ? T(0.5) : T(1));
+  turn_out<V>(state[0], W, rows, d, y + begin * d, d);
+}
+
+// The same for a few samples. scratch: two states and small_scratch of the widest layer.
+template <typename V>
+LR_INLINE void small_net_range(const Net<typename V::T>& net, const typename V::T* x, int64_t begin,
+                               int64_t end, typename V::T* y, typename V::T* scratch) {
+  using T = typename V::T;
+  const int64_t d = net.d, samples = end - begin, size = samples * d;
+  const T* x0 = x + begin * d;
+  T *state[2] = {scratch, scratch + size}, *t = scratch + 2 * size, *h = t + size;
+  for (int stack = 0; stack < 2; ++stack) {
+    const Layer<T>* layers = stack ? net.high : net.low;
+    const int64_t count = stack ? net.highs : net.lows;
+    for (int64_t i = 0; i < count; ++i)
+      small_layer<V>(layers[i], x0, i ? state[stack] : x0, state[stack], samples, h, t,
+                     h + samples * 4 * layers[i].r);
+  }
+  if (net.merge == 2) {
+    for (int64_t b = 0; b < samples; ++b)
+      for (int stack = 0; stack < 2; ++stack)
+        memcpy(y + (2 * (begin + b) + stack) * d, state[stack] + b * d, d * sizeof(T));
+    return;
+  }
+  merge_states<V>(state[0], state[1], size, net.merge ? T(0.5) : T(1));
+  memcpy(y + begin * d, state[0], size * sizeof(T));
 }
 
 // Samples per chunk of the second backward pass: 128 rows of 64 columns are 32 KB.
@@ -220,6 +296,18 @@ LR_INLINE void weight_columns(const Layer<typename V::T>& layer, const Backward<
   static void cross_forward(const Layer<T>& layer, const T* x0, const T* x, int64_t begin,         \
                             int64_t end, int vectors, T* y, T* scratch) {                          \
     forward_range<V>(layer, x0, x, begin, end, vectors, y, scratch);                               \
+  }                                                                                                \
+  static void cross_small(const Layer<T>& layer, const T* x0, const T* x, int64_t begin,           \
+                          int64_t end, T* y, T* scratch) {                                         \
+    small_range<V>(layer, x0, x, begin, end, y, scratch);                                          \
+  }                                                                                                \
+  static void cross_net(const Net<T>& net, const T* x, int64_t begin, int64_t end, int vectors,    \
+                        T* y, T* scratch) {                                                        \
+    net_range<V>(net, x, begin, end, vectors, y, scratch);                                         \
+  }                                                                                                \
+  static void cross_small_net(const Net<T>& net, const T* x, int64_t begin, int64_t end, T* y,     \
+                              T* scratch) {                                                        \
+    small_net_range<V>(net, x, begin, end, y, scratch);                                            \
   }                                                                                                \
   static void cross_backward(const Layer<T>& layer, const Backward<T>& io, int64_t begin,          \
                              int64_t end, int vectors, T* scratch) {                               \

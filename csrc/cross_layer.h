@@ -1,6 +1,7 @@
 // What the Torch side of the cross layers hands to the kernels.
 #pragma once
 #include "checks.h"
+#include "cross_chebyshev_table.h"
 
 #include <cmath>
 #include <cstdint>
@@ -19,6 +20,15 @@ struct Layer {
   int64_t d, r, token_dim;
   T scale, inverse;  // log2(e) / s and 1 / s with s = temperature * sqrt(token_dim)
   bool skip;
+};
+
+// Two stacks on the same input. merge: 0 sum, 1 mean, 2 concatenation.
+template <typename T>
+struct Net {
+  const Layer<T>* low;
+  const Layer<T>* high;
+  int64_t lows, highs, d;
+  int64_t merge;
 };
 
 // Inputs and outputs of the first backward pass; p (B, r) and dh (B, projections * r) are

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from conftest import REPOSITORY, needs_library
 
 from lirank_ext import attention_cross, low_rank_cross, nn, outer_attention
@@ -84,6 +85,33 @@ def test_extreme_scores_pick_the_largest_key(magnitude):
     assert outer_attention(q, k, v).tolist() == [[20.0, 30.0, 20.0, 30.0]]
 
 
+# ---- batch sizes around every switch ---------------------------------------------------
+
+# 24 is the last small batch; 16, 32, 48 and 64 are the tile widths of AVX-512 (8, 16: less)
+BATCHES = [1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 48, 49, 63, 64, 65, 130]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_batch_size_agrees_with_float64(threads, batch):
+    low, high = cross_inputs(batch, 70, 34), cross_inputs(batch, 70, 34, kernels=3)
+    net = nn.ResidualCrossNet(70, 34, 2, attention_rank=21, token_dim=3).requires_grad_(False)
+    wide = nn.ResidualCrossNet(70, 34, 2, attention_rank=21, token_dim=3).double()
+    wide.load_state_dict(net.state_dict())
+    for count in (1, 2):
+        threads(count)
+        with torch.inference_mode():
+            pairs = [
+                (low_rank_cross(*low), low_rank_cross(*(t.double() for t in low))),
+                (attention_cross(*high), attention_cross(*(t.double() for t in high))),
+                (
+                    net(low[0]),
+                    reference_cross.ReferenceResidualCrossNet.forward(wide, low[0].double()),
+                ),
+            ]
+        for got, want in pairs:
+            assert (got - want).abs().max() <= 64 * 2.0**-23 * want.abs().max()
+
+
 # ---- gradients -------------------------------------------------------------------------
 
 
@@ -143,10 +171,12 @@ def test_bad_temperature_is_refused(bad):
 def test_bit_equal_for_any_number_of_threads(threads, batch):
     low = [t.requires_grad_() for t in cross_inputs(batch, 150, 40)]
     high = [t.requires_grad_() for t in cross_inputs(batch, 150, 40, kernels=3)]
+    net = nn.ResidualCrossNet(150, 40)
     results = []
     for count in (1, 2, 3):
         threads(count)
-        found = []
+        with torch.inference_mode():
+            found = [net(low[0])]
         for function, leaves in ((low_rank_cross, low), (attention_cross, high)):
             y = function(*leaves)
             found += [y, *torch.autograd.grad(y.sin().sum(), leaves)]
@@ -222,6 +252,33 @@ def test_net_equals_its_reference(merge, learned):
     for (name, a), b in zip(fast.named_parameters(), slow.parameters(), strict=True):
         scale = float(b.grad.abs().max())
         torch.testing.assert_close(a.grad / scale, b.grad / scale, rtol=0, atol=1e-12, msg=name)
+
+
+def test_hooks_and_exchanged_layers_are_honoured():
+    net, x = nn.ResidualCrossNet(20, 4), torch.randn(6, 20)
+    with torch.no_grad():
+        plain = net(x)
+        seen = []
+        handle = net.attention[0].register_forward_hook(lambda *a: seen.append(a[0]))
+        torch.testing.assert_close(net(x), plain)
+        assert seen == [net.attention[0]]
+        handle.remove()
+        net.low_rank[1] = reference_cross.ReferenceLowRankCross(20, 4)
+        assert not torch.allclose(net(x), plain)
+        torch.nn.utils.prune.l1_unstructured(net.attention[1], "q", 0.5)
+        with torch.enable_grad():
+            want = net(x)
+        torch.testing.assert_close(net(x), want)
+
+
+def test_a_pruned_kernel_is_used():
+    net, x = nn.ResidualCrossNet(20, 4), torch.randn(6, 20)
+    torch.nn.utils.prune.l1_unstructured(net.attention[1], "q", 0.9)
+    torch.nn.utils.prune.l1_unstructured(net.low_rank[0], "u", 0.9)
+    for handle in (net.attention[1]._forward_pre_hooks, net.low_rank[0]._forward_pre_hooks):
+        handle.clear()  # the hooks that compute the pruned kernels have run
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), nn.cross.ResidualCrossParameters.forward(net, x))
 
 
 def test_state_dict_names():

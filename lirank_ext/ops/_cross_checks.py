@@ -55,3 +55,34 @@ def check_grad(op: str, grad: Tensor, like: Tensor) -> None:
     check_dtype(op, "grad", grad, like.dtype)
     check(grad.shape == like.shape, op, "grad", f"shape {tuple(like.shape)}", grad)
     check_device(op, "grad", grad, like.device)
+
+
+def check_net(
+    x: Tensor,
+    low_rank: list[Tensor],
+    attention: list[Tensor],
+    temperature: float,
+    log_temperatures: list[Tensor],
+    token_dim: int,
+    merge: int,
+) -> None:
+    """low_rank: (v, u, bias) per layer; attention: (q, k, v, u, bias) per layer."""
+    op = "residual_cross_net"
+    whole = "at least one layer of {} tensors"
+    fits = len(low_rank) > 0 and len(low_rank) % 3 == 0
+    check(fits, op, "low_rank", whole.format(3), len(low_rank))
+    fits = len(attention) > 0 and len(attention) % 5 == 0
+    check(fits, op, "attention", whole.format(5), len(attention))
+    for i in range(0, len(low_rank), 3):
+        v, u, bias = low_rank[i : i + 3]
+        check_cross(op, x, x, {"v": v}, u, bias)
+    for i in range(0, len(attention), 5):
+        q, k, v, u, bias = attention[i : i + 5]
+        check_cross(op, x, x, {"q": q, "k": k, "v": v}, u, bias)
+        check_tokens(op, v.shape[0], temperature, token_dim)
+    check(merge in (0, 1, 2), op, "merge", "0, 1 or 2", merge)
+    fits = len(log_temperatures) in (0, len(attention) // 5)
+    check(fits, op, "log_temperatures", "none, or one per layer", len(log_temperatures))
+    for t in log_temperatures:
+        check_dtype(op, "log_temperatures", t, x.dtype)
+        check_dim(op, "log_temperatures", t, 0)

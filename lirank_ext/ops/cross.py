@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .._checks import check
 from .._library import register
-from ._cross_checks import check_attention, check_cross, check_grad, check_tokens
+from . import _cross_fakes
+from ._cross_checks import check_attention, check_cross, check_grad, check_net, check_tokens
 
 
 def low_rank_cross(x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None) -> Tensor:
@@ -235,6 +236,35 @@ def attention_cross_backward_reference(
     return tuple(t.to(out) for t in found)
 
 
+def residual_cross_net_reference(
+    x: Tensor,
+    low_rank: list[Tensor],
+    attention: list[Tensor],
+    temperature: float,
+    log_temperatures: list[Tensor],
+    token_dim: int = 1,
+    skip: bool = True,
+    merge: int = 0,
+) -> Tensor:
+    """Two stacks on the same input, without gradients: serving in one call.
+
+    low_rank: v, u, bias of each layer; attention: q, k, v, u, bias of each layer, all biases
+    present; log_temperatures: one 0-d tensor per attention layer, or empty, then
+    ``temperature`` serves all. merge: 0 sum, 1 mean, 2 concatenation.
+    """
+    check_net(x, low_rank, attention, temperature, log_temperatures, token_dim, merge)
+    low, high = x, x
+    for i in range(0, len(low_rank), 3):
+        low = low_rank_cross_reference(x, low, *low_rank[i : i + 3])
+    for i in range(0, len(attention), 5):
+        scale = float(log_temperatures[i // 5].exp()) if log_temperatures else temperature
+        layer = attention[i : i + 5]
+        high = attention_cross_reference(x, high, *layer, scale, token_dim, skip)
+    if merge == 2:
+        return torch.cat([low, high], dim=-1)
+    return (low + high) / (1 + merge)
+
+
 def _wide(*tensors: Tensor | None) -> list[Tensor | None]:
     """Half precision as float32, the rest as it is."""
     half = (torch.float16, torch.bfloat16)
@@ -250,22 +280,7 @@ def _scores(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     return torch.softmax(q @ k.transpose(1, 2) / scale, dim=-1)
 
 
-# ---- fakes, autograd, registration -----------------------------------------------------
-
-
-def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors)
-
-
-def _low_rank_cross_fake(x0, x, v, u, bias):
-    check_cross("low_rank_cross", x0, x, {"v": v}, u, bias)
-    return _like(x0)[0]
-
-
-def _low_rank_cross_backward_fake(grad, x0, x, v, u, bias):
-    check_cross("low_rank_cross_backward", x0, x, {"v": v}, u, bias)
-    check_grad("low_rank_cross_backward", grad, x0)
-    return (*_like(x0, x, v, u), u.new_empty(u.shape[0]))
+# ---- autograd, registration ------------------------------------------------------------
 
 
 def _low_rank_cross_setup(ctx, inputs, output):
@@ -277,17 +292,6 @@ def _low_rank_cross_autograd(ctx, grad):
     return (*found[:4], None if ctx.saved_tensors[4] is None else found[4])
 
 
-def _outer_attention_fake(q, k, v, temperature=1.0, token_dim=1):
-    check_attention("outer_attention", q, k, v, temperature, token_dim)
-    return _like(q)[0]
-
-
-def _outer_attention_backward_fake(grad, q, k, v, temperature=1.0, token_dim=1):
-    check_attention("outer_attention_backward", q, k, v, temperature, token_dim)
-    check_grad("outer_attention_backward", grad, q)
-    return _like(q, k, v)
-
-
 def _outer_attention_setup(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:3])
     ctx.options = inputs[3:]
@@ -295,23 +299,6 @@ def _outer_attention_setup(ctx, inputs, output):
 
 def _outer_attention_autograd(ctx, grad):
     return (*_outer_attention_backward(grad, *ctx.saved_tensors, *ctx.options), None, None)
-
-
-def _attention_cross_fake(x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True):
-    op = "attention_cross"
-    check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)
-    check_tokens(op, v.shape[0], temperature, token_dim)
-    return _like(x0)[0]
-
-
-def _attention_cross_backward_fake(
-    grad, x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True
-):
-    op = "attention_cross_backward"
-    check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)
-    check_tokens(op, v.shape[0], temperature, token_dim)
-    check_grad(op, grad, x0)
-    return (*_like(x0, x, q, k, v, u), u.new_empty(u.shape[0]))
 
 
 def _attention_cross_setup(ctx, inputs, output):
@@ -328,13 +315,13 @@ _low_rank_cross_backward = register(
     "low_rank_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=low_rank_cross_backward_reference,
-    fake=_low_rank_cross_backward_fake,
+    fake=_cross_fakes.low_rank_cross_backward_fake,
     internal=True,
 )
 _low_rank_cross = register(
     "low_rank_cross(Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias) -> Tensor",
     reference=low_rank_cross_reference,
-    fake=_low_rank_cross_fake,
+    fake=_cross_fakes.low_rank_cross_fake,
     setup_context=_low_rank_cross_setup,
     backward=_low_rank_cross_autograd,
 )
@@ -342,14 +329,14 @@ _outer_attention_backward = register(
     "outer_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, float temperature=1.0, "
     "int token_dim=1) -> (Tensor, Tensor, Tensor)",
     reference=outer_attention_backward_reference,
-    fake=_outer_attention_backward_fake,
+    fake=_cross_fakes.outer_attention_backward_fake,
     internal=True,
 )
 _outer_attention = register(
     "outer_attention(Tensor q, Tensor k, Tensor v, float temperature=1.0, int token_dim=1) "
     "-> Tensor",
     reference=outer_attention_reference,
-    fake=_outer_attention_fake,
+    fake=_cross_fakes.outer_attention_fake,
     setup_context=_outer_attention_setup,
     backward=_outer_attention_autograd,
 )
@@ -358,14 +345,21 @@ _attention_cross_backward = register(
     "Tensor u, Tensor? bias, float temperature=1.0, int token_dim=1, bool skip=True) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=attention_cross_backward_reference,
-    fake=_attention_cross_backward_fake,
+    fake=_cross_fakes.attention_cross_backward_fake,
     internal=True,
 )
 _attention_cross = register(
     "attention_cross(Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, Tensor u, Tensor? bias, "
     "float temperature=1.0, int token_dim=1, bool skip=True) -> Tensor",
     reference=attention_cross_reference,
-    fake=_attention_cross_fake,
+    fake=_cross_fakes.attention_cross_fake,
     setup_context=_attention_cross_setup,
     backward=_attention_cross_autograd,
+)
+residual_cross_net = register(
+    "residual_cross_net(Tensor x, Tensor[] low_rank, Tensor[] attention, float temperature, "
+    "Tensor[] log_temperatures, int token_dim=1, bool skip=True, int merge=0) -> Tensor",
+    reference=residual_cross_net_reference,
+    fake=_cross_fakes.residual_cross_net_fake,
+    internal=True,
 )

@@ -1,0 +1,91 @@
+"""Refusals and state shared by the modules that need no kernel."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+
+def refuse(
+    owner: str, argument: str, wanted: str, got: Any, error: type[Exception] = ValueError
+) -> NoReturn:
+    """Raise ``owner: argument 'name': wanted ..., got ...``."""
+    raise error(f"{owner}: argument '{argument}': wanted {wanted}, got {got}")
+
+
+def check_positive(owner: str, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            refuse(owner, name, "a positive whole number", repr(size))
+
+
+def check_number(
+    owner: str, argument: str, value: float, wanted: str, low: float, high: float, edges: str = "()"
+) -> None:
+    """Refuse unless ``value`` is a number in the interval; ``edges`` as in mathematics."""
+    inside = isinstance(value, (int, float)) and not isinstance(value, bool)
+    inside = inside and (value >= low if edges[0] == "[" else value > low)
+    inside = inside and (value <= high if edges[1] == "]" else value < high)
+    if not inside:
+        refuse(owner, argument, wanted, repr(value))
+
+
+def check_dims(owner: str, argument: str, dims: Sequence[int], least: int) -> None:
+    """Refuse unless ``dims`` is a sequence of at least ``least`` positive whole numbers."""
+    good = isinstance(dims, (list, tuple)) and len(dims) >= least
+    if not good or any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in dims):
+        refuse(owner, argument, f"at least {least} positive whole numbers", repr(dims))
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_choice(owner: str, argument: str, value: Any, choices: Sequence[str | None]) -> None:
+    if value not in choices:
+        hint = did_you_mean(value, (c for c in choices if c is not None))
+        text = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        refuse(owner, argument, text, f"{value!r}{hint}")
+
+
+def check_shape(owner: str, argument: str, t: Tensor, *wanted: int | str) -> None:
+    """Refuse unless the shape fits; a word such as ``"B"`` stands for any size."""
+    fits = t.dim() == len(wanted)
+    fits = fits and all(isinstance(w, str) or w == n for w, n in zip(wanted, t.shape, strict=True))
+    if not fits:
+        text = "(" + ", ".join(map(str, wanted)) + ("," if len(wanted) == 1 else "") + ")"
+        refuse(owner, argument, f"shape {text}", tuple(t.shape))
+
+
+def check_finite(owner: str, argument: str, t: Tensor) -> None:
+    bad = ~t.isfinite()
+    if bad.any():
+        at = tuple(bad.nonzero()[0].tolist())
+        refuse(owner, argument, "finite numbers", f"{t[at].item()} at {at}")
+
+
+class ResizingBuffers(nn.Module):
+    """A module whose buffers take the size that a state dict brings."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        for name, old in list(self._buffers.items()):
+            new = state_dict.get(prefix + name)
+            if old is not None and new is not None and new.shape != old.shape:
+                setattr(self, name, old.new_empty(new.shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Float64Buffers(nn.Module):
+    """A module whose buffers keep their dtype: ``.half()`` and ``.float()`` only move devices."""
+
+    def _apply(self, fn, recurse=True):
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in kept.items():
+            if old is not None and self._buffers[name].dtype != old.dtype:
+                self._buffers[name] = old.to(self._buffers[name].device)
+        return self

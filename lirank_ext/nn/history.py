@@ -1,0 +1,197 @@
+"""Member history: a Transformer over past actions fused with the candidate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ._common import check_number, check_positive, check_shape, refuse
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm Transformer layer (self-attention, then ReLU feed-forward) through SDPA."""
+
+    def __init__(self, width: int, num_heads: int, feed_forward: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.p = num_heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, feed_forward)
+        self.down = nn.Linear(feed_forward, width)
+        self.norm2 = nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        """x: (B, T, width); seen: (B, 1, 1, T), True where a step may be attended to."""
+        p = self.p if self.training else 0.0
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = heads.unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=p)
+        attended = self.out(attended.transpose(1, 2).flatten(2))
+        x = self.norm1(x + F.dropout(attended, p))
+        hidden = self.down(F.dropout(self.up(x).relu(), p))
+        return self.norm2(x + F.dropout(hidden, p))
+
+
+class HistoryEncoder(nn.Module):
+    """Encodes what a member did before, seen from a candidate: (B, width + last * width).
+
+    Each step is item ‖ action ‖ candidate (early fusion; width is the sum of the three, or
+    ``width`` after a linear map). ``num_layers`` post-norm Transformer layers follow. The
+    output is the maximum over the valid steps, then the ``last`` newest steps, newest first;
+    zeros stand for steps that are not there, and an empty history gives zeros only. What the
+    padded steps hold (NaN too) has no effect.
+
+    LiRank gives two layers, a feed-forward of half the width, the maximum and the last five.
+    Free choices, after TransAct's public code: two heads, post-norm, dropout 0.1, no positions.
+
+    Args:
+        item_dim, action_dim, candidate_dim: widths of the three embeddings.
+        num_layers, num_heads: of the encoder; ``num_heads`` divides the width.
+        last: newest steps handed on as they are, 0 or more.
+        max_len: longer histories keep their newest ``max_len`` steps.
+        width: project the steps linearly to this width; None keeps the sum.
+        feed_forward: hidden width of the feed-forward; None is half the width.
+        dropout: in [0, 1), in training.
+        positions: add a learned position, counted from the newest step, at first zero.
+        newest_first: order of the steps given to ``forward``.
+        time_window: in training, each sample hides the steps younger than a random age between
+            0 and this (0: none), as if actions reached the ranker late; needs ``ages``.
+
+    Attributes:
+        width: width d of a step.
+        out_dim: ``width * (1 + last)``.
+
+    Raises:
+        ValueError: an argument is out of range or the heads do not divide the width; in
+            ``forward``, shapes do not fit, or ``ages`` are missing while the window is on.
+
+    Source: LiRank (arXiv 2402.06859), section "TransAct"; TransAct (arXiv 2306.00248).
+    """
+
+    def __init__(
+        self,
+        item_dim: int,
+        action_dim: int,
+        candidate_dim: int,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        last: int = 5,
+        max_len: int = 100,
+        *,
+        width: int | None = None,
+        feed_forward: int | None = None,
+        dropout: float = 0.1,
+        positions: bool = False,
+        newest_first: bool = True,
+        time_window: float = 0.0,
+    ) -> None:
+        super().__init__()
+        owner = "HistoryEncoder"
+        sizes = {"item_dim": item_dim, "action_dim": action_dim, "candidate_dim": candidate_dim}
+        fused = sum(sizes.values())
+        self.width = d = fused if width is None else width
+        hidden = max(1, d // 2) if feed_forward is None else feed_forward
+        sizes.update(num_layers=num_layers, num_heads=num_heads, max_len=max_len, width=d)
+        check_positive(owner, **sizes, feed_forward=hidden)
+        check_number(owner, "last", last, "0 or more", 0, float("inf"), "[)")
+        check_number(owner, "dropout", dropout, "a number in [0, 1)", 0, 1, "[)")
+        check_number(owner, "time_window", time_window, "0 or more", 0, float("inf"), "[)")
+        if d % num_heads:
+            better = -(-d // num_heads) * num_heads
+            wanted = f"a divisor of the width {d} (width={better} projects the steps to {better})"
+            refuse(owner, "num_heads", wanted, num_heads)
+        self.dims = (item_dim, action_dim, candidate_dim)
+        self.last, self.max_len = int(last), max_len
+        self.newest_first, self.time_window = newest_first, float(time_window)
+        self.out_dim = d * (1 + self.last)
+        self.project = None if width is None else nn.Linear(fused, d)
+        self.position = nn.Parameter(torch.zeros(max_len, d)) if positions else None
+        self.layers = nn.ModuleList(
+            EncoderLayer(d, num_heads, hidden, dropout) for _ in range(num_layers)
+        )
+
+    def forward(
+        self,
+        items: Tensor,
+        actions: Tensor,
+        candidate: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        ages: Tensor | None = None,
+    ) -> Tensor:
+        """Encode a batch of histories.
+
+        Args:
+            items: (B, T, item_dim).
+            actions: (B, T, action_dim).
+            candidate: (B, candidate_dim).
+            lengths: (B,) whole numbers; the first ``lengths[b]`` of the T steps are valid (a
+                length above T means all T).
+            mask: (B, T) bool, True where a step is valid; holes are allowed. With ``lengths``,
+                both must hold.
+            ages: (B, T), time from the action to the request, in the unit of ``time_window``.
+                A step of negative age lies after the request and is never seen.
+
+        Returns:
+            (B, width + last * width).
+        """
+        valid = self._valid(items, actions, candidate, lengths, mask, ages)
+        items, actions, valid = self._newest(items, actions, valid)
+        seen = valid.unsqueeze(-1)
+        fused = candidate.unsqueeze(1).expand(-1, items.shape[1], -1)
+        x = torch.cat([items, actions, fused], dim=-1).masked_fill(~seen, 0)
+        x = x if self.project is None else self.project(x)
+        x = x if self.position is None else x + self.position[: x.shape[1]]
+        # Attention over nothing is 0 / 0: an empty history attends to its first, zeroed step.
+        first = torch.arange(x.shape[1], device=x.device) == 0
+        keys = (valid | first).unsqueeze(1).unsqueeze(1)
+        for layer in self.layers:
+            x = layer(x, keys)
+        pooled = x.masked_fill(~seen, float("-inf")).amax(1)
+        pooled = pooled.masked_fill(~valid.any(1, keepdim=True), 0)
+        newest = x.masked_fill(~seen, 0)[:, : self.last]
+        newest = F.pad(newest, (0, 0, 0, self.last - newest.shape[1]))
+        return torch.cat([pooled, newest.flatten(1)], dim=1)
+
+    def _valid(self, items, actions, candidate, lengths, mask, ages) -> Tensor:
+        """(B, T): the steps that this call may use, after checking all shapes."""
+        owner, (item_dim, action_dim, candidate_dim) = "HistoryEncoder", self.dims
+        check_shape(owner, "items", items, "B", "T", item_dim)
+        b, t = items.shape[:2]
+        check_shape(owner, "actions", actions, b, t, action_dim)
+        check_shape(owner, "candidate", candidate, b, candidate_dim)
+        valid = torch.ones(b, t, dtype=torch.bool, device=items.device)
+        if lengths is not None:
+            check_shape(owner, "lengths", lengths, b)
+            valid = torch.arange(t, device=items.device) < lengths.unsqueeze(1)
+        if mask is not None:
+            check_shape(owner, "mask", mask, b, t)
+            if mask.dtype != torch.bool:
+                refuse(owner, "mask", "dtype torch.bool", mask.dtype, TypeError)
+            valid = valid & mask
+        if ages is not None:
+            check_shape(owner, "ages", ages, b, t)
+            valid = valid & (ages >= 0)
+        if self.training and self.time_window > 0:
+            if ages is None:
+                refuse(owner, "ages", "a tensor, as time_window is on in training", None)
+            hidden = self.time_window * torch.rand(b, 1, device=items.device)
+            valid = valid & (ages >= hidden)
+        return valid
+
+    def _newest(self, items: Tensor, actions: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        """The newest ``max_len`` valid steps, newest first, padding behind; at least one step."""
+        if not self.newest_first:
+            items, actions, valid = items.flip(1), actions.flip(1), valid.flip(1)
+        if items.shape[1] == 0:
+            return tuple(t.new_zeros(len(t), 1, *t.shape[2:]) for t in (items, actions, valid))
+        order = (~valid).byte().argsort(dim=1, stable=True)[:, : self.max_len]
+        steps = order.unsqueeze(-1)
+        items = items.gather(1, steps.expand(-1, -1, items.shape[2]))
+        actions = actions.gather(1, steps.expand(-1, -1, actions.shape[2]))
+        return items, actions, valid.gather(1, order)

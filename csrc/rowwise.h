@@ -1,0 +1,61 @@
+// The packed layout of row-wise quantized tables: one definition for CPU, CUDA and hashing.
+//
+// A row is `code_bytes` of codes and a pair (scale, mid) of float32. code_bytes is the code size
+// rounded up to 8. Where it is a multiple of 64 the codes of all rows come first, each row on
+// whole cache lines, then all pairs: a look-up touches code_bytes / 64 + 1 lines. Otherwise the
+// pair follows the row's codes; a row of 49 to 63 bytes is padded to 64, one line instead of 1.9.
+// 4-bit codes are stored plus 8, two a byte, the even column in the low half.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#ifndef LIRANK_HOST_DEVICE
+#if defined(__CUDACC__)
+#define LIRANK_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define LIRANK_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+#endif
+
+namespace lirank::rowwise {
+
+struct Pair {
+  float scale, mid;
+};
+
+struct Layout {
+  int64_t code_bytes;   // codes of one row, rounded up to 8
+  int64_t row_bytes;    // share of one row in the table: shape (N, row_bytes)
+  int64_t code_stride;  // from one row's codes to the next
+  int64_t pair_stride;  // from one row's pair to the next
+  bool apart;           // pairs behind all codes
+};
+
+LIRANK_HOST_DEVICE Layout layout(int64_t dim, int bits) {
+  const int64_t bytes = bits == 8 ? dim : (dim + 1) / 2;
+  const int64_t codes = (bytes + 7) / 8 * 8;
+  const bool apart = codes % 64 == 0;
+  int64_t row = codes + 8;
+  if (!apart && row > 48 && row < 64) row = 64;
+  return {codes, row, apart ? codes : row, apart ? 8 : row, apart};
+}
+
+// Where row 0's pair lies; row i's is i * pair_stride further on.
+LIRANK_HOST_DEVICE int64_t first_pair(const Layout& l, int64_t rows) {
+  return l.apart ? rows * l.code_bytes : l.code_bytes;
+}
+
+LIRANK_HOST_DEVICE int unpack4(uint8_t byte, int64_t column) {
+  return (int)(column & 1 ? byte >> 4 : byte & 15) - 8;
+}
+
+// What a code stands for: one multiply and one add, each rounded.
+LIRANK_HOST_DEVICE float dequantize(int code, float scale, float mid) {
+#if defined(__CUDA_ARCH__)
+  return __fadd_rn(mid, __fmul_rn((float)code, scale));
+#else
+  return mid + (float)code * scale;
+#endif
+}
+
+}  // namespace lirank::rowwise

@@ -1,0 +1,65 @@
+"""The packed layout of row-wise quantized tables, as ``csrc/rowwise.h`` defines it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Bytes of one row: codes, share of the table, and whether the pairs lie behind all codes."""
+
+    code_bytes: int
+    row_bytes: int
+    apart: bool
+
+
+def layout(dim: int, bits: int) -> Layout:
+    """Layout of a table of width ``dim``; ``row_bytes`` is the second axis of a packed tensor."""
+    size = dim if bits == 8 else (dim + 1) // 2
+    codes = (size + 7) // 8 * 8
+    apart = codes % 64 == 0
+    row = codes + 8
+    if not apart and 48 < row < 64:
+        row = 64
+    return Layout(codes, row, apart)
+
+
+def pack(codes: Tensor, scale: Tensor, mid: Tensor, bits: int) -> Tensor:
+    """Codes (N, D) int8 and pairs (N,) float32 to uint8 (N, row_bytes)."""
+    rows, dim = codes.shape
+    form = layout(dim, bits)
+    if bits == 8:
+        stored = codes.contiguous().view(torch.uint8)
+    else:
+        shifted = torch.nn.functional.pad((codes + 8).to(torch.uint8), (0, dim % 2))
+        stored = shifted[:, 0::2] | (shifted[:, 1::2] << 4)
+    stored = torch.nn.functional.pad(stored, (0, form.code_bytes - stored.shape[1]))
+    pairs = torch.stack([scale, mid], 1).contiguous().view(torch.uint8).reshape(rows, 8)
+    if form.apart:
+        flat = torch.cat([stored.reshape(-1), pairs.reshape(-1)])
+        return flat.view(rows, form.row_bytes)
+    row = torch.cat([stored, pairs], 1)
+    return torch.nn.functional.pad(row, (0, form.row_bytes - row.shape[1])).contiguous()
+
+
+def unpack(packed: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse of :func:`pack`."""
+    rows, form = packed.shape[0], layout(dim, bits)
+    if form.apart:
+        flat = packed.reshape(-1)
+        stored = flat[: rows * form.code_bytes].reshape(rows, form.code_bytes)
+        pairs = flat[rows * form.code_bytes :].reshape(rows, 8)
+    else:
+        stored = packed[:, : form.code_bytes]
+        pairs = packed[:, form.code_bytes : form.code_bytes + 8]
+    pairs = pairs.contiguous().view(torch.float32).reshape(rows, 2)
+    if bits == 8:
+        codes = stored[:, :dim].contiguous().view(torch.int8)
+    else:
+        both = torch.stack([stored & 15, stored >> 4], 2).reshape(rows, -1)
+        codes = both[:, :dim].to(torch.int8) - 8
+    return codes, pairs[:, 0].contiguous(), pairs[:, 1].contiguous()

@@ -1,13 +1,21 @@
 """Modules and layers built on the ops."""
 
 from .cross import AttentionCross, LowRankCross, ResidualCrossNet
+from .explore import NeuralLinear
 from .gated_mlp import GatedMLP
 from .history import HistoryEncoder
+from .multi_task import GroupedTowers, HardShared
+from .multi_task_experts import PLE, MMoE
 
 __all__ = [
     "AttentionCross",
     "GatedMLP",
+    "GroupedTowers",
+    "HardShared",
     "HistoryEncoder",
     "LowRankCross",
+    "MMoE",
+    "NeuralLinear",
+    "PLE",
     "ResidualCrossNet",
 ]

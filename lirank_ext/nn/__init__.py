@@ -1,11 +1,13 @@
 """Modules and layers built on the ops."""
 
 from .cross import AttentionCross, LowRankCross, ResidualCrossNet
+from .dwell import LongDwellLabels
 from .explore import NeuralLinear
 from .gated_mlp import GatedMLP
 from .history import HistoryEncoder
 from .multi_task import GroupedTowers, HardShared
 from .multi_task_experts import PLE, MMoE
+from .random_effect import RandomEffect
 
 __all__ = [
     "AttentionCross",
@@ -13,9 +15,11 @@ __all__ = [
     "GroupedTowers",
     "HardShared",
     "HistoryEncoder",
+    "LongDwellLabels",
     "LowRankCross",
     "MMoE",
     "NeuralLinear",
     "PLE",
+    "RandomEffect",
     "ResidualCrossNet",
 ]

@@ -5,6 +5,7 @@ from .dwell import LongDwellLabels
 from .explore import NeuralLinear
 from .gated_mlp import GatedMLP
 from .history import HistoryEncoder
+from .incremental import IncrementalPenalty
 from .multi_task import GroupedTowers, HardShared
 from .multi_task_experts import PLE, MMoE
 from .random_effect import RandomEffect
@@ -15,6 +16,7 @@ __all__ = [
     "GroupedTowers",
     "HardShared",
     "HistoryEncoder",
+    "IncrementalPenalty",
     "LongDwellLabels",
     "LowRankCross",
     "MMoE",

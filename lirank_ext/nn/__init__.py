@@ -6,6 +6,7 @@ from .explore import NeuralLinear
 from .gated_mlp import GatedMLP
 from .history import HistoryEncoder
 from .incremental import IncrementalPenalty
+from .inputs import NumericBatchNorm
 from .multi_task import GroupedTowers, HardShared
 from .multi_task_experts import PLE, MMoE
 from .random_effect import RandomEffect
@@ -21,6 +22,7 @@ __all__ = [
     "LowRankCross",
     "MMoE",
     "NeuralLinear",
+    "NumericBatchNorm",
     "PLE",
     "RandomEffect",
     "ResidualCrossNet",

@@ -38,7 +38,7 @@ class LongDwellLabels(ResizingBuffers, Float64Buffers):
             number, or shapes do not fit.
         RuntimeError: labels are asked for before the first update.
 
-    Source: LiRank (arXiv 2402.06859), section "Dwell time modeling".
+    Source: LiRank (arXiv 2402.06859), on dwell time.
     """
 
     # Every column's values, sorted, one column after the other; how many each column has.

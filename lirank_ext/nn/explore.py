@@ -43,7 +43,7 @@ class NeuralLinear(Float64Buffers):
     Raises:
         ValueError: an argument is out of range, or features or targets are not finite.
 
-    Source: LiRank (arXiv 2402.06859), section "Explore and exploit"; Riquelme et al. 2018 (arXiv
+    Source: LiRank (arXiv 2402.06859), on exploration; Riquelme et al. 2018 (arXiv
     1802.09127).
     """
 

@@ -74,7 +74,7 @@ class GatedMLP(nn.Module):
     Raises:
         ValueError: an argument is out of range, or the input's width is not ``dims[0]``.
 
-    Source: LiRank (arXiv 2402.06859), section "Dense gating and large MLP"; GateNet (arXiv
+    Source: LiRank (arXiv 2402.06859), on dense gating; GateNet (arXiv
     2007.03519), hidden gate.
     """
 

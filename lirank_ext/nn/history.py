@@ -70,7 +70,7 @@ class HistoryEncoder(nn.Module):
         ValueError: an argument is out of range or the heads do not divide the width; in
             ``forward``, shapes do not fit, or ``ages`` are missing while the window is on.
 
-    Source: LiRank (arXiv 2402.06859), section "TransAct"; TransAct (arXiv 2306.00248).
+    Source: LiRank (arXiv 2402.06859), on member history; TransAct (arXiv 2306.00248).
     """
 
     def __init__(

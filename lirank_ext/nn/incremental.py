@@ -40,7 +40,7 @@ class IncrementalPenalty(nn.Module):
         RuntimeError: ``start`` or the penalty is asked for before ``record``, or the model or the
             state dict has other parameters than the model given here.
 
-    Source: LiRank (arXiv 2402.06859), section "Incremental training", equations 2 and 3.
+    Source: LiRank (arXiv 2402.06859), on incremental training, equations 2 and 3.
     """
 
     def __init__(

@@ -19,8 +19,8 @@ class NumericBatchNorm(nn.Module):
     finite is missing and becomes the mean, 0 before ``weight`` and ``bias``. A column with fewer
     than two values in a training batch is normalised by its running statistics, and they stay.
 
-    LiRank names batch norm on numeric inputs as what keeps DCN-V2 from diverging, and normalises
-    by distribution: counts and amounts, which spread over orders of magnitude, belong in ``log``.
+    LiRank lists batch norm on numeric inputs among what made training converge, and normalises by
+    distribution: counts and amounts, which spread over orders of magnitude, belong in ``log``.
 
     Args:
         num_features: columns F.
@@ -30,7 +30,7 @@ class NumericBatchNorm(nn.Module):
     Raises:
         ValueError: an argument is out of range, or the input is not (B, num_features).
 
-    Source: LiRank (arXiv 2402.06859), sections "Training scalability" and "Feed ranking model".
+    Source: LiRank (arXiv 2402.06859), on training at scale and on the Feed model.
     """
 
     running_mean: Tensor

@@ -44,7 +44,7 @@ class GroupedTowers(nn.Module):
     Raises:
         ValueError: an argument is out of range, or a task is missing or occurs twice.
 
-    Source: LiRank (arXiv 2402.06859), section "Multi-task learning".
+    Source: LiRank (arXiv 2402.06859), on multi-task learning.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class HardShared(GroupedTowers):
     Raises:
         ValueError: an argument is out of range.
 
-    Source: LiRank (arXiv 2402.06859), section "Multi-task learning".
+    Source: LiRank (arXiv 2402.06859), on multi-task learning.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class RandomEffect(ResizingBuffers):
     Raises:
         ValueError, TypeError: an argument is out of range or shapes do not fit.
 
-    Source: LiRank (arXiv 2402.06859), section "Wide popularity features" ("RO model").
+    Source: LiRank (arXiv 2402.06859), on wide popularity (the "Root Object" model).
     """
 
     ids: Tensor

@@ -2,12 +2,10 @@
 // Sources: DCN-V2 (arXiv 2008.13535), LiRank (arXiv 2402.06859), section 3.3.
 #include "checks.h"
 
-#include "cross_layer.h"
+#include "cross_host.h"
 
 #define LIRANK_KERNELS "cross_kernels.h"
 #include "foreach_isa.h"
-
-#include <vector>
 
 namespace lirank {
 namespace {
@@ -17,78 +15,6 @@ constexpr int64_t kWork = 1 << 19;
 // Batches up to this size take cross_small.h; it depends on nothing else, so that a result
 // does not depend on the number of threads.
 constexpr int64_t kSmallBatch = 24;
-
-struct Arguments {
-  const Tensor &x0, &x;
-  std::vector<std::pair<const char*, const Tensor*>> kernels;  // v, or q, k, v
-  const Tensor& u;
-  const OptionalTensor& bias;
-  double temperature = 1.0;
-  int64_t token_dim = 1;
-  bool skip = false;
-};
-
-void check_matrix(const char* op, const char* argument, const Tensor& t, int64_t rows,
-                  int64_t columns, ScalarType type) {
-  check_same_dtype(op, argument, t, type);
-  check_dim(op, argument, t, 2);
-  LIRANK_CHECK(t.size(0) == rows && t.size(1) == columns, op, argument, "wanted shape (", rows,
-               ", ", columns, "), got ", shape(t));
-}
-
-void check_arguments(const char* op, const Arguments& a) {
-  check_floating(op, "x0", a.x0);
-  check_dim(op, "x0", a.x0, 2);
-  const ScalarType type = a.x0.scalar_type();
-  const int64_t d = a.x0.size(1);
-  LIRANK_CHECK(d > 0, op, "x0", "wanted a width of at least 1, got ", shape(a.x0));
-  check_matrix(op, "x", a.x, a.x0.size(0), d, type);
-  check_dim(op, "u", a.u, 2);
-  const int64_t r = a.u.size(1);
-  check_matrix(op, "u", a.u, d, r, type);
-  for (const auto& [name, t] : a.kernels) check_matrix(op, name, *t, r, d, type);
-  LIRANK_CHECK(r > 0, op, "u", "wanted a rank of at least 1, got ", shape(a.u));
-  if (a.bias) {
-    check_same_dtype(op, "bias", *a.bias, type);
-    LIRANK_CHECK(a.bias->dim() == 1 && a.bias->size(0) == d, op, "bias", "wanted shape (", d,
-                 ",), got ", shape(*a.bias));
-  }
-  LIRANK_CHECK(a.temperature > 0, op, "temperature", "wanted a positive number, got ",
-               a.temperature);
-  LIRANK_CHECK(a.token_dim > 0 && r % a.token_dim == 0, op, "token_dim",
-               "wanted a divisor of the rank ", r, ", got ", a.token_dim);
-}
-
-// Contiguous tensors of the computing type, and the layer that points into them.
-template <typename T>
-struct Prepared {
-  std::vector<Tensor> held;
-  Layer<T> layer{};
-  const T *x0, *x;
-  ScalarType type;
-
-  explicit Prepared(const Arguments& a) : type(compute_type(a.x0.scalar_type())) {
-    held.reserve(7);
-    x0 = hold(a.x0);
-    x = a.x.data_ptr() == a.x0.data_ptr() && a.x.is_contiguous() && a.x0.is_contiguous()
-            ? x0
-            : hold(a.x);
-    layer.projections = (int)a.kernels.size();
-    for (int i = 0; i < layer.projections; ++i) layer.in[i] = hold(*a.kernels[i].second);
-    layer.u = hold(a.u);
-    layer.bias = a.bias ? hold(*a.bias) : nullptr;
-    layer.d = a.x0.size(1);
-    layer.r = a.u.size(1);
-    layer.token_dim = a.token_dim;
-    layer.scale = score_scale<T>(a.temperature, a.token_dim);
-    layer.inverse = score_inverse<T>(a.temperature, a.token_dim);
-    layer.skip = a.skip;
-  }
-  const T* hold(const Tensor& t) {
-    held.push_back(as_type(t, type));
-    return held.back().template const_data_ptr<T>();
-  }
-};
 
 // How a batch is cut into tiles. A sample's result does not depend on it.
 struct Tiles {
@@ -144,39 +70,56 @@ Tiles small_tiles(int64_t batch, int64_t work_per_sample) {
   return {samples, count, count, 0};
 }
 
+// The result; where `keep` is set also the projections, (B, projections * r), and with attention
+// what goes into u, (B, r).
 template <typename T>
-Tensor forward(const Arguments& a) {
+std::vector<Tensor> forward(const Arguments& a, bool keep) {
   const Prepared<T> p(a);
   const Layer<T>& layer = p.layer;
-  Tensor out = empty_like_type(a.x0, p.type);
-  T* y = out.template mutable_data_ptr<T>();
   const int64_t batch = a.x0.size(0);
+  std::vector<Tensor> out = {empty_like_type(a.x0, p.type)};
+  T* y = out[0].template mutable_data_ptr<T>();
+  Kept<T> kept = {nullptr, nullptr};
+  if (keep) {
+    out.push_back(torch::stable::empty({batch, layer.projections * layer.r}, p.type));
+    kept.hidden = out[1].template mutable_data_ptr<T>();
+  }
+  if (keep && layer.projections == 3) {
+    out.push_back(torch::stable::empty({batch, layer.r}, p.type));
+    kept.mixed = out[2].template mutable_data_ptr<T>();
+  }
   if (batch <= kSmallBatch) {
     const Tiles tiles = small_tiles(batch, work_of(layer));
     const int64_t size =
         LIRANK_DISPATCH(small_scratch, layer.d, layer.r, layer.token_dim, tiles.samples);
     over_tiles<T>(tiles, batch, size, [&](int64_t begin, int64_t end, T* scratch) {
-      LIRANK_DISPATCH(cross_small, layer, p.x0, p.x, begin, end, y, scratch);
+      LIRANK_DISPATCH(cross_small, layer, p.x0, p.x, begin, end, y, kept, scratch);
     });
   } else {
     const Tiles tiles = tiles_of<T>(batch, work_of(layer));
     const int64_t size = scratch_of(layer, tiles.samples);
     over_tiles<T>(tiles, batch, size, [&](int64_t begin, int64_t end, T* scratch) {
-      LIRANK_DISPATCH(cross_forward, layer, p.x0, p.x, begin, end, tiles.vectors, y, scratch);
+      LIRANK_DISPATCH(cross_forward, layer, p.x0, p.x, begin, end, tiles.vectors, y, kept, scratch);
     });
   }
-  return as_type(out, a.x0.scalar_type());
+  for (Tensor& t : out) t = as_type(t, a.x0.scalar_type());
+  return out;
 }
 
-Tensor forward(const char* op, const Arguments& a) {
+std::vector<Tensor> forward(const char* op, const Arguments& a, bool keep) {
   check_arguments(op, a);
-  return a.x0.scalar_type() == ScalarType::Double ? forward<double>(a) : forward<float>(a);
+  return a.x0.scalar_type() == ScalarType::Double ? forward<double>(a, keep)
+                                                  : forward<float>(a, keep);
 }
 
 // Gradients of x0, x, the kernels, u and bias, in that order.
 template <typename T>
-std::vector<Tensor> backward(const Tensor& grad, const Arguments& a) {
+std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const OptionalTensor& hidden,
+                             const OptionalTensor& mixed) {
   const Prepared<T> p(a);
+  OptionalTensor kept_hidden, kept_mixed;
+  if (hidden) kept_hidden = as_type(*hidden, p.type);
+  if (hidden && mixed) kept_mixed = as_type(*mixed, p.type);
   const Tensor g = as_type(grad, p.type);
   const int64_t batch = a.x0.size(0), d = p.layer.d, r = p.layer.r, n = p.layer.projections;
   std::vector<Tensor> out = {empty_like_type(a.x0, p.type), empty_like_type(a.x, p.type)};
@@ -184,14 +127,16 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a) {
   out.push_back(empty_like_type(a.u, p.type));
   out.push_back(torch::stable::empty({d}, p.type));
   Tensor kept = torch::stable::empty({batch, (n + 1) * r}, p.type);
-  T* hidden = kept.mutable_data_ptr<T>();
+  T* own = kept.mutable_data_ptr<T>();
   const Backward<T> io = {g.const_data_ptr<T>(),
                           p.x0,
                           p.x,
+                          hidden ? kept_hidden->template const_data_ptr<T>() : nullptr,
+                          kept_mixed ? kept_mixed->template const_data_ptr<T>() : nullptr,
                           out[0].mutable_data_ptr<T>(),
                           out[1].mutable_data_ptr<T>(),
-                          hidden,
-                          hidden + batch * r};
+                          own,
+                          own + batch * r};
   const Tiles tiles = tiles_of<T>(batch, 3 * work_of(p.layer));
   over_tiles<T>(tiles, batch, scratch_of(p.layer, tiles.samples),
                 [&](int64_t begin, int64_t end, T* scratch) {
@@ -214,12 +159,17 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a) {
   return out;
 }
 
-std::vector<Tensor> backward(const char* op, const Tensor& grad, const Arguments& a) {
+std::vector<Tensor> backward(const char* op, const Tensor& grad, const Arguments& a,
+                             const OptionalTensor& hidden, const OptionalTensor& mixed) {
   check_arguments(op, a);
+  if (hidden)
+    check_matrix(op, "hidden", *hidden, a.x0.size(0), (int64_t)a.kernels.size() * a.u.size(1),
+                 a.x0.scalar_type());
+  if (mixed) check_matrix(op, "mixed", *mixed, a.x0.size(0), a.u.size(1), a.x0.scalar_type());
   check_same_dtype(op, "grad", grad, a.x0.scalar_type());
   check_same_shape(op, "grad", grad, a.x0);
-  return a.x0.scalar_type() == ScalarType::Double ? backward<double>(grad, a)
-                                                  : backward<float>(grad, a);
+  return a.x0.scalar_type() == ScalarType::Double ? backward<double>(grad, a, hidden, mixed)
+                                                  : backward<float>(grad, a, hidden, mixed);
 }
 
 // The layers of residual_cross_net, all checked against x.
@@ -326,30 +276,47 @@ Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors
 
 Tensor low_rank_cross(const Tensor& x0, const Tensor& x, const Tensor& v, const Tensor& u,
                       const OptionalTensor& bias) {
-  return forward("low_rank_cross", {x0, x, {{"v", &v}}, u, bias});
+  return forward("low_rank_cross", {x0, x, {{"v", &v}}, u, bias}, false)[0];
+}
+
+std::tuple<Tensor, Tensor> low_rank_cross_train(const Tensor& x0, const Tensor& x, const Tensor& v,
+                                                const Tensor& u, const OptionalTensor& bias) {
+  const auto found = forward("low_rank_cross", {x0, x, {{"v", &v}}, u, bias}, true);
+  return {found[0], found[1]};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> low_rank_cross_backward(
     const Tensor& grad, const Tensor& x0, const Tensor& x, const Tensor& v, const Tensor& u,
-    const OptionalTensor& bias) {
-  const auto g = backward("low_rank_cross_backward", grad, {x0, x, {{"v", &v}}, u, bias});
+    const OptionalTensor& bias, const OptionalTensor& hidden) {
+  const auto g =
+      backward("low_rank_cross_backward", grad, {x0, x, {{"v", &v}}, u, bias}, hidden, {});
   return {g[0], g[1], g[2], g[3], g[4]};
 }
 
 Tensor attention_cross(const Tensor& x0, const Tensor& x, const Tensor& q, const Tensor& k,
                        const Tensor& v, const Tensor& u, const OptionalTensor& bias,
                        double temperature, int64_t token_dim, bool skip) {
-  return forward("attention_cross",
-                 {x0, x, {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature, token_dim, skip});
+  const Arguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
+                       token_dim, skip};
+  return forward("attention_cross", a, false)[0];
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_cross_train(
+    const Tensor& x0, const Tensor& x, const Tensor& q, const Tensor& k, const Tensor& v,
+    const Tensor& u, const OptionalTensor& bias, double temperature, int64_t token_dim, bool skip) {
+  const Arguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
+                       token_dim, skip};
+  const auto found = forward("attention_cross", a, true);
+  return {found[0], found[1], found[2]};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_cross_backward(
     const Tensor& grad, const Tensor& x0, const Tensor& x, const Tensor& q, const Tensor& k,
     const Tensor& v, const Tensor& u, const OptionalTensor& bias, double temperature,
-    int64_t token_dim, bool skip) {
-  const auto g =
-      backward("attention_cross_backward", grad,
-               {x0, x, {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature, token_dim, skip});
+    int64_t token_dim, bool skip, const OptionalTensor& hidden, const OptionalTensor& mixed) {
+  const Arguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
+                       token_dim, skip};
+  const auto g = backward("attention_cross_backward", grad, a, hidden, mixed);
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};
 }
 
@@ -358,14 +325,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_cro
 STABLE_TORCH_LIBRARY_FRAGMENT(lirank, m) {
   m.def("low_rank_cross(Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias) -> Tensor");
   m.def(
+      "low_rank_cross_train(Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias) "
+      "-> (Tensor, Tensor)");
+  m.def(
       "low_rank_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor v, Tensor u, "
-      "Tensor? bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? bias, Tensor? hidden=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "attention_cross(Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, Tensor u, Tensor? bias, "
       "float temperature=1.0, int token_dim=1, bool skip=True) -> Tensor");
   m.def(
+      "attention_cross_train(Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, Tensor u, "
+      "Tensor? bias, float temperature=1.0, int token_dim=1, bool skip=True) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
       "attention_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, "
-      "Tensor u, Tensor? bias, float temperature=1.0, int token_dim=1, bool skip=True) "
+      "Tensor u, Tensor? bias, float temperature=1.0, int token_dim=1, bool skip=True, "
+      "Tensor? hidden=None, Tensor? mixed=None) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "residual_cross_net(Tensor x, Tensor[] low_rank, Tensor[] attention, float temperature, "
@@ -374,8 +349,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lirank, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(lirank, CPU, m) {
   m.impl("low_rank_cross", TORCH_BOX(&low_rank_cross));
+  m.impl("low_rank_cross_train", TORCH_BOX(&low_rank_cross_train));
   m.impl("low_rank_cross_backward", TORCH_BOX(&low_rank_cross_backward));
   m.impl("attention_cross", TORCH_BOX(&attention_cross));
+  m.impl("attention_cross_train", TORCH_BOX(&attention_cross_train));
   m.impl("attention_cross_backward", TORCH_BOX(&attention_cross_backward));
   m.impl("residual_cross_net", TORCH_BOX(&residual_cross_net));
 }

@@ -3,7 +3,7 @@
 //
 // Forward: a tile's x0 and x are turned once, stay in L2 through all layers, and are turned
 // back once. Backward: one pass over tiles recomputes h and gives the gradients of x0 and x
-// (3 products of 2 * d * r flops beside the forward's 2); a second pass over blocks of
+// (3 products of 2 * d * r flops beside h's); a second pass over blocks of
 // columns, parallel over columns so that no partial sums are kept, gives those of the weights.
 
 #include "cross_lanes.h"
@@ -25,16 +25,12 @@ LR_INLINE void attend_sample(const Layer<typename V::T>& layer, const typename V
 
 #include "cross_small.h"
 
-// h (3r x W) -> p (r x W). work: W * 4r elements and the attention's scratch. The samples'
-// q, k, v stay in work, (W, 3r), p behind them, (W, r).
+// own: rows of q, k, v, (samples, 3r) -> p (r x W); result: the same as rows, (samples, r).
 template <typename V>
-LR_INLINE void attention_tile(const Layer<typename V::T>& layer, const typename V::T* h,
-                              typename V::T* p, int64_t W, int64_t rows, int vectors,
-                              typename V::T* work) {
-  using T = typename V::T;
+LR_INLINE void attend_tile(const Layer<typename V::T>& layer, const typename V::T* own,
+                           typename V::T* result, typename V::T* p, int64_t W, int64_t rows,
+                           int vectors, typename V::T* scratch) {
   const int64_t r = layer.r;
-  T *own = work, *result = own + W * 3 * r, *scratch = result + W * r;
-  turn_out<V>(h, W, rows, 3 * r, own, 3 * r);
   for (int64_t b = 0; b < rows; ++b)
     attend_sample<V>(layer, own + b * 3 * r, result + b * r, scratch);
   turn_in<V>(result, r, rows, r, p, W, vectors);
@@ -51,19 +47,27 @@ LR_INLINE void project(const Layer<typename V::T>& layer, const typename V::T* x
   }
 }
 
-// y = x0 * (u p + bias) + x on a tile; y may be x, not x0. h: 3r x W, p: r x W.
+// y = x0 * (u p + bias) + x on a tile; y may be x, not x0. h: 3r x W, p: r x W; kept: what
+// training keeps of these samples, or null pointers.
 template <typename V>
 LR_INLINE void layer_tile(const Layer<typename V::T>& layer, const typename V::T* x0,
                           const typename V::T* x, typename V::T* y, int64_t W, int64_t rows,
-                          int vectors, typename V::T* h, typename V::T* p, typename V::T* work) {
+                          int vectors, typename V::T* h, typename V::T* p, typename V::T* work,
+                          Kept<typename V::T> kept) {
   using T = typename V::T;
+  const int64_t r = layer.r;
   project<V>(layer, x, h, W, vectors);
   const T* hidden = h;
   if (layer.projections == 3) {
-    attention_tile<V>(layer, h, p, W, rows, vectors, work);
+    T *own = kept.hidden ? kept.hidden : work, *spare = work + W * 3 * r;
+    T* result = kept.mixed ? kept.mixed : spare;
+    turn_out<V>(h, W, rows, 3 * r, own, 3 * r);
+    attend_tile<V>(layer, own, result, p, W, rows, vectors, spare + W * r);
     hidden = p;
+  } else if (kept.hidden) {
+    turn_out<V>(h, W, rows, r, kept.hidden, r);
   }
-  const Product<T> back = {layer.u, layer.r, 1, layer.r, hidden};
+  const Product<T> back = {layer.u, r, 1, r, hidden};
   product<V>(&back, 1, layer.d, W, vectors, {y, W, layer.bias, x0, x});
 }
 
@@ -78,7 +82,7 @@ static inline int64_t tile_scratch(int64_t d, int64_t r, int64_t token_dim, int 
 template <typename V>
 LR_INLINE void forward_range(const Layer<typename V::T>& layer, const typename V::T* x0,
                              const typename V::T* x, int64_t begin, int64_t end, int vectors,
-                             typename V::T* y, typename V::T* scratch) {
+                             typename V::T* y, Kept<typename V::T> kept, typename V::T* scratch) {
   using T = typename V::T;
   const int64_t d = layer.d, r = layer.r, rows = end - begin, W = vectors * V::N;
   T *tile0 = scratch, *tile = tile0 + d * W, *out = tile + d * W, *h = out + d * W;
@@ -89,7 +93,9 @@ LR_INLINE void forward_range(const Layer<typename V::T>& layer, const typename V
     turn_in<V>(x + begin * d, d, rows, d, tile, W, vectors);
     from = tile;
   }
-  layer_tile<V>(layer, tile0, from, out, W, rows, vectors, h, p, work);
+  if (kept.hidden) kept.hidden += begin * layer.projections * r;
+  if (kept.mixed) kept.mixed += begin * r;
+  layer_tile<V>(layer, tile0, from, out, W, rows, vectors, h, p, work, kept);
   turn_out<V>(out, W, rows, d, y + begin * d, d);
 }
 
@@ -97,11 +103,15 @@ LR_INLINE void forward_range(const Layer<typename V::T>& layer, const typename V
 template <typename V>
 LR_INLINE void small_range(const Layer<typename V::T>& layer, const typename V::T* x0,
                            const typename V::T* x, int64_t begin, int64_t end, typename V::T* y,
-                           typename V::T* scratch) {
+                           Kept<typename V::T> kept, typename V::T* scratch) {
   using T = typename V::T;
   const int64_t d = layer.d, samples = end - begin, at = begin * d;
+  const int64_t m = layer.projections * layer.r;
   T *t = scratch, *h = t + samples * d;
   small_layer<V>(layer, x0 + at, x + at, y + at, samples, h, t, h + samples * 4 * layer.r);
+  if (kept.hidden) memcpy(kept.hidden + begin * m, h, samples * m * sizeof(T));
+  if (kept.mixed)
+    memcpy(kept.mixed + begin * layer.r, h + samples * m, samples * layer.r * sizeof(T));
 }
 
 // low = (low + high) * factor on n elements.
@@ -128,7 +138,7 @@ LR_INLINE void net_range(const Net<typename V::T>& net, const typename V::T* x, 
     for (int64_t i = 0; i < count; ++i) {
       T *p = h + layers[i].projections * layers[i].r * W, *work = p + layers[i].r * W;
       layer_tile<V>(layers[i], tile0, i ? state[stack] : tile0, state[stack], W, rows, vectors, h,
-                    p, work);
+                    p, work, {nullptr, nullptr});
     }
   }
   if (net.merge == 2) {
@@ -197,20 +207,25 @@ LR_INLINE void backward_range(const Layer<typename V::T>& layer, const Backward<
   const int64_t d = layer.d, r = layer.r, rows = end - begin, W = vectors * V::N;
   const int n = layer.projections;
   T *g = scratch, *dt = g + d * W, *x = dt + d * W, *h = x + d * W;
-  T *p = h + n * r * W, *work = p + r * W, *own = work, *dp = work + W * 4 * r;
-  turn_in<V>(io.x + begin * d, d, rows, d, x, W, vectors);
-  project<V>(layer, x, h, W, vectors);
-  const T* hidden = h;
-  T* saved = io.p + begin * r;
-  if (n == 3) {
-    attention_tile<V>(layer, h, p, W, rows, vectors, work);
-    hidden = p;
-    memcpy(saved, work + W * 3 * r, rows * r * sizeof(T));
+  T *p = h + n * r * W, *work = p + r * W, *dp = work + W * 3 * r;
+  const T *tile = h, *own = work;
+  if (io.hidden) {
+    own = io.hidden + begin * n * r;
+    if (n == 1) turn_in<V>(own, r, rows, r, h, W, vectors);
   } else {
-    turn_out<V>(h, W, rows, r, saved, r);
+    turn_in<V>(io.x + begin * d, d, rows, d, x, W, vectors);
+    project<V>(layer, x, h, W, vectors);
+    turn_out<V>(h, W, rows, n * r, n == 3 ? work : io.p + begin * r, n * r);
+  }
+  if (n == 3) {
+    if (io.mixed)
+      turn_in<V>(io.mixed + begin * r, r, rows, r, p, W, vectors);
+    else
+      attend_tile<V>(layer, own, io.p + begin * r, p, W, rows, vectors, dp);
+    tile = p;
   }
   turn_in<V>(io.grad + begin * d, d, rows, d, g, W, vectors);
-  const Product<T> back = {layer.u, r, 1, r, hidden};  // x is no longer needed
+  const Product<T> back = {layer.u, r, 1, r, tile};  // x is no longer needed
   product<V>(&back, 1, d, W, vectors, {x, W, layer.bias, g, nullptr});
   turn_out<V>(x, W, rows, d, io.grad_x0 + begin * d, d);
 
@@ -219,7 +234,7 @@ LR_INLINE void backward_range(const Layer<typename V::T>& layer, const Backward<
   const Product<T> down = {layer.u, 1, r, d, dt};
   product<V>(&down, 1, r, W, vectors, {p, W, nullptr, nullptr, nullptr});
   T* dh = io.dh + begin * n * r;
-  const T* tile = p;
+  tile = p;
   if (n == 3) {
     turn_out<V>(p, W, rows, r, dp, r);
     attention_backward_rows<V>(layer, own, dp, rows, dh, dp + W * r);
@@ -262,6 +277,7 @@ LR_INLINE void weight_columns(const Layer<typename V::T>& layer, const Backward<
   using T = typename V::T;
   const int64_t d = layer.d, r = layer.r, W = kTileVectors * V::N;
   const int64_t padded = (r + W - 1) / W * W, m = layer.projections * r;
+  const T* low = io.mixed ? io.mixed : io.hidden && layer.projections == 1 ? io.hidden : io.p;
   T *dt = scratch, *x = dt + kSumRows * W, *p = x + kSumRows * W;
   T *du = p + kSumRows * W, *din = du + W * padded, *db = din + m * W;
   for (int64_t i = 0; i < W * padded + m * W + W; ++i) du[i] = 0;
@@ -275,7 +291,7 @@ LR_INLINE void weight_columns(const Layer<typename V::T>& layer, const Backward<
       (V::load(db + j) + total).store(db + j);
     }
     for (int64_t i = 0; i < r; i += W) {
-      load_block<V>(io.p + b * r + i, nullptr, r, rows, r - i < W ? r - i : W, W, p);
+      load_block<V>(low + b * r + i, nullptr, r, rows, r - i < W ? r - i : W, W, p);
       const Product<T> one = {dt, 1, W, rows, p};
       product<V>(&one, 1, width, W, kTileVectors, {du + i, padded, nullptr, nullptr, du + i});
     }
@@ -294,12 +310,12 @@ LR_INLINE void weight_columns(const Layer<typename V::T>& layer, const Backward<
 #define LR_CROSS(V, T)                                                                             \
   static int64_t lanes(const T*) { return V::N; }                                                  \
   static void cross_forward(const Layer<T>& layer, const T* x0, const T* x, int64_t begin,         \
-                            int64_t end, int vectors, T* y, T* scratch) {                          \
-    forward_range<V>(layer, x0, x, begin, end, vectors, y, scratch);                               \
+                            int64_t end, int vectors, T* y, Kept<T> kept, T* scratch) {            \
+    forward_range<V>(layer, x0, x, begin, end, vectors, y, kept, scratch);                         \
   }                                                                                                \
   static void cross_small(const Layer<T>& layer, const T* x0, const T* x, int64_t begin,           \
-                          int64_t end, T* y, T* scratch) {                                         \
-    small_range<V>(layer, x0, x, begin, end, y, scratch);                                          \
+                          int64_t end, T* y, Kept<T> kept, T* scratch) {                           \
+    small_range<V>(layer, x0, x, begin, end, y, kept, scratch);                                    \
   }                                                                                                \
   static void cross_net(const Net<T>& net, const T* x, int64_t begin, int64_t end, int vectors,    \
                         T* y, T* scratch) {                                                        \

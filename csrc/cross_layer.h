@@ -31,11 +31,19 @@ struct Net {
   int64_t merge;
 };
 
-// Inputs and outputs of the first backward pass; p (B, r) and dh (B, projections * r) are
-// kept for the second.
+// What the forward of training keeps: the projections (B, projections * r), and with attention
+// what goes into u, (B, r). Null pointers: nothing is kept.
+template <typename T>
+struct Kept {
+  T *hidden, *mixed;
+};
+
+// Inputs and outputs of the first backward pass. Where nothing was kept the projections are
+// computed again. p (B, r), what went into u, and dh (B, projections * r) serve the second pass;
+// p is written unless `mixed` (or, low rank, `hidden`) already is it.
 template <typename T>
 struct Backward {
-  const T *grad, *x0, *x;
+  const T *grad, *x0, *x, *hidden, *mixed;
   T *grad_x0, *grad_x;
   T *p, *dh;
 };

@@ -144,6 +144,44 @@ def test_no_bias_gets_no_gradient():
     assert all(t.grad is not None for t in (x0, x, v, u))
 
 
+def saved_bytes(run):
+    """Bytes kept for the backward, parameters and inputs not counted, each storage once."""
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = run()
+    del out
+    return kept
+
+
+def stack(layers, x):
+    y = x
+    for layer in layers:
+        y = layer(x, y)
+    return y
+
+
+@pytest.mark.parametrize("rank", [40, 80, 100, 160])
+def test_training_keeps_at_most_55_percent_of_eager(rank):
+    x = torch.randn(256, 400, requires_grad=True)
+    fast, slow = (
+        nn.ResidualCrossNet(400, rank),
+        reference_cross.ReferenceResidualCrossNet(400, rank),
+    )
+    for run in (lambda m: m(x), lambda m: stack(m.low_rank, x)):
+        sizes = []
+        for model in (fast, slow):
+            kept = saved_bytes(lambda model=model, run=run: run(model))
+            for p in model.parameters():
+                kept.pop(p.untyped_storage().data_ptr(), None)
+            sizes.append(sum(kept.values()))
+        assert sizes[0] <= 0.55 * sizes[1]
+
+
 # ---- temperature -----------------------------------------------------------------------
 
 

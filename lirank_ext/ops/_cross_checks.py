@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .._checks import check, check_device, check_dim, check_dtype, check_floating
@@ -86,3 +87,8 @@ def check_net(
     for t in log_temperatures:
         check_dtype(op, "log_temperatures", t, x.dtype)
         check_dim(op, "log_temperatures", t, 0)
+
+
+def trains(*tensors: Tensor | None) -> bool:
+    """A gradient will be wanted for one of them."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -17,7 +17,12 @@ def low_rank_cross_fake(x0, x, v, u, bias):
     return _like(x0)[0]
 
 
-def low_rank_cross_backward_fake(grad, x0, x, v, u, bias):
+def low_rank_cross_train_fake(x0, x, v, u, bias):
+    out = low_rank_cross_fake(x0, x, v, u, bias)
+    return out, x.new_empty(x.shape[0], v.shape[0])
+
+
+def low_rank_cross_backward_fake(grad, x0, x, v, u, bias, hidden=None):
     check_cross("low_rank_cross_backward", x0, x, {"v": v}, u, bias)
     check_grad("low_rank_cross_backward", grad, x0)
     return (*_like(x0, x, v, u), u.new_empty(u.shape[0]))
@@ -41,8 +46,14 @@ def attention_cross_fake(x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, 
     return _like(x0)[0]
 
 
+def attention_cross_train_fake(x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True):
+    out = attention_cross_fake(x0, x, q, k, v, u, bias, temperature, token_dim, skip)
+    batch, rank = x.shape[0], v.shape[0]
+    return out, x.new_empty(batch, 3 * rank), x.new_empty(batch, rank)
+
+
 def attention_cross_backward_fake(
-    grad, x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True
+    grad, x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True, hidden=None, mixed=None
 ):
     op = "attention_cross_backward"
     check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)

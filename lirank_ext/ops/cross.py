@@ -10,7 +10,8 @@ from torch import Tensor
 from .._checks import check
 from .._library import register
 from . import _cross_fakes
-from ._cross_checks import check_attention, check_cross, check_grad, check_net, check_tokens
+from ._cross_checks import check_attention, check_cross, check_grad, check_net, check_tokens, trains
+from ._cross_math import plus, scores, wide
 
 
 def low_rank_cross(x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None) -> Tensor:
@@ -18,8 +19,8 @@ def low_rank_cross(x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | N
 
         result = x0 * (x @ v.T @ u.T + bias) + x
 
-    Half precision is computed in float32 and rounded once. The backward keeps the inputs
-    only and computes the rest again.
+    Half precision is computed in float32 and rounded once. Training keeps the inputs, and
+    where ``9 * r <= 2 * d`` also the (B, r) projection: at most 55 % of what eager keeps.
 
     Args:
         x0: (B, d) input of the whole stack; float32, float64, bfloat16 or float16.
@@ -35,6 +36,8 @@ def low_rank_cross(x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | N
         ValueError, TypeError, RuntimeError: shapes, dtypes or devices do not fit, or the
             width or the rank is 0.
     """
+    if u.dim() == 2 and 9 * u.shape[1] <= 2 * u.shape[0] and trains(x0, x, v, u, bias):
+        return _low_rank_cross_train(x0, x, v, u, bias)[0]
     return _low_rank_cross(x0, x, v, u, bias)
 
 
@@ -114,7 +117,9 @@ def attention_cross(
     """
     if isinstance(temperature, Tensor):
         q, temperature = q / _checked("attention_cross", temperature), 1.0
-    return _attention_cross(x0, x, q, k, v, u, bias, temperature, token_dim, skip)
+    op = _attention_cross_train if trains(x0, x, q, k, v, u, bias) else _attention_cross
+    out = op(x0, x, q, k, v, u, bias, temperature, token_dim, skip)
+    return out if isinstance(out, Tensor) else out[0]
 
 
 def _checked(op: str, temperature: Tensor) -> Tensor:
@@ -135,23 +140,28 @@ def low_rank_cross_reference(
 ) -> Tensor:
     check_cross("low_rank_cross", x0, x, {"v": v}, u, bias)
     out = x0.dtype
-    x0, x, v, u, bias = _wide(x0, x, v, u, bias)
-    return (x0 * _plus(x @ v.T @ u.T, bias) + x).to(out)
+    x0, x, v, u, bias = wide(x0, x, v, u, bias)
+    return (x0 * plus(x @ v.T @ u.T, bias) + x).to(out)
 
 
-def low_rank_cross_backward_reference(
-    grad: Tensor, x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def low_rank_cross_train_reference(x0, x, v, u, bias):
+    """The result, and x @ v.T for the backward."""
+    out = low_rank_cross_reference(x0, x, v, u, bias)
+    x, v = wide(x, v)
+    return out, (x @ v.T).to(out.dtype)
+
+
+def low_rank_cross_backward_reference(grad, x0, x, v, u, bias, hidden=None):
     """Gradients for x0, x, v, u and bias (that one also where there is no bias)."""
     op = "low_rank_cross_backward"
     check_cross(op, x0, x, {"v": v}, u, bias)
     check_grad(op, grad, x0)
     out = x0.dtype
-    grad, x0, x, v, u, bias = _wide(grad, x0, x, v, u, bias)
-    h = x @ v.T
+    grad, x0, x, v, u, bias, hidden = wide(grad, x0, x, v, u, bias, hidden)
+    h = x @ v.T if hidden is None else hidden
     dt = grad * x0
     dh = dt @ u
-    found = (grad * _plus(h @ u.T, bias), grad + dh @ v, dh.T @ x, dt.T @ h, dt.sum(0))
+    found = (grad * plus(h @ u.T, bias), grad + dh @ v, dh.T @ x, dt.T @ h, dt.sum(0))
     return tuple(t.to(out) for t in found)
 
 
@@ -161,8 +171,8 @@ def outer_attention_reference(
     check_attention("outer_attention", q, k, v, temperature, token_dim)
     out, shape = q.dtype, q.shape
     tokens = (shape[0], shape[1] // token_dim, token_dim)
-    q, k, v = (t.reshape(tokens) for t in _wide(q, k, v))
-    return (_scores(q, k, temperature) @ v).reshape(shape).to(out)
+    q, k, v = (t.reshape(tokens) for t in wide(q, k, v))
+    return (scores(q, k, temperature) @ v).reshape(shape).to(out)
 
 
 def outer_attention_backward_reference(
@@ -174,8 +184,8 @@ def outer_attention_backward_reference(
     check_grad(op, grad, q)
     out, shape = q.dtype, q.shape
     tokens = (shape[0], shape[1] // token_dim, token_dim)
-    g, q, k, v = (t.reshape(tokens) for t in _wide(grad, q, k, v))
-    a = _scores(q, k, temperature)
+    g, q, k, v = (t.reshape(tokens) for t in wide(grad, q, k, v))
+    a = scores(q, k, temperature)
     da = g @ v.transpose(1, 2)
     ds = a * (da - (a * da).sum(-1, keepdim=True)) / (temperature * math.sqrt(token_dim))
     found = (ds @ k, ds.transpose(1, 2) @ q, a.transpose(1, 2) @ g)
@@ -198,41 +208,47 @@ def attention_cross_reference(
     check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)
     check_tokens(op, v.shape[0], temperature, token_dim)
     out = x0.dtype
-    x0, x, q, k, v, u, bias = _wide(x0, x, q, k, v, u, bias)
+    x0, x, q, k, v, u, bias = wide(x0, x, q, k, v, u, bias)
     value = x @ v.T
     o = outer_attention_reference(x @ q.T, x @ k.T, value, temperature, token_dim)
-    return (x0 * _plus((o + value if skip else o) @ u.T, bias) + x).to(out)
+    return (x0 * plus((o + value if skip else o) @ u.T, bias) + x).to(out)
+
+
+def attention_cross_train_reference(
+    x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True
+):
+    """The result; for the backward (B, 3r) queries, keys and values, and (B, r) what enters u."""
+    out = attention_cross_reference(x0, x, q, k, v, u, bias, temperature, token_dim, skip)
+    x, q, k, v = wide(x, q, k, v)
+    hidden, mixed = _mix(x, q, k, v, temperature, token_dim, skip)
+    return out, hidden.to(out.dtype), mixed.to(out.dtype)
+
+
+def _mix(x, q, k, v, temperature, token_dim, skip):
+    hidden = torch.cat([x @ q.T, x @ k.T, x @ v.T], dim=1)
+    o = outer_attention_reference(*hidden.chunk(3, dim=1), temperature, token_dim)
+    return hidden, (o + hidden.chunk(3, dim=1)[2] if skip else o)
 
 
 def attention_cross_backward_reference(
-    grad: Tensor,
-    x0: Tensor,
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    u: Tensor,
-    bias: Tensor | None,
-    temperature: float = 1.0,
-    token_dim: int = 1,
-    skip: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad, x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True, hidden=None, mixed=None
+):
     """Gradients for x0, x, q, k, v, u and bias (that one also where there is no bias)."""
     op = "attention_cross_backward"
     check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)
     check_tokens(op, v.shape[0], temperature, token_dim)
     check_grad(op, grad, x0)
     out = x0.dtype
-    grad, x0, x, q, k, v, u, bias = _wide(grad, x0, x, q, k, v, u, bias)
-    hq, hk, hv = x @ q.T, x @ k.T, x @ v.T
-    o = outer_attention_reference(hq, hk, hv, temperature, token_dim)
-    p = o + hv if skip else o
+    tensors = wide(grad, x0, x, q, k, v, u, bias, hidden, mixed)
+    grad, x0, x, q, k, v, u, bias, hidden, p = tensors
+    if hidden is None or p is None:
+        hidden, p = _mix(x, q, k, v, temperature, token_dim, skip)
     dt = grad * x0
     dp = dt @ u
-    dq, dk, dv = outer_attention_backward_reference(dp, hq, hk, hv, temperature, token_dim)
-    dv = dv + dp if skip else dv
+    dh = outer_attention_backward_reference(dp, *hidden.chunk(3, dim=1), temperature, token_dim)
+    dq, dk, dv = dh[0], dh[1], dh[2] + dp if skip else dh[2]
     dx = grad + dq @ q + dk @ k + dv @ v
-    found = (grad * _plus(p @ u.T, bias), dx, dq.T @ x, dk.T @ x, dv.T @ x, dt.T @ p, dt.sum(0))
+    found = (grad * plus(p @ u.T, bias), dx, dq.T @ x, dk.T @ x, dv.T @ x, dt.T @ p, dt.sum(0))
     return tuple(t.to(out) for t in found)
 
 
@@ -265,29 +281,21 @@ def residual_cross_net_reference(
     return (low + high) / (1 + merge)
 
 
-def _wide(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Half precision as float32, the rest as it is."""
-    half = (torch.float16, torch.bfloat16)
-    return [t.float() if t is not None and t.dtype in half else t for t in tensors]
-
-
-def _plus(t: Tensor, bias: Tensor | None) -> Tensor:
-    return t if bias is None else t + bias
-
-
-def _scores(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    scale = temperature * math.sqrt(q.shape[-1])
-    return torch.softmax(q @ k.transpose(1, 2) / scale, dim=-1)
-
-
 # ---- autograd, registration ------------------------------------------------------------
 
 
+def _kept(ctx, output) -> tuple[Tensor, ...]:
+    """What the training op returns besides the result; it takes no gradient."""
+    kept = () if isinstance(output, Tensor) else output[1:]
+    ctx.mark_non_differentiable(*kept)
+    return kept
+
+
 def _low_rank_cross_setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs, *_kept(ctx, output))
 
 
-def _low_rank_cross_autograd(ctx, grad):
+def _low_rank_cross_autograd(ctx, grad, *_):
     found = _low_rank_cross_backward(grad, *ctx.saved_tensors)
     return (*found[:4], None if ctx.saved_tensors[4] is None else found[4])
 
@@ -302,18 +310,19 @@ def _outer_attention_autograd(ctx, grad):
 
 
 def _attention_cross_setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:7])
+    ctx.save_for_backward(*inputs[:7], *_kept(ctx, output))
     ctx.options = inputs[7:]
 
 
-def _attention_cross_autograd(ctx, grad):
-    found = _attention_cross_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return (*found[:6], None if ctx.saved_tensors[6] is None else found[6], None, None, None)
+def _attention_cross_autograd(ctx, grad, *_):
+    tensors, kept = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    found = _attention_cross_backward(grad, *tensors, *ctx.options, *kept)
+    return (*found[:6], None if tensors[6] is None else found[6], None, None, None)
 
 
 _low_rank_cross_backward = register(
-    "low_rank_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "low_rank_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias, "
+    "Tensor? hidden=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=low_rank_cross_backward_reference,
     fake=_cross_fakes.low_rank_cross_backward_fake,
     internal=True,
@@ -324,6 +333,15 @@ _low_rank_cross = register(
     fake=_cross_fakes.low_rank_cross_fake,
     setup_context=_low_rank_cross_setup,
     backward=_low_rank_cross_autograd,
+)
+_low_rank_cross_train = register(
+    "low_rank_cross_train(Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias) "
+    "-> (Tensor, Tensor)",
+    reference=low_rank_cross_train_reference,
+    fake=_cross_fakes.low_rank_cross_train_fake,
+    setup_context=_low_rank_cross_setup,
+    backward=_low_rank_cross_autograd,
+    internal=True,
 )
 _outer_attention_backward = register(
     "outer_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, float temperature=1.0, "
@@ -342,7 +360,8 @@ _outer_attention = register(
 )
 _attention_cross_backward = register(
     "attention_cross_backward(Tensor grad, Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, "
-    "Tensor u, Tensor? bias, float temperature=1.0, int token_dim=1, bool skip=True) "
+    "Tensor u, Tensor? bias, float temperature=1.0, int token_dim=1, bool skip=True, "
+    "Tensor? hidden=None, Tensor? mixed=None) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=attention_cross_backward_reference,
     fake=_cross_fakes.attention_cross_backward_fake,
@@ -355,6 +374,16 @@ _attention_cross = register(
     fake=_cross_fakes.attention_cross_fake,
     setup_context=_attention_cross_setup,
     backward=_attention_cross_autograd,
+)
+_attention_cross_train = register(
+    "attention_cross_train(Tensor x0, Tensor x, Tensor q, Tensor k, Tensor v, Tensor u, "
+    "Tensor? bias, float temperature=1.0, int token_dim=1, bool skip=True) "
+    "-> (Tensor, Tensor, Tensor)",
+    reference=attention_cross_train_reference,
+    fake=_cross_fakes.attention_cross_train_fake,
+    setup_context=_attention_cross_setup,
+    backward=_attention_cross_autograd,
+    internal=True,
 )
 residual_cross_net = register(
     "residual_cross_net(Tensor x, Tensor[] low_rank, Tensor[] attention, float temperature, "

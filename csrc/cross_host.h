@@ -1,0 +1,83 @@
+// Arguments of a cross layer on the Torch side: checks, and contiguous data of one type.
+#pragma once
+#include "checks.h"
+#include "cross_layer.h"
+
+#include <utility>
+#include <vector>
+
+namespace lirank {
+
+struct Arguments {
+  const Tensor &x0, &x;
+  std::vector<std::pair<const char*, const Tensor*>> kernels;  // v, or q, k, v
+  const Tensor& u;
+  const OptionalTensor& bias;
+  double temperature = 1.0;
+  int64_t token_dim = 1;
+  bool skip = false;
+};
+
+inline void check_matrix(const char* op, const char* argument, const Tensor& t, int64_t rows,
+                         int64_t columns, ScalarType type) {
+  check_same_dtype(op, argument, t, type);
+  check_dim(op, argument, t, 2);
+  LIRANK_CHECK(t.size(0) == rows && t.size(1) == columns, op, argument, "wanted shape (", rows,
+               ", ", columns, "), got ", shape(t));
+}
+
+inline void check_arguments(const char* op, const Arguments& a) {
+  check_floating(op, "x0", a.x0);
+  check_dim(op, "x0", a.x0, 2);
+  const ScalarType type = a.x0.scalar_type();
+  const int64_t d = a.x0.size(1);
+  LIRANK_CHECK(d > 0, op, "x0", "wanted a width of at least 1, got ", shape(a.x0));
+  check_matrix(op, "x", a.x, a.x0.size(0), d, type);
+  check_dim(op, "u", a.u, 2);
+  const int64_t r = a.u.size(1);
+  check_matrix(op, "u", a.u, d, r, type);
+  for (const auto& [name, t] : a.kernels) check_matrix(op, name, *t, r, d, type);
+  LIRANK_CHECK(r > 0, op, "u", "wanted a rank of at least 1, got ", shape(a.u));
+  if (a.bias) {
+    check_same_dtype(op, "bias", *a.bias, type);
+    LIRANK_CHECK(a.bias->dim() == 1 && a.bias->size(0) == d, op, "bias", "wanted shape (", d,
+                 ",), got ", shape(*a.bias));
+  }
+  LIRANK_CHECK(a.temperature > 0, op, "temperature", "wanted a positive number, got ",
+               a.temperature);
+  LIRANK_CHECK(a.token_dim > 0 && r % a.token_dim == 0, op, "token_dim",
+               "wanted a divisor of the rank ", r, ", got ", a.token_dim);
+}
+
+// Contiguous tensors of the computing type, and the layer that points into them.
+template <typename T>
+struct Prepared {
+  std::vector<Tensor> held;
+  Layer<T> layer{};
+  const T *x0, *x;
+  ScalarType type;
+
+  explicit Prepared(const Arguments& a) : type(compute_type(a.x0.scalar_type())) {
+    held.reserve(7);
+    x0 = hold(a.x0);
+    x = a.x.data_ptr() == a.x0.data_ptr() && a.x.is_contiguous() && a.x0.is_contiguous()
+            ? x0
+            : hold(a.x);
+    layer.projections = (int)a.kernels.size();
+    for (int i = 0; i < layer.projections; ++i) layer.in[i] = hold(*a.kernels[i].second);
+    layer.u = hold(a.u);
+    layer.bias = a.bias ? hold(*a.bias) : nullptr;
+    layer.d = a.x0.size(1);
+    layer.r = a.u.size(1);
+    layer.token_dim = a.token_dim;
+    layer.scale = score_scale<T>(a.temperature, a.token_dim);
+    layer.inverse = score_inverse<T>(a.temperature, a.token_dim);
+    layer.skip = a.skip;
+  }
+  const T* hold(const Tensor& t) {
+    held.push_back(as_type(t, type));
+    return held.back().template const_data_ptr<T>();
+  }
+};
+
+}  // namespace lirank

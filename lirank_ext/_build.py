@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from pathlib import Path
 
 import torch
 
@@ -17,14 +18,56 @@ def build_info() -> dict[str, str]:
     Returns:
         dict with ``version``, ``torch_built_for`` and ``torch_running``, ``cpu`` (instruction
         set in use, or why the references serve), ``cuda`` (architectures built, or why not),
-        ``triton`` (version or why not).
+        ``triton`` (version and whether a GPU is there to use it, or why not), ``gpu`` (its
+        name, or why there is none).
     """
-    triton = importlib.util.find_spec("triton")
     return {
         "version": __version__,
         "torch_built_for": extension.built_for_torch if extension else "nothing compiled",
         "torch_running": torch.__version__,
         "cpu": extension.isa() if extension else f"references only ({why_no_extension})",
-        "cuda": "not built: the package has no CUDA kernels yet",
-        "triton": importlib.metadata.version("triton") if triton else "not installed",
+        "cuda": _cuda_library(),
+        "triton": _triton(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else why_no_gpu(),
     }
+
+
+def why_no_gpu() -> str:
+    """Why PyTorch has no CUDA device here, in words; empty where it has one."""
+    if torch.cuda.is_available():
+        return ""
+    return "this PyTorch is a CPU build" if torch.version.cuda is None else "no CUDA device"
+
+
+def _cuda_library() -> str:
+    """Compiled CUDA kernels, or why there are none."""
+    if (Path(__file__).parent / "liblirank_cuda.so").is_file():
+        return "built"
+    return "nothing built: the kernels for GPUs are written in Triton"
+
+
+def _triton() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "not installed"
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # nightly builds go by another name
+        version = "installed"
+    without = why_no_gpu()
+    return f"{version}, unused: {without}" if without else version
+
+
+def why_absent(backend: str) -> str:
+    """Why a backend does not serve an op here, in words.
+
+    Args:
+        backend: ``"cpu"``, ``"triton"`` or ``"cuda"``.
+    """
+    if backend == "cpu":
+        return why_no_extension or "this op has no C++ kernel"
+    if why_no_gpu():
+        return why_no_gpu()
+    if backend == "triton":
+        missing = importlib.util.find_spec("triton") is None
+        return "Triton is not installed" if missing else "this op has no Triton kernel"
+    return "the GPU kernels of this package are in Triton"

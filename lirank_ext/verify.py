@@ -3,7 +3,8 @@
 The reference is plain PyTorch, a few lines beside each op (``lirank_ext/ops``), and is run
 in float64 on the same numbers. Integer results (hashes, codes, rows) must be equal to the
 bit. A result is also wrong if its shape or dtype is not what the fake kernel promises, if an
-input was changed, or if a refused input was not refused.
+input was changed, or if a refused input was not refused. An exception where a result was
+wanted, even in the reference or in the making of the inputs, is a failure of that row.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._build import build_info, why_absent
 from ._library import OPS, implementations
 from .cases import Case, all_cases
 
@@ -47,6 +49,7 @@ class Row:
 
     op: str
     backend: str
+    device: str = "cpu"
     outcomes: list[Outcome] = field(default_factory=list)
     absent: str = ""
 
@@ -55,10 +58,44 @@ class Row:
         return bool(self.outcomes) and all(o.passed for o in self.outcomes)
 
     @property
+    def failures(self) -> list[Outcome]:
+        return [o for o in self.outcomes if not o.passed]
+
+    @property
     def worst(self) -> Outcome:
         """The first failure, else the outcome that comes closest to its allowance."""
-        failed = [o for o in self.outcomes if not o.passed]
-        return failed[0] if failed else max(self.outcomes, key=lambda o: o.error / (o.allowed or 1))
+        return _worse(self.outcomes)
+
+    @property
+    def verdict(self) -> str:
+        if self.absent:
+            return f"absent: {self.absent}"
+        if not self.outcomes:
+            return "FAILED: there are no cases"
+        if not self.failures:
+            return "passed"
+        first = self.failures[0]
+        return f"FAILED {len(self.failures)}; {first.case.label}: {first.problem}"
+
+    def cells(self) -> list[str]:
+        """The row as text: op, backend, cases, worst error, allowed error, verdict."""
+        error, allowed = "", ""
+        if self.outcomes and not self.absent:
+            worst = self.worst
+            measured = worst.allowed > 0
+            error = f"{worst.error:.1e}" if measured else "bit-equal" if worst.passed else "-"
+            allowed = f"{worst.allowed:.1e}" if measured else "0" if worst.passed else "-"
+        cases = str(len(self.outcomes)) if not self.absent else ""
+        return [self.op, self.backend, cases, error, allowed, self.verdict]
+
+    def as_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"op": self.op, "backend": self.backend, "device": self.device}
+        if self.absent or not self.outcomes:
+            return found | {"cases": 0, "passed": False, "absent": self.absent, "failures": []}
+        failures = [{"case": o.case.label, "problem": o.problem} for o in self.failures]
+        found |= {"cases": len(self.outcomes), "passed": self.passed, "absent": ""}
+        worst = {"case": self.worst.case.label, "error": self.worst.error}
+        return found | worst | {"allowed": self.worst.allowed, "failures": failures}
 
 
 def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -117,11 +154,20 @@ def _worse(outcomes: list[Outcome]) -> Outcome:
 def _check_refusal(case: Case, implementation: Callable[..., Any], args: tuple) -> Outcome:
     try:
         implementation(*args)
+        _raise_late_errors(args)
     except REFUSALS as error:
         if case.raises in str(error):
             return Outcome(case)
         return Outcome(case, problem=f"refused with another message: {error}")
     return Outcome(case, problem="bad input was accepted")
+
+
+def _raise_late_errors(args: tuple) -> None:
+    """On a GPU an index out of range is counted, and raised by ``check_errors()``."""
+    import lirank_ext
+
+    if any(t.is_cuda for t in _tensors(args)) and hasattr(lirank_ext, "check_errors"):
+        lirank_ext.check_errors()
 
 
 def _with_grad(case: Case, args: tuple, wide: bool) -> tuple:
@@ -151,59 +197,155 @@ def _check_backward(case: Case, reference, implementation, args: tuple, wide: tu
     return _worse(outcomes)
 
 
-def check_case(case: Case, implementation: Callable[..., Any], device: str = "cpu") -> Outcome:
-    """Run one case through one backend, forward and backward."""
-    op = OPS[case.op]
-    args = tuple(_map(a, lambda t: t.to(device)) for a in case.args)
-    before = [_map(a, torch.clone) for a in args]
-    if case.raises is not None:
-        outcome = _check_refusal(case, implementation, args)
-    else:
-        wide = args if case.exact else tuple(_map(a, _widen) for a in args)
-        wanted = _outputs(op.reference(*wide))
-        promised = _outputs(op.overload(*(_map(a, lambda t: t.to("meta")) for a in case.args)))
-        _poison(wanted)
-        got = _outputs(implementation(*args))
-        outcomes = []
-        for i, (a, b, fake) in enumerate(zip(got, wanted, promised, strict=True)):
-            what = "result" if len(got) == 1 else f"result {i}"
-            if a.dtype != fake.dtype or a.shape != fake.shape:
-                text = f"{what}: {a.dtype} {tuple(a.shape)}, the fake kernel promised "
-                text += f"{fake.dtype} {tuple(fake.shape)}"
-                outcomes.append(Outcome(case, problem=text))
+def _check_forward(case: Case, reference, implementation, args: tuple, wide: tuple) -> Outcome:
+    wanted = _outputs(reference(*wide))
+    meta = (_map(a, lambda t: t.to("meta")) for a in case.args)
+    promised = _outputs(OPS[case.op].overload(*meta))
+    _poison(wanted)
+    got = _outputs(implementation(*args))
+    if len(got) != len(wanted):
+        return Outcome(case, problem=f"{len(got)} results, wanted {len(wanted)}")
+    outcomes = []
+    for i, (a, b, fake) in enumerate(zip(got, wanted, promised, strict=True)):
+        what = "result" if len(got) == 1 else f"result {i}"
+        if a.dtype != fake.dtype or a.shape != fake.shape:
+            text = f"{what}: {a.dtype} {tuple(a.shape)}, the fake kernel promised "
+            text += f"{fake.dtype} {tuple(fake.shape)}"
+            outcomes.append(Outcome(case, problem=text))
+        else:
             outcomes.append(_compare(a, b, case, case.exact, what))
-        if case.grad:
-            outcomes.append(_check_backward(case, op.reference, implementation, args, wide))
-        outcome = _worse(outcomes)
-    for a, b in zip(args, before, strict=True):
-        if isinstance(a, Tensor) and not torch.equal(a.nan_to_num(), b.nan_to_num()):
-            return Outcome(case, problem="an input was changed")
+    return _worse(outcomes)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for v in value for t in _tensors(v)] if isinstance(value, (list, tuple)) else []
+
+
+def _bits(args: tuple) -> list[Tensor]:
+    """Copies of the tensors as bytes, in which NaN equals NaN."""
+    copies = (t.detach().clone(memory_format=torch.contiguous_format) for t in _tensors(args))
+    return [t.view(-1, 1).view(torch.uint8) for t in copies]
+
+
+def _check(case: Case, implementation: Callable[..., Any], args: tuple) -> Outcome:
+    if case.raises is not None:
+        return _check_refusal(case, implementation, args)
+    reference = OPS[case.op].reference
+    wide = args if case.exact else tuple(_map(a, _widen) for a in args)
+    outcome = _check_forward(case, reference, implementation, args, wide)
+    if case.grad:
+        backward = _check_backward(case, reference, implementation, args, wide)
+        outcome = _worse([outcome, backward])
     return outcome
 
 
-def verify(op: str | None = None, device: str = "cpu", seed: int = 0) -> list[Row]:
-    """Every public op (or one) on every backend usable for ``device``.
+def check_case(case: Case, implementation: Callable[..., Any], device: str = "cpu") -> Outcome:
+    """Run one case through one backend, forward and backward.
+
+    Args:
+        case: the input, and what is expected of it.
+        implementation: one of ``implementations(case.op)``.
+        device: where the input is put.
+
+    Returns:
+        The outcome; an exception where a result was wanted is a failure.
+    """
+    args = tuple(_map(a, lambda t: t.to(device)) for a in case.args)
+    before = _bits(args)
+    try:
+        outcome = _check(case, implementation, args)
+    except Exception as error:
+        outcome = Outcome(case, problem=f"raised {type(error).__name__}: {_first_line(error)}")
+    if not all(map(torch.equal, _bits(args), before)):
+        return Outcome(case, problem="an input was changed")
+    return outcome
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def public_ops() -> list[str]:
+    """The names that ``verify`` takes."""
+    return [name for name, op in OPS.items() if not op.internal]
+
+
+def _backends(name: str, device: str | None) -> list[tuple[str, str]]:
+    """(backend, device) of the rows of one op; one GPU backend is registered for an op."""
+    gpu = [b for b in ("triton", "cuda") if b in implementations(name)] or ["triton"]
+    on_gpu = [(b, "cuda") for b in gpu]
+    if device == "cuda":
+        return [("reference", "cuda"), *on_gpu]
+    on_cpu = [("reference", "cpu"), ("cpu", "cpu")]
+    return on_cpu if device == "cpu" else on_cpu + on_gpu
+
+
+def _cases(name: str, seed: int) -> tuple[list[Case], list[Outcome]]:
+    """The cases of an op, or what went wrong in making them."""
+    try:
+        return list(all_cases(name, seed)), []
+    except Exception as error:
+        text = f"raised {type(error).__name__}: {_first_line(error)}"
+        return [], [Outcome(Case(name, "making the inputs", ()), problem=text)]
+
+
+def verify(op: str | None = None, device: str | None = None, seed: int = 0) -> list[Row]:
+    """Every public op (or one) on every backend.
 
     Args:
         op: name of one op, or None for all.
-        device: ``"cpu"`` or ``"cuda"``.
+        device: ``"cpu"`` or ``"cuda"`` for the backends of one; None for those of both.
         seed: of the random inputs.
 
     Returns:
         One Row per op and backend; a backend that is not there has ``absent`` set and
         counts as not run.
+
+    Raises:
+        ValueError: no op of that name, or no such device.
     """
-    wanted = "cpu" if device == "cpu" else "cuda"
+    if op is not None:
+        implementations(op)  # names the known ops where it refuses
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"verify: argument 'device': wanted 'cpu' or 'cuda', got {device!r}")
     rows = []
-    for name in [name for name, o in OPS.items() if not o.internal and op in (None, name)]:
-        cases = list(all_cases(name, seed))
+    for name in public_ops() if op is None else [op]:
+        cases, problems = _cases(name, seed)
         usable = implementations(name)
-        backends = ["reference", "cpu"] if wanted == "cpu" else ["reference", "triton", "cuda"]
-        for backend in backends:
-            row = Row(name, backend)
+        for backend, where in _backends(name, device):
+            row = Row(name, backend, where)
             rows.append(row)
-            if backend not in usable:
-                row.absent = "not built or not usable here"
+            if backend not in usable or (where == "cuda" and not torch.cuda.is_available()):
+                row.absent = why_absent(backend)
                 continue
-            row.outcomes = [check_case(c, usable[backend], device) for c in cases]
+            row.outcomes = problems + [check_case(c, usable[backend], where) for c in cases]
     return rows
+
+
+def passed(rows: list[Row]) -> bool:
+    """Something ran, and nothing that ran failed."""
+    ran = [row for row in rows if not row.absent]
+    return bool(ran) and all(row.passed for row in ran)
+
+
+def summary(rows: list[Row]) -> str:
+    """What was compared with what, in one line."""
+    ran = [row for row in rows if not row.absent]
+    cases = sum(len(row.outcomes) for row in ran)
+    kinds = ", ".join(dict.fromkeys(f"{r.backend} on {r.device}" for r in ran))
+    failed = sum(not row.passed for row in ran)
+    verdict = f"{failed} of {len(ran)} rows FAILED" if failed else f"all {len(ran)} rows passed"
+    absent = len(rows) - len(ran)
+    verdict += f"; {absent} absent, not counted as passed." if absent else "."
+    return (
+        f"{cases} cases on {kinds} (CPU: {build_info()['cpu']}), forward and backward, compared "
+        f"with the references in float64: {verdict}"
+    )
+
+
+def as_json(rows: list[Row], seed: int) -> dict[str, Any]:
+    """Everything in the table, and the build it is about."""
+    found: dict[str, Any] = {"build": build_info(), "seed": seed, "passed": passed(rows)}
+    return found | {"summary": summary(rows), "rows": [row.as_json() for row in rows]}

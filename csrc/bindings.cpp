@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "ceilings.h"
 #include "export.h"
 
 namespace py = pybind11;
@@ -16,6 +17,12 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "isa", [] { return std::string(lirank_isa_name()); },
       "Instruction set in use: plain, avx2 or avx512.");
+  // The machine's ceilings, for the benchmarks; see ceilings.h.
+  using nogil = py::call_guard<py::gil_scoped_release>;
+  m.def("ceiling_copy", &lirank_ceiling_copy, nogil());
+  m.def("ceiling_gather", &lirank_ceiling_gather, nogil());
+  m.def("ceiling_fma", &lirank_ceiling_fma, nogil());
+  m.def("ceiling_exp", &lirank_ceiling_exp, nogil());
   m.attr("built_for_torch") = LIRANK_STRINGIFY(LIRANK_BUILT_FOR_TORCH);
   m.attr("compiler") = __VERSION__;
 }

@@ -1,0 +1,1 @@
+"""Benchmarks of the hashes of ids and strings."""

@@ -1,0 +1,182 @@
+"""MurmurHash3 of ids and of strings: a hash table's row without a vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import check, check_device, check_dim, check_dtype, refuse
+from .._library import register
+from ._text import hash_text
+
+C1 = 0x87C37B91114253D5 - (1 << 64)
+C2 = 0x4CF5AD432745937F
+F1 = 0xFF51AFD7ED558CCD - (1 << 64)
+F2 = 0xC4CEB9FE1A85EC53 - (1 << 64)
+
+
+def murmur_hash(ids: Tensor, seed: int = 0) -> Tensor:
+    """Low 64 bits of MurmurHash3_x64_128 over each id's 8 little-endian bytes.
+
+    Bit-equal to ``mmh3.hash64(id.to_bytes(8, "little", signed=True), seed, signed=True)[0]``.
+    LiRank (arXiv 2402.06859) hashes ids this way instead of keeping a vocabulary; the hash is
+    Austin Appleby's, in the public domain.
+
+    Args:
+        ids: int64, any shape, strided or not; negative ids too.
+        seed: from 0 to 2^32 - 1.
+
+    Returns:
+        int64 hashes, shape of ``ids``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: ``ids`` is not int64, or ``seed`` out of range.
+    """
+    _check_seed("murmur_hash", seed)
+    return _murmur_hash(ids, seed)
+
+
+def hash_strings(strings: Any, seed: int = 0) -> Tensor:
+    """Low 64 bits of MurmurHash3_x64_128 over the UTF-8 bytes of each string.
+
+    Bit-equal to ``mmh3.hash64(bytes, seed, signed=True)[0]``. Strings are read where they lie:
+    only text that is not ASCII is turned into UTF-8, key by key, and nothing is kept.
+
+    Args:
+        strings: a sequence of str or bytes; a NumPy array of strings (``U``, ``S``, object), of
+            one dimension; an Arrow array, chunked or not, of strings or binary; or the pair
+            (bytes, offsets) of tensors, uint8 (total,) and int64 (n + 1,), where key i is
+            ``bytes[offsets[i]:offsets[i + 1]]`` and ``offsets`` begins with 0. The pair is the
+            op ``torch.ops.lirank.hash_strings``.
+        seed: from 0 to 2^32 - 1.
+
+    Returns:
+        int64 hashes, (n,); on the device of the tensor pair, else on the CPU.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a missing key, a key that is no text, a lone
+            surrogate (which has no UTF-8), offsets that do not fit, or ``seed`` out of range.
+    """
+    _check_seed("hash_strings", seed)
+    if isinstance(strings, (tuple, list)) and any(isinstance(s, Tensor) for s in strings[:2]):
+        if len(strings) != 2 or not all(isinstance(s, Tensor) for s in strings):
+            wanted = "wanted the two tensors (bytes, offsets)"
+            refuse("hash_strings", "strings", f"{wanted}, got {len(strings)} items", TypeError)
+        return _hash_strings(*strings, seed)
+    return hash_text(strings, seed, _hash_strings)
+
+
+def _check_seed(op: str, seed: int) -> None:
+    check(0 <= seed < 1 << 32, op, "seed", "a number from 0 to 2^32 - 1", seed)
+
+
+def _check_pair(data: Tensor, offsets: Tensor, seed: int) -> None:
+    """What can be checked without reading the offsets."""
+    op = "hash_strings"
+    _check_seed(op, seed)
+    check_dtype(op, "bytes", data, torch.uint8)
+    check_dim(op, "bytes", data, 1)
+    check_dtype(op, "offsets", offsets, torch.int64)
+    check_dim(op, "offsets", offsets, 1)
+    check(offsets.shape[0] > 0, op, "offsets", "at least one offset", offsets)
+    check_device(op, "offsets", offsets, data.device)
+
+
+def _check_offsets(data: Tensor, offsets: Tensor) -> None:
+    op, first, last = "hash_strings", int(offsets[0]), int(offsets[-1])
+    check(first == 0, op, "offsets", "0 as the first offset", first)
+    falls = offsets.diff() < 0
+    if falls.any():
+        at = int(falls.nonzero()[0]) + 1
+        text = f"{int(offsets[at])} after {int(offsets[at - 1])} at position {at}"
+        check(False, op, "offsets", "offsets that never decrease", text)
+    total = data.shape[0]
+    check(last <= total, op, "offsets", f"offsets up to {total}, the number of bytes", last)
+
+
+def shift_right(x: Tensor, by: int) -> Tensor:
+    """Of the unsigned number: int64's own shift would drag the sign along."""
+    return x >> by & (1 << 64 - by) - 1
+
+
+def rotate(x: Tensor, by: int) -> Tensor:
+    return x << by | shift_right(x, 64 - by)
+
+
+def finalize(k: Tensor) -> Tensor:
+    k = (k ^ shift_right(k, 33)) * F1
+    k = (k ^ shift_right(k, 33)) * F2
+    return k ^ shift_right(k, 33)
+
+
+def _low_half(h1: Tensor, h2: Tensor, length: Tensor | int) -> Tensor:
+    h1, h2 = h1 ^ length, h2 ^ length
+    h1 = h1 + h2
+    return finalize(h1) + finalize(h2 + h1)
+
+
+def murmur_hash_reference(ids: Tensor, seed: int = 0) -> Tensor:
+    """The definition for 8 bytes; products and sums wrap around at 2^64 as unsigned ones do."""
+    _check_seed("murmur_hash", seed)
+    check_dtype("murmur_hash", "ids", ids, torch.int64)
+    ids = ids.contiguous()
+    h1 = rotate(ids * C1, 31) * C2 ^ seed
+    return _low_half(h1, torch.full_like(ids, seed), 8)
+
+
+def _words(data: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """16 bytes from ``start`` as two little-endian numbers; those from ``end`` on read as 0."""
+    at = start.unsqueeze(1) + torch.arange(16, device=data.device)
+    byte = data[at.clamp(max=max(data.shape[0] - 1, 0))].long() if data.shape[0] else at * 0
+    byte = torch.where(at < end.unsqueeze(1), byte, 0).reshape(-1, 2, 8)
+    words = (byte << 8 * torch.arange(8, device=data.device)).sum(2)
+    return words[:, 0], words[:, 1]
+
+
+def _mixed(k1: Tensor, k2: Tensor) -> tuple[Tensor, Tensor]:
+    return rotate(k1 * C1, 31) * C2, rotate(k2 * C2, 33) * C1
+
+
+def hash_strings_reference(data: Tensor, offsets: Tensor, seed: int = 0) -> Tensor:
+    """The definition: blocks of 16 bytes, one after another, then the rest of each key."""
+    _check_pair(data, offsets, seed)
+    _check_offsets(data, offsets)
+    start, end = offsets[:-1], offsets[1:]
+    length = end - start
+    h1, h2 = torch.full_like(length, seed), torch.full_like(length, seed)
+    alive, block = (length >= 16).nonzero().squeeze(1), 0
+    while alive.numel():
+        at = start[alive] + 16 * block
+        k1, k2 = _mixed(*_words(data, at, at + 16))
+        a, b = h1[alive] ^ k1, h2[alive]
+        h1[alive] = a = (rotate(a, 27) + b) * 5 + 0x52DCE729
+        h2[alive] = (rotate(b ^ k2, 31) + a) * 5 + 0x38495AB5
+        block += 1
+        alive = alive[length[alive] >= 16 * (block + 1)]
+    k1, k2 = _mixed(*_words(data, start + length // 16 * 16, end))
+    return _low_half(h1 ^ k1, h2 ^ k2, length)
+
+
+def _murmur_hash_fake(ids, seed=0):
+    _check_seed("murmur_hash", seed)
+    check_dtype("murmur_hash", "ids", ids, torch.int64)
+    return torch.empty_like(ids, memory_format=torch.contiguous_format)
+
+
+def _hash_strings_fake(data, offsets, seed=0):
+    _check_pair(data, offsets, seed)
+    return offsets.new_empty(offsets.shape[0] - 1)
+
+
+_murmur_hash = register(
+    "murmur_hash(Tensor ids, int seed=0) -> Tensor",
+    reference=murmur_hash_reference,
+    fake=_murmur_hash_fake,
+)
+_hash_strings = register(
+    "hash_strings(Tensor bytes, Tensor offsets, int seed=0) -> Tensor",
+    reference=hash_strings_reference,
+    fake=_hash_strings_fake,
+)

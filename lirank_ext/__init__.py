@@ -3,18 +3,39 @@
 from . import nn, ops
 from ._build import build_info
 from ._library import implementations
+from ._swap import swap
 from ._version import __version__
 from .ops.cross import attention_cross, low_rank_cross, outer_attention
+from .ops.hashing import hash_strings, murmur_hash
 from .ops.isotonic import isotonic_calibration
+from .ops.quantized_embedding import (
+    concatenate_tables,
+    dequantize_rows,
+    pack_rows,
+    quantize_rows,
+    quantized_embedding_bag,
+    quantized_embedding_bags,
+    unpack_rows,
+)
 
 __all__ = [
+    "unpack_rows",
+    "quantized_embedding_bags",
+    "quantized_embedding_bag",
+    "quantize_rows",
+    "pack_rows",
+    "dequantize_rows",
+    "concatenate_tables",
     "__version__",
     "attention_cross",
     "build_info",
+    "hash_strings",
+    "murmur_hash",
     "implementations",
     "isotonic_calibration",
     "low_rank_cross",
     "nn",
     "ops",
     "outer_attention",
+    "swap",
 ]

@@ -1,5 +1,5 @@
 """One module per op family; each holds definition, fake kernel, backward and registration."""
 
-from . import cross, isotonic
+from . import cross, hashing, isotonic, quantized_embedding
 
-__all__ = ["cross", "isotonic"]
+__all__ = ["cross", "hashing", "isotonic", "quantized_embedding"]

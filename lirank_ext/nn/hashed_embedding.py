@@ -1,0 +1,226 @@
+"""Embedding modules without a vocabulary: ids are hashed into quotient and remainder tables."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.hashed_embedding import hashed_embedding_bag, quantized_hashed_embedding_bag
+from ..ops.quantized_embedding import dequantize_rows, unpack_rows
+from ._common import check_choice, check_positive, refuse
+from .quantized_embedding import packed_weight, refuse_training
+
+TABLES = ("quotient_b", "remainder_b", "quotient_c", "remainder_c")
+
+
+def _check_rule(owner: str, num_buckets: int, num_remainders: int, mode: str, seed: int) -> None:
+    check_positive(owner, num_buckets=num_buckets, num_remainders=num_remainders)
+    if num_buckets > 1 << 32:
+        refuse(owner, "num_buckets", "1 to 2^32", num_buckets)
+    if num_remainders >= 1 << 32:
+        refuse(owner, "num_remainders", "1 to 2^32 - 1", num_remainders)
+    if not 0 <= seed < 1 << 32:
+        refuse(owner, "seed", "0 to 2^32 - 1", seed)
+    check_choice(owner, "mode", mode, ("sum", "mean"))
+
+
+class _HashRule(nn.Module):
+    """How ids become rows of four tables, and rows become a bag."""
+
+    dim: int
+
+    def _set_rule(
+        self,
+        num_buckets: int,
+        num_remainders: int,
+        mode: str,
+        seed: int,
+        include_last_offset: bool,
+        prehashed: bool,
+    ) -> None:
+        _check_rule(type(self).__name__, num_buckets, num_remainders, mode, seed)
+        self.num_buckets, self.num_remainders = num_buckets, num_remainders
+        self.mode, self.seed = mode, seed
+        self.include_last_offset, self.prehashed = include_last_offset, prehashed
+
+    def extra_repr(self) -> str:
+        text = f"{self.dim}, num_buckets={self.num_buckets}, num_remainders={self.num_remainders}"
+        text += f", mode={self.mode!r}, seed={self.seed}"
+        text += ", include_last_offset=True" if self.include_last_offset else ""
+        return text + (", prehashed=True" if self.prehashed else "")
+
+
+class HashedParameters(_HashRule):
+    """The four tables: each N(0, 1 / (4 dim)), so that an id's vector has a norm of about 1."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_buckets: int = 2**32,
+        num_remainders: int = 1000,
+        mode: str = "sum",
+        seed: int = 0,
+        include_last_offset: bool = False,
+        prehashed: bool = False,
+        sparse: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(type(self).__name__, dim=dim)
+        self._set_rule(num_buckets, num_remainders, mode, seed, include_last_offset, prehashed)
+        self.dim, self.sparse = dim, sparse
+        quotients = -(-num_buckets // num_remainders)
+        for name in TABLES:
+            rows = quotients if name.startswith("quotient") else num_remainders
+            table = torch.empty(rows, dim, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(table))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for name in TABLES:
+            nn.init.normal_(getattr(self, name), std=0.5 / math.sqrt(self.dim))
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.sparse else ", sparse=False")
+
+
+class HashedEmbeddingBag(HashedParameters):
+    """Pooled embeddings of any int64 id, without a vocabulary; see ``hashed_embedding_bag``.
+
+    With the defaults 2^32 buckets take 2 x 4,294,968 quotient rows and 2 x 1,000 remainder rows.
+    Each table starts as N(0, 1 / (4 dim)), so that the sum of four rows has a norm of about 1.
+
+    Gradients of the quotient tables are sparse (``sparse=True``): a dense one would be as large
+    as the table, 1.1 GB at ``dim=64``. SGD and Adagrad take them as they are; for Adam give the
+    quotient tables to ``torch.optim.SparseAdam`` and the remainder tables, whose gradients are
+    dense, to ``torch.optim.Adam``. Under ``torch.compile`` all gradients are dense.
+
+    Args:
+        dim: width D.
+        num_buckets: what each half of a hash is reduced to, 1 to 2^32.
+        num_remainders: rows m of a remainder table; a quotient table has ceil(num_buckets / m).
+        mode: "sum" or "mean".
+        seed: of the hash.
+        include_last_offset: offsets end with the end of the last bag.
+        prehashed: ids are hashes already, such as those of ``hash_strings``.
+        sparse: sparse gradients for the quotient tables.
+        device, dtype: of the tables.
+
+    Raises:
+        ValueError: a size, the seed or the mode does not fit.
+    """
+
+    def forward(
+        self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
+        return hashed_embedding_bag(
+            ids,
+            offsets,
+            self.quotient_b,
+            self.remainder_b,
+            self.quotient_c,
+            self.remainder_c,
+            self.num_buckets,
+            self.seed,
+            self.mode,
+            per_sample_weights,
+            self.include_last_offset and offsets is not None,
+            self.prehashed,
+            self.sparse,
+        )
+
+    def quantize(self, bits: int = 8) -> QuantizedHashedEmbeddingBag:
+        """The same look-up over int8 or int4 rows, for serving.
+
+        Raises:
+            ValueError: ``bits`` is neither 8 nor 4, or a row is not finite.
+        """
+        return QuantizedHashedEmbeddingBag.from_float(self, bits)
+
+
+class QuantizedHashedEmbeddingBag(_HashRule):
+    """:class:`HashedEmbeddingBag` over packed rows, for serving; made by its ``quantize``.
+
+    Buffers ``quotient_b``, ``remainder_b``, ``quotient_c`` and ``remainder_c`` are uint8, as
+    ``pack_rows`` lays them out. ``forward`` as there; the result is float32.
+    """
+
+    quotient_b: Tensor
+    remainder_b: Tensor
+    quotient_c: Tensor
+    remainder_c: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        tables: dict[str, Tensor],
+        num_buckets: int,
+        bits: int = 8,
+        mode: str = "sum",
+        seed: int = 0,
+        include_last_offset: bool = False,
+        prehashed: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive(type(self).__name__, dim=dim)
+        remainders = len(tables["remainder_b"])
+        self._set_rule(num_buckets, remainders, mode, seed, include_last_offset, prehashed)
+        self.dim, self.bits = dim, bits
+        for name in TABLES:
+            self.register_buffer(name, tables[name])
+
+    @classmethod
+    def from_float(cls, module: HashedParameters, bits: int = 8) -> QuantizedHashedEmbeddingBag:
+        """Quantize the four tables row by row.
+
+        Raises:
+            ValueError: ``bits`` is neither 8 nor 4, or a row is not finite.
+        """
+        if bits not in (4, 8):
+            refuse(f"{cls.__name__}.from_float", "bits", "8 or 4", bits)
+        tables = {name: packed_weight(getattr(module, name), bits) for name in TABLES}
+        options = (module.mode, module.seed, module.include_last_offset, module.prehashed)
+        return cls(module.dim, tables, module.num_buckets, bits, *options)
+
+    def dequantize(self) -> HashedEmbeddingBag:
+        """The float module with the values that the look-ups give."""
+        options = (self.mode, self.seed, self.include_last_offset, self.prehashed)
+        made = HashedEmbeddingBag(
+            self.dim, self.num_buckets, self.num_remainders, *options, device="meta"
+        )
+        for name in TABLES:
+            table = dequantize_rows(*unpack_rows(getattr(self, name), self.dim, self.bits))
+            setattr(made, name, nn.Parameter(table))
+        return made
+
+    def requires_grad_(self, requires_grad: bool = True) -> nn.Module:
+        refuse_training(self, requires_grad)
+        return self
+
+    def forward(
+        self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim) float32."""
+        return quantized_hashed_embedding_bag(
+            ids,
+            offsets,
+            self.quotient_b,
+            self.remainder_b,
+            self.quotient_c,
+            self.remainder_c,
+            self.num_buckets,
+            self.dim,
+            self.bits,
+            self.seed,
+            self.mode,
+            per_sample_weights,
+            self.include_last_offset and offsets is not None,
+            self.prehashed,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, bits={self.bits}"

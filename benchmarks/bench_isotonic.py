@@ -1,1 +1,110 @@
-"""Benchmarks of isotonic calibration."""
+"""Benchmarks of isotonic calibration: bound by copying the samples.
+
+Forward moves 8 bytes a float32 sample, its gradient 12; with an embedding (B, k) the rows of
+the embedding come on top, forward up to the sample's bucket (stated in full below).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from lirank_ext.benchmarks.harness import Workload
+
+from lirank_ext import isotonic_calibration
+from lirank_ext.ops.isotonic import reference
+
+OP = "isotonic_calibration"
+# The range and step of logits that a ranker's sigmoid needs: 500 buckets of 0.05.
+LOWER, STEP = -17.0, 0.05
+SHAPES = ((512, 500, False), (16_384, 500, False), (4096, 100, True))
+SHAPES += ((1_000_000, 500, False), (8_000_000, 500, False))
+# Eager PyTorch on equation 1 holds (B, k) several times over; beyond this many it is left out.
+MOST_CELLS = 20_000_000
+
+
+def _inputs(size: int, buckets: int, features: bool, device: str) -> tuple:
+    generator = torch.Generator().manual_seed(size)
+    # Off the knots, where float32 and float64 may rightly pick different slopes.
+    bucket = torch.randint(0, buckets, (size,), generator=generator)
+    within = torch.rand(size, generator=generator) * 0.8 + 0.1
+    logits = LOWER + (bucket + within) * STEP
+    weight = torch.rand(buckets, generator=generator) - 0.1
+    embedding = torch.randn(size, buckets, generator=generator) if features else None
+    tensors = (logits, weight, torch.zeros(()), embedding)
+    return tuple(t if t is None else t.to(device) for t in tensors)
+
+
+def _call(function: Callable, inputs: tuple) -> torch.Tensor:
+    logits, weight, bias, embedding = inputs
+    return function(logits, weight, bias, LOWER, STEP, embedding)
+
+
+def _wide(inputs: tuple) -> tuple:
+    return tuple(t if t is None else t.detach().double() for t in inputs)
+
+
+def _gradients(function: Callable, inputs: tuple) -> Callable[[], tuple]:
+    """Forward and backward to all inputs: one training step of this layer."""
+    leaves = tuple(t if t is None else t.detach().requires_grad_() for t in inputs)
+    wanted = [t for t in leaves if t is not None]
+    gradient = torch.ones_like(inputs[0])
+    return lambda: torch.autograd.grad(_call(function, leaves), wanted, gradient)
+
+
+def gathers(logits, weight, bias, lower, step, embedding=None):
+    """What a careful user would write without an embedding: prefix sums and two gathers."""
+    slope = weight.relu()
+    prefix = torch.cumsum(slope * step, 0) - slope * step + lower + bias
+    z = logits.clamp(lower, lower + len(weight) * step) - lower
+    i = (z / step).long().clamp(max=len(weight) - 1)
+    return torch.addcmul(prefix[i], slope[i], z - i * step)
+
+
+def _functions(cells: int, features: bool) -> dict[str, Callable]:
+    found: dict[str, Callable] = {"lirank": isotonic_calibration}
+    if cells <= MOST_CELLS:
+        found |= {"eager": reference, "compile": torch.compile(reference)}
+    if not features:
+        found |= {"eager gathers": gathers, "compile gathers": torch.compile(gathers)}
+    return found
+
+
+def workloads(device: str, peers: bool, quick: bool) -> Iterator[Workload]:
+    """Forward, and forward with the gradients of everything; no peer library has this layer."""
+    for size, buckets, features in SHAPES[:3] if quick else SHAPES:
+        yield from _at(size, buckets, features, device)
+
+
+def _at(size: int, buckets: int, features: bool, device: str) -> Iterator[Workload]:
+    inputs = _inputs(size, buckets, features, device)
+    functions = _functions(size * buckets, features)
+    rows = 4 * buckets * size * features
+    common = {"items": size, "unit": "sample"}
+    label = f"B={size} k={buckets}" + (", embedding" if features else "")
+    yield Workload(
+        OP,
+        label,
+        {name: lambda f=f: _call(f, inputs) for name, f in functions.items()},
+        expect=lambda: torch.cat([_call(reference, w) for w in _chunks(_wide(inputs))]),
+        bytes=8 * size + rows,
+        **common,
+    )
+    if size * buckets <= MOST_CELLS:
+        yield Workload(
+            OP,
+            label,
+            {name: _gradients(f, inputs) for name, f in functions.items()},
+            expect=_gradients(reference, _wide(inputs)),
+            bytes=20 * size + 3 * rows,
+            direction="step",
+            **common,
+        )
+
+
+def _chunks(inputs: tuple, size: int = 50_000) -> Iterator[tuple]:
+    """The float64 reference holds (B, k), so it takes the samples in parts."""
+    logits, weight, bias, embedding = inputs
+    for i in range(0, len(logits), size):
+        part = None if embedding is None else embedding[i : i + size]
+        yield logits[i : i + size], weight, bias, part

@@ -13,17 +13,25 @@ import importlib
 import os
 import pkgutil
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
+from lirank_ext.benchmarks.ceilings import Ceilings
+from lirank_ext.benchmarks.memory import peak_extra_bytes
+from lirank_ext.benchmarks.report import OURS, Measured, Report, Timing
 from torch import Tensor
 
-OURS = "lirank"
+from lirank_ext._library import OPS
+
+# Repeats of a workload: at least, unless one takes minutes, and at most.
+LEAST, MOST = 5, 400
+PATIENCE = 10  # times the seconds asked for, after which two repeats are enough
 DIRECTIONS = ("forward", "backward", "step")
 CEILINGS = ("copy", "gather", "fma", "exp")
 
@@ -74,3 +82,221 @@ class Workload:
         if self.ceiling not in CEILINGS or self.direction not in DIRECTIONS:
             text = f"ceiling {self.ceiling!r}, direction {self.direction!r}"
             raise ValueError(f"Workload {self.op}: unknown {text}")
+
+
+# ---- finding the workloads -------------------------------------------------------------
+
+
+def stems() -> list[str]:
+    """The families that have a ``bench_<stem>.py``."""
+    names = (m.name for m in pkgutil.iter_modules([os.path.dirname(__file__)]))
+    return sorted(n.removeprefix("bench_") for n in names if n.startswith("bench_"))
+
+
+def names() -> list[str]:
+    """What can be asked for: families and public ops."""
+    ops = [n for n, op in OPS.items() if not op.internal and op.stem in stems()]
+    return list(dict.fromkeys(stems() + ops))
+
+
+def modules(name: str | None = None) -> list[ModuleType]:
+    """The benchmark modules of one family or op, or all."""
+    wanted = stems() if name is None else [name if name in stems() else OPS[name].stem]
+    return [importlib.import_module(f"lirank_ext.benchmarks.bench_{stem}") for stem in wanted]
+
+
+# ---- agreement, before anything is timed -----------------------------------------------
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """A result as a list of dense tensors."""
+    found = [result] if isinstance(result, Tensor) else [torch.as_tensor(r) for r in result]
+    return [t.to_dense() if t.is_sparse else t for t in found]
+
+
+def disagreement(got: Any, wanted: Any, tolerance: float) -> str:
+    """In what a result differs from the wanted one; empty where it agrees."""
+    got, wanted = tensors(got), tensors(wanted)
+    if len(got) != len(wanted):
+        return f"{len(got)} results, wanted {len(wanted)}"
+    for a, b in zip(got, wanted, strict=True):
+        if a.shape != b.shape:
+            return f"shape {tuple(a.shape)}, wanted {tuple(b.shape)}"
+        if not a.is_floating_point():
+            if not torch.equal(a, b.to(a.dtype)):
+                return f"{int((a != b).sum())} of {a.numel()} integers differ"
+            continue
+        a, b = a.double(), b.double()
+        allowed = tolerance * float(b.abs().max()) if b.numel() else 0.0
+        error = float((a - b).abs().max()) if b.numel() else 0.0
+        if not error <= allowed:  # a NaN is no agreement either
+            return f"error {error:.2e}, allowed {allowed:.2e}"
+    return ""
+
+
+def refusals(workload: Workload) -> dict[str, str]:
+    """The providers that fail or disagree with the reference, and how."""
+    wanted = (workload.expect or workload.providers["reference"])()
+    found = {}
+    for name, call in workload.providers.items():
+        try:
+            problem = disagreement(call(), wanted, workload.tolerance)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        if problem:
+            found[name] = problem
+    return found
+
+
+# ---- timing ----------------------------------------------------------------------------
+
+
+def _sample(call: Callable[[], Any], count: int, device: str) -> float:
+    """Seconds a call, over ``count`` calls."""
+    if device == "cuda":
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(count):
+            call()
+        last.record()
+        torch.cuda.synchronize()
+        return first.elapsed_time(last) * 1e-3 / count
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+def _calls_a_sample(call: Callable[[], Any], device: str, wanted: float) -> int:
+    """How many calls make a sample long enough; warms up on the way."""
+    count = 1
+    while True:
+        passed = _sample(call, count, device) * count
+        if passed >= wanted or count >= 1 << 20:
+            return count
+        count = max(2 * count, min(16 * count, int(count * wanted / max(passed, 1e-9)) + 1))
+
+
+def interleaved(
+    providers: dict[str, Callable[[], Any]], device: str, seconds: float
+) -> dict[str, list[float]]:
+    """Seconds a call of every provider, a value for each repeat."""
+    sample = min(5e-3, seconds / 20)
+    counts = {name: _calls_a_sample(call, device, sample) for name, call in providers.items()}
+    samples: dict[str, list[float]] = {name: [] for name in providers}
+    order, started = list(providers), time.perf_counter()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for repeat in range(1, MOST + 1):
+            for name in order:
+                samples[name].append(_sample(providers[name], counts[name], device))
+            order.append(order.pop(0))
+            passed = time.perf_counter() - started
+            enough = LEAST if passed < PATIENCE * seconds else 2
+            if passed > seconds and repeat >= enough:
+                break
+    finally:
+        if enabled:
+            gc.enable()
+    return samples
+
+
+def _quantile(values: list[float], q: float) -> float:
+    ordered = sorted(values)
+    return ordered[round(q * (len(ordered) - 1))]
+
+
+def _fraction(workload: Workload, ceilings: Ceilings, seconds: float) -> float | None:
+    """The share of the ceiling that binds; None where it is not known."""
+    rates = {
+        "copy": (workload.bytes, lambda: ceilings.copy(workload.bytes)),
+        "gather": (workload.bytes, lambda: ceilings.gather(*workload.gather)),
+        "fma": (workload.flops, ceilings.fma),
+        "exp": (workload.exps, ceilings.exp),
+    }
+    amount, ceiling = rates[workload.ceiling]
+    rate = ceiling() if amount else None
+    return None if rate is None else amount / seconds / rate
+
+
+def measure(workload: Workload, device: str, ceilings: Ceilings, seconds: float) -> Measured:
+    """Check one workload, then time the providers that agree.
+
+    Args:
+        workload: what to measure.
+        device: ``"cpu"`` or ``"cuda"``.
+        ceilings: of this machine.
+        seconds: to spend on the repeats; each provider gets at least five.
+    """
+    fields = ("op", "label", "direction", "items", "unit", "bytes", "ceiling")
+    result = Measured(*(getattr(workload, name) for name in fields))
+    torch.compiler.reset()  # one code object for all shapes: its recompilations are limited
+    with torch.inference_mode() if workload.direction == "forward" else nullcontext():
+        result.refused = refusals(workload)
+        good = {n: c for n, c in workload.providers.items() if n not in result.refused}
+        if OURS not in good:
+            return result
+        extra = {name: peak_extra_bytes(call, device) for name, call in good.items()}
+        samples = interleaved(good, device, seconds)
+    for name, values in samples.items():
+        ratios = [theirs / ours for theirs, ours in zip(values, samples[OURS], strict=True)]
+        middle = statistics.median(values)
+        spread = (_quantile(values, 0.2), _quantile(values, 0.8), len(values))
+        timing = Timing(name, middle, *spread, statistics.median(ratios), extra[name])
+        timing.fraction = _fraction(workload, ceilings, middle)
+        result.timings.append(timing)
+    return result
+
+
+# ---- the whole run ---------------------------------------------------------------------
+
+
+def run(
+    name: str | None = None,
+    device: str = "cpu",
+    peers: bool = False,
+    quick: bool = False,
+    threads: int | None = None,
+    seconds: float | None = None,
+) -> Report:
+    """Measure the workloads of one op or family, or all; progress goes to stderr.
+
+    Args:
+        name: an op or a family (see :func:`names`), or None for all.
+        device: ``"cpu"`` or ``"cuda"``.
+        peers: also time the other libraries that are installed.
+        quick: fewer shapes and repeats.
+        threads: of the CPU; PyTorch's setting if None.
+        seconds: for the repeats of one workload; 2, or 0.4 if quick, where None.
+
+    Returns:
+        The report, which prints, draws and writes itself.
+
+    Raises:
+        ValueError: nothing of that name.
+    """
+    if name is not None and name not in names():
+        raise ValueError(f"bench: nothing is called '{name}'; there are: {', '.join(names())}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    seconds = (0.4 if quick else 2.0) if seconds is None else seconds
+    ceilings = Ceilings(device, 0.1 if quick else 0.3)
+    report = Report(device, ceilings)
+    for module in modules(name):
+        if peers and hasattr(module, "absent_peers"):
+            report.absent += [p for p in module.absent_peers() if p not in report.absent]
+        for workload in module.workloads(device, peers, quick):
+            if name in (None, workload.op) or name in stems():
+                _progress(f"{workload.op} {workload.label} {workload.direction}")
+                report.measured.append(measure(workload, device, ceilings, seconds))
+    _progress("")
+    return report
+
+
+def _progress(text: str) -> None:
+    """One line on stderr, overwritten on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)

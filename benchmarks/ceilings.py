@@ -1,0 +1,103 @@
+"""The machine's own ceilings, measured in the run that compares with them.
+
+CPU: bare C++ loops (``csrc/ceilings.cpp``) on as many threads as PyTorch uses. GPU: what
+PyTorch's own copy and bf16 matrix product reach. Each is measured once per run and kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from lirank_ext import _library
+
+SECONDS = 0.3
+SMALLEST, LARGEST = 64 << 10, 256 << 20
+
+
+class Ceilings:
+    """Measures a ceiling when it is first asked for.
+
+    Attributes:
+        measured: every ceiling measured so far, by a name that says what of.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(self, device: str, seconds: float = SECONDS) -> None:
+        self.device, self.seconds = device, seconds
+        self.measured: dict[str, float] = {}
+
+    def _keep(self, name: str, measure: Callable[[], float]) -> float | None:
+        """The rate; None where nothing here can measure it."""
+        if self.device == "cpu" and _library.extension is None:
+            return None
+        if name not in self.measured:
+            self.measured[name] = measure()
+        return self.measured[name]
+
+    def copy(self, moved: int) -> float | None:
+        """Bytes read plus written a second, where about ``moved`` bytes are in use.
+
+        A ceiling from main memory would be below what a small shape reaches in the cache.
+        """
+        size = min(max(1 << (max(moved, 1) - 1).bit_length(), SMALLEST), LARGEST)
+        name = f"copy {size >> 10} KiB, bytes/s"
+        if self.device == "cuda":
+            return self._keep(name, lambda: _cuda_copy(size))
+        return self._keep(name, lambda: _cpu("copy", size)(self.seconds))
+
+    def gather(self, row_bytes: int, table_bytes: int) -> float | None:
+        """Bytes of rows drawn at random a second; on a GPU the copy bandwidth."""
+        if self.device == "cuda":
+            return self.copy(LARGEST)
+        name = f"gather {row_bytes} B of {table_bytes >> 10} KiB, rows/s"
+        rate = self._keep(name, lambda: _cpu("gather", row_bytes, table_bytes)(self.seconds))
+        return None if rate is None else rate * row_bytes
+
+    def fma(self) -> float | None:
+        """Operations a second: float32 multiply-adds on a CPU, bf16 matrix products on a GPU."""
+        if self.device == "cuda":
+            return self._keep("bf16 matrix product, flop/s", _cuda_matrix)
+        return self._keep("fma, flop/s", lambda: _cpu("fma")(self.seconds))
+
+    def exp(self) -> float | None:
+        """Exponentials a second; not measured on a GPU."""
+        if self.device == "cuda":
+            return None
+        return self._keep("exp, 1/s", lambda: _cpu("exp")(self.seconds))
+
+
+def _cpu(name: str, *sizes: int) -> Callable[[float], float]:
+    loop = getattr(_library.extension, f"ceiling_{name}")
+    return lambda seconds: loop(*sizes, torch.get_num_threads(), seconds)
+
+
+def _cuda_rate(call: Callable[[], object], seconds: float = 0.2) -> float:
+    """Calls a second on the GPU, between events."""
+    for _ in range(5):
+        call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    count = max(10, int(seconds / (time.perf_counter() - start)))
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    for _ in range(count):
+        call()
+    last.record()
+    torch.cuda.synchronize()
+    return count / (first.elapsed_time(last) * 1e-3)
+
+
+def _cuda_copy(size: int) -> float:
+    source = torch.zeros(size // 2, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return _cuda_rate(lambda: target.copy_(source)) * size
+
+
+def _cuda_matrix(n: int = 8192) -> float:
+    a, b = (torch.randn(n, n, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    return _cuda_rate(lambda: a @ b) * 2 * n**3

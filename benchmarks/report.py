@@ -1,0 +1,207 @@
+"""What a benchmark run found: as a table, as JSON, as a picture."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lirank_ext.benchmarks.ceilings import Ceilings
+
+from lirank_ext import build_info
+from lirank_ext._table import print_line, print_table
+
+OURS = "lirank"
+
+
+@dataclass
+class Timing:
+    """What one provider took; times in seconds a call.
+
+    Attributes:
+        ratio: of its time to ours, the median over the repeats: how many times faster we are.
+        extra: peak bytes in use beyond those before the call.
+        fraction: of the ceiling that binds; above 1 where it need not move or compute all
+            that the workload states.
+    """
+
+    provider: str
+    median: float
+    p20: float
+    p80: float
+    repeats: int
+    ratio: float
+    extra: int | None
+    fraction: float | None = None
+
+
+@dataclass
+class Measured:
+    """A workload with its timings, and the providers that were refused and why."""
+
+    op: str
+    label: str
+    direction: str
+    items: int
+    unit: str
+    bytes: int
+    ceiling: str
+    timings: list[Timing] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def cells(self) -> list[list[str]]:
+        """The rows of the table: one for each provider timed, one for each refused."""
+        head = [self.op if self.direction == "forward" else f"{self.op}, {self.direction}"]
+        head.append(self.label)
+        rows = []
+        for t in self.timings:
+            ours = t.provider == OURS
+            rows.append(
+                [
+                    *head,
+                    t.provider,
+                    _time(t.median),
+                    f"{_time(t.p20)} - {_time(t.p80)}",
+                    "" if ours else f"{t.ratio:.2f}x",
+                    f"{t.median / self.items * 1e9:.2f} /{self.unit}" if self.items else "",
+                    f"{self.bytes / t.median / 1e9:.1f}" if self.bytes else "",
+                    "" if t.fraction is None else f"{t.fraction:.0%} {self.ceiling}",
+                    "" if t.extra is None else _size(t.extra),
+                ]
+            )
+            head = ["", ""]
+        for name, problem in self.refused.items():
+            rows.append([*head, name, f"NOT TIMED: {problem}", *[""] * 6])
+            head = ["", ""]
+        return rows
+
+    def styles(self) -> list[str]:
+        timed = ["good" if t.provider == OURS else "" for t in self.timings]
+        return timed + ["bad"] * len(self.refused)
+
+
+COLUMNS = ("op", "shape", "provider", ">median", ">p20 - p80", ">lirank is", ">ns per item")
+COLUMNS += (">GB/s", ">of ceiling", ">extra memory")
+
+
+@dataclass
+class Report:
+    """All workloads of one run, and the machine they ran on."""
+
+    device: str
+    ceilings: Ceilings
+    measured: list[Measured] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Something disagreed with its reference, or nothing was measured."""
+        return not self.measured or any(m.refused for m in self.measured)
+
+    def summary(self) -> list[list[str]]:
+        """Per op and provider: geometric mean of the ratios, the worst one, and its shape."""
+        groups: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
+        for m in self.measured:
+            for t in m.timings:
+                if t.provider != OURS:
+                    key = (m.op, m.direction, t.provider)
+                    groups.setdefault(key, []).append((t.ratio, m.label))
+        rows = []
+        for (op, direction, provider), ratios in groups.items():
+            mean = math.exp(sum(math.log(r) for r, _ in ratios) / len(ratios))
+            worst, where = min(ratios)
+            name = op if direction == "forward" else f"{op}, {direction}"
+            rows.append([name, provider, str(len(ratios)), f"{mean:.2f}x", f"{worst:.2f}x", where])
+        return rows
+
+    def show(self) -> None:
+        """Print the tables on standard output."""
+        rows = [row for m in self.measured for row in m.cells()]
+        styles = [style for m in self.measured for style in m.styles()]
+        print_table("", COLUMNS, rows, styles)
+        columns = ("op", "provider", ">shapes", ">geometric mean", ">worst", "worst shape")
+        print_table("How many times faster lirank is", columns, self.summary())
+        for name, rate in self.ceilings.measured.items():
+            print_line(f"ceiling: {name}: {rate:.4g}", "dim")
+        info = machine(self.device)
+        print_line(", ".join(f"{k}: {v}" for k, v in info.items() if k != "build"), "dim")
+        if self.absent:
+            print_line(f"Peers not installed: {', '.join(self.absent)}.", "dim")
+        refused = [f"{m.op} {m.label}: {n}" for m in self.measured for n in m.refused]
+        if refused:
+            print_line(f"Not timed, for they failed: {'; '.join(refused)}.", "bad")
+
+    def as_json(self) -> dict[str, Any]:
+        """Machine, ceilings and every figure (seconds, bytes)."""
+        return {
+            "machine": machine(self.device),
+            "ceilings": self.ceilings.measured,
+            "absent_peers": self.absent,
+            "measured": [asdict(m) for m in self.measured],
+        }
+
+    def plot(self, path: str) -> None:
+        """Draw the speed-ups: a dot per shape, a line per op and provider."""
+        from matplotlib.figure import Figure
+
+        groups: dict[str, list[float]] = {}
+        for m in self.measured:
+            for t in m.timings:
+                if t.provider != OURS:
+                    name = f"{m.op} {m.direction}\nvs {t.provider}"
+                    groups.setdefault(name, []).append(t.ratio)
+        figure = Figure(figsize=(9, 1.5 + 0.45 * len(groups)), layout="constrained")
+        axes = figure.subplots()
+        for y, ratios in enumerate(groups.values()):
+            colour = "#3b82c4" if min(ratios) >= 1 else "#e07b39"
+            axes.plot([min(ratios), max(ratios)], [y, y], color=colour, linewidth=1)
+            axes.scatter(ratios, [y] * len(ratios), color=colour, s=28, zorder=3)
+        axes.axvline(1, color="#5b6470", linewidth=1, linestyle="--")
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(groups)), groups, fontsize=8)
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.set_xlabel("time of the provider / time of lirank; a dot is a shape, right is faster")
+        axes.grid(axis="x", which="both", color="#e3e7ec", linewidth=0.6)
+        info = machine(self.device)
+        axes.set_title(f"{info['device']}, {info['threads']} threads, {info['date']}", fontsize=9)
+        figure.savefig(Path(path), dpi=150)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures were taken on."""
+    cpu = _cpu_model()
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": build_info()["cpu"],
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+        "build": build_info(),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _time(seconds: float) -> str:
+    for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def _size(count: int) -> str:
+    if count < 1 << 20:
+        return f"{count / 1024:.0f} KiB"
+    return f"{count / 2**20:.1f} MiB"

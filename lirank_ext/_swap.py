@@ -1,0 +1,239 @@
+"""``lirank_ext.swap``: replace modules by their faster equals, in place.
+
+The file is called ``_swap.py``, and ``_quantize.py`` alike, because ``lirank_ext.swap`` is the
+function: a module ``lirank_ext.swap`` would hide it, or be hidden by it, depending on what was
+imported first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from ._surgery import Found, Leave, exchange, find, refuse_hooks, type_name
+from ._swap_sources import CANDIDATE, FOREIGN, NOTES, known_base, name_of, twin
+from ._table import plain_table
+
+Convert = Callable[[nn.Module], nn.Module]
+
+_registered: dict[type[nn.Module], Convert] = {}
+
+
+@dataclass(frozen=True)
+class SwapRow:
+    """One module that ``swap`` replaced, or left though it looks like a candidate.
+
+    Attributes:
+        paths: where it stands in the model; several for a shared module, "" for the model.
+        source: its type.
+        target: the type it has now, or None where it was left.
+        reason: why it was left, or what to know of a replacement; may be empty.
+    """
+
+    paths: tuple[str, ...]
+    source: str
+    target: str | None
+    reason: str = ""
+
+    @property
+    def path(self) -> str:
+        return self.paths[0]
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What ``swap`` did, or would do; prints as a table."""
+
+    rows: tuple[SwapRow, ...]
+    dry_run: bool = False
+
+    @property
+    def replaced(self) -> tuple[SwapRow, ...]:
+        return tuple(row for row in self.rows if row.target is not None)
+
+    @property
+    def left(self) -> tuple[SwapRow, ...]:
+        return tuple(row for row in self.rows if row.target is None)
+
+    def __str__(self) -> str:
+        verb = "to be replaced (dry run)" if self.dry_run else "replaced"
+        title = f"swap: {len(self.replaced)} {verb}, {len(self.left)} left"
+        if not self.rows:
+            return title
+        cells = [
+            (", ".join(p or "(the model)" for p in r.paths), r.source, r.target or "left", r.reason)
+            for r in self.rows
+        ]
+        return plain_table(title, ("module", "was", "now", "note"), cells).rstrip()
+
+
+def swap(model: nn.Module, dry_run: bool = False) -> SwapReport:
+    """Replace, in place, every module of a model that has a faster equal here.
+
+    - this package's ``Reference*`` modules: the object stays and its class changes, so that
+      parameters, hooks and other references to it keep working, the model itself included;
+    - TorchRec ``LowRankCrossNet``, ``LowRankMixtureCrossNet`` and ``CrossNet``, FuxiCTR
+      ``CrossNetMix``, DeepCTR-Torch ``CrossNetMix`` and ``CrossNet(parameterization="matrix")``:
+      a module of ``lirank_ext.nn`` that holds the same parameters. Keys of the state dict
+      change. ``CrossNetMix`` drops the batch axis of a single row; its replacement keeps it;
+    - your own types, through ``swap.register(source_type, convert)``.
+
+    Outputs agree to float32 rounding. Optimizers keep working, as parameters are the same
+    objects; training or evaluation mode, ``requires_grad``, device and dtype stay. A module at
+    several paths is replaced once, at all of them. Subclasses of a known type are left, as
+    their forward may differ, and so are modules with hooks that a new object would lose.
+
+    Args:
+        model: any module.
+        dry_run: report what would be replaced, and change nothing. The ``convert`` functions
+            do run.
+
+    Returns:
+        The report: ``rows``, ``replaced``, ``left``; ``print(report)`` shows a table.
+
+    Raises:
+        TypeError: ``model`` is not a module, or a ``convert`` returned something else.
+        RuntimeError: a ``convert`` failed; the message names the module and the model is
+            unchanged.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"swap: model: wanted a torch.nn.Module, got {type(model).__name__}")
+    rows: list[SwapRow] = []
+    new: dict[nn.Module, nn.Module] = {}
+    classes: dict[nn.Module, type[nn.Module]] = {}
+    gone: set[nn.Module] = set()
+    for found in find(model):
+        if found.module not in gone:
+            row = _plan(found, model, new, classes)
+            if row is not None:
+                rows.append(row)
+            if found.module in new:
+                gone.update(found.module.modules())
+    if not dry_run:
+        for module, kind in classes.items():
+            module.__class__ = kind
+        exchange(model, new)
+    return SwapReport(tuple(rows), dry_run)
+
+
+def register(
+    source_type: type[nn.Module], convert: Convert | None = None
+) -> Convert | Callable[[Convert], Convert]:
+    """Teach ``swap`` a type: ``swap.register(MyCross, convert)``, or as a decorator::
+
+        @lirank_ext.swap.register(MyCross)
+        def convert(module):
+            made = lirank_ext.nn.LowRankCross(module.dim, module.rank)
+            made.v, made.u, made.bias = module.down, module.up, module.bias
+            return made
+
+    Hand parameters on as they are where shapes match: an optimizer made before keeps working.
+    ``convert`` must not change the module it is given. It may ``raise swap.Leave("why")``.
+    A type registered again takes the new function; subclasses are not included.
+
+    Args:
+        source_type: the module type to replace.
+        convert: from a module of that type to its replacement.
+
+    Returns:
+        ``convert``, or the decorator.
+
+    Raises:
+        TypeError: ``source_type`` is not a module type or ``convert`` cannot be called.
+    """
+    if not (isinstance(source_type, type) and issubclass(source_type, nn.Module)):
+        raise TypeError(
+            f"swap.register: source_type: wanted a subclass of nn.Module, got {source_type!r}"
+        )
+    if convert is None:
+        return lambda function: register(source_type, function)
+    if not callable(convert):
+        raise TypeError(f"swap.register: convert: wanted a function, got {convert!r}")
+    _registered[source_type] = convert
+    return convert
+
+
+swap.register = register
+swap.Leave = Leave
+
+
+def _plan(
+    found: Found,
+    model: nn.Module,
+    new: dict[nn.Module, nn.Module],
+    classes: dict[nn.Module, type[nn.Module]],
+) -> SwapRow | None:
+    """Decide on one module; None where it is no candidate."""
+    module, source = found.module, type_name(found.module)
+    convert = _registered.get(type(module))
+    kind = twin(module) if convert is None else None
+    if kind is not None:
+        classes[module] = kind
+        return SwapRow(found.paths, source, kind.__name__)
+    try:
+        convert = convert or FOREIGN.get(name_of(module))
+        if convert is None:
+            _leave_candidate(module, is_model=module is model)
+            return None
+        if module is model:
+            raise Leave("it is the model itself, which only its owner can replace: wrap it")
+        refuse_hooks(module)
+        made = _converted(module, convert, found.paths[0])
+    except Leave as reason:
+        return SwapRow(found.paths, source, None, str(reason))
+    new[module] = made
+    kept = set(map(id, made.parameters()))
+    same = all(id(p) in kept for p in module.parameters())
+    note = NOTES.get(name_of(module), "")
+    note = note if same else "it has other parameters: hand them to the optimizer again"
+    return SwapRow(found.paths, source, type_name(made), note)
+
+
+def _converted(module: nn.Module, convert: Convert, path: str) -> nn.Module:
+    where = f"swap: '{path}' ({type_name(module)})"
+    try:
+        made = convert(module)
+    except Leave:
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"{where}: convert failed, the model is unchanged: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(
+            f"{where}: convert: wanted a torch.nn.Module, got {type(made).__name__}; "
+            "the model is unchanged"
+        )
+    return _settled(module, made)
+
+
+def _settled(source: nn.Module, made: nn.Module) -> nn.Module:
+    """Give a new module the mode, device, dtype and frozen state of its source."""
+    if source in set(made.modules()):
+        raise Leave("its convert returned it, or a module that holds it")
+    made.train(source.training)
+    held = {id(p) for p in source.parameters()}
+    example = next((p for p in source.parameters() if p.is_floating_point()), None)
+    if example is None:
+        return made
+    frozen = not any(p.requires_grad for p in source.parameters())
+    for p in made.parameters():
+        if id(p) not in held and p.is_floating_point():
+            p.data = p.data.to(example.device, example.dtype)
+            p.requires_grad_(p.requires_grad and not frozen)
+    for b in made.buffers():
+        b.data = b.data.to(example.device)
+    return made
+
+
+def _leave_candidate(module: nn.Module, is_model: bool) -> None:
+    """Say why a module that looks like a source stays; nothing where it does not."""
+    base = known_base(module, tuple(_registered))
+    if base is not None:
+        raise Leave(f"a subclass of {type_name(base)}, whose forward may differ: swap.register")
+    kind = type(module)
+    other = kind.__module__.split(".")[0] not in ("torch", "lirank_ext") and not is_model
+    if other and CANDIDATE.search(kind.__qualname__):
+        raise Leave("not a type that swap knows: swap.register(type, convert) adds it")

@@ -1,0 +1,134 @@
+"""Stacks of cross layers (DCN-V2, arXiv 2008.13535): low rank, full rank, mixture of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ._common import check_positive
+from .cross import LowRankCross
+
+
+class LowRankCrossNet(nn.Module):
+    """A stack of :class:`LowRankCross` on one input; TorchRec's module of this name.
+
+    Args:
+        dim: width d.
+        rank: width r between the two kernels of a layer.
+        num_layers: how many layers.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+
+    def __init__(self, dim: int, rank: int, num_layers: int = 2) -> None:
+        super().__init__()
+        check_positive(type(self).__name__, num_layers=num_layers)
+        self.layers = nn.ModuleList(LowRankCross(dim, rank) for _ in range(num_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        x0 = x.reshape(-1, x.shape[-1])
+        y = x0
+        for layer in self.layers:
+            y = layer(x0, y)
+        return y.view(x.shape)
+
+
+class FullRankCrossNet(nn.Module):
+    """A stack of cross layers with whole matrices, ``x0 * (x @ kernel.T + bias) + x``.
+
+    One matrix product and one pass over the result per layer. Implementations that write
+    ``kernel @ x[:, :, None]`` get a product of a matrix and a vector for every row instead.
+
+    Args:
+        dim: width d.
+        num_layers: how many layers.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+
+    def __init__(self, dim: int, num_layers: int = 2) -> None:
+        super().__init__()
+        check_positive(type(self).__name__, dim=dim, num_layers=num_layers)
+        kernels = [torch.empty(dim, dim) for _ in range(num_layers)]
+        self.kernels = nn.ParameterList(map(nn.init.xavier_normal_, kernels))
+        self.bias = nn.ParameterList(torch.zeros(dim) for _ in range(num_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        y = x
+        for kernel, bias in zip(self.kernels, self.bias, strict=True):
+            # A swapped net keeps its parameters, whose bias may be a column.
+            y = torch.addcmul(y, x, linear(y, kernel, bias.flatten()).to(y.dtype))
+        return y
+
+    def extra_repr(self) -> str:
+        return f"dim={self.kernels[0].shape[-1]}, num_layers={len(self.kernels)}"
+
+
+class MixtureCrossNet(nn.Module):
+    """A stack of cross layers, each a gated mixture of low-rank experts (DCN-V2, section 3.3).
+
+    With gates ``g = softmax(x @ gate.T)``, per layer::
+
+        result = x0 * (sum_e g_e * u_e @ act(c_e @ act(v_e @ x)) + bias) + x
+
+    All experts of a layer share three products. One set of gates serves all layers, as in
+    TorchRec, FuxiCTR and DeepCTR-Torch; one expert has no gate.
+
+    Args:
+        dim: width d.
+        rank: width r of an expert.
+        num_layers: how many layers.
+        num_experts: how many experts in each.
+        activation: elementwise.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        rank: int,
+        num_layers: int = 2,
+        num_experts: int = 4,
+        activation: Callable[[Tensor], Tensor] = torch.tanh,
+    ) -> None:
+        super().__init__()
+        sizes = {"dim": dim, "rank": rank, "num_layers": num_layers, "num_experts": num_experts}
+        check_positive(type(self).__name__, **sizes)
+
+        def kernels(rows: int, columns: int) -> nn.ParameterList:
+            made = (torch.empty(num_experts, rows, columns) for _ in range(num_layers))
+            return nn.ParameterList(map(nn.init.xavier_normal_, made))
+
+        self.v, self.c, self.u = kernels(rank, dim), kernels(rank, rank), kernels(dim, rank)
+        self.bias = nn.ParameterList(torch.zeros(dim) for _ in range(num_layers))
+        self.gates = nn.ModuleList()
+        if num_experts > 1:
+            self.gates.extend(nn.Linear(dim, 1, bias=False) for _ in range(num_experts))
+        self.activation = activation
+        # FuxiCTR and DeepCTR-Torch keep v as (experts, dim, rank).
+        self.v_is_transposed = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim) -> (B, dim)."""
+        y, gate = x, None
+        if len(self.gates):
+            gate = torch.cat([g.weight for g in self.gates])
+        for v, c, u, bias in zip(self.v, self.c, self.u, self.bias, strict=True):
+            v = v if self.v_is_transposed else v.transpose(1, 2)
+            hidden = self.activation(torch.matmul(y, v))  # (experts, B, rank)
+            hidden = self.activation(torch.bmm(hidden, c.transpose(1, 2)))
+            if gate is not None:
+                hidden = hidden * torch.softmax(linear(y, gate), 1).T.unsqueeze(2)
+            # The gates of a row sum to 1, so the bias needs none.
+            mixed = torch.einsum("ebr,edr->bd", hidden, u) + bias.flatten()
+            y = torch.addcmul(y, x, mixed.to(y.dtype))
+        return y

@@ -6,6 +6,7 @@ from ._library import implementations
 from ._swap import swap
 from ._version import __version__
 from .ops.cross import attention_cross, low_rank_cross, outer_attention
+from .ops.hashed_embedding import hashed_embedding_bag, quantized_hashed_embedding_bag
 from .ops.hashing import hash_strings, murmur_hash
 from .ops.isotonic import isotonic_calibration
 from .ops.quantized_embedding import (
@@ -21,6 +22,7 @@ from .ops.quantized_embedding import (
 __all__ = [
     "unpack_rows",
     "quantized_embedding_bags",
+    "quantized_hashed_embedding_bag",
     "quantized_embedding_bag",
     "quantize_rows",
     "pack_rows",
@@ -30,6 +32,7 @@ __all__ = [
     "attention_cross",
     "build_info",
     "hash_strings",
+    "hashed_embedding_bag",
     "murmur_hash",
     "implementations",
     "isotonic_calibration",

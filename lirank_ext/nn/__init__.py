@@ -1,9 +1,11 @@
 """Modules and layers built on the ops."""
 
 from .cross import AttentionCross, LowRankCross, ResidualCrossNet
+from .cross_net import FullRankCrossNet, LowRankCrossNet, MixtureCrossNet
 from .dwell import LongDwellLabels
 from .explore import NeuralLinear
 from .gated_mlp import GatedMLP
+from .hashed_embedding import HashedEmbeddingBag, QuantizedHashedEmbeddingBag
 from .history import HistoryEncoder
 from .incremental import IncrementalPenalty
 from .inputs import NumericBatchNorm
@@ -13,17 +15,22 @@ from .random_effect import RandomEffect
 
 __all__ = [
     "AttentionCross",
+    "FullRankCrossNet",
     "GatedMLP",
     "GroupedTowers",
     "HardShared",
+    "HashedEmbeddingBag",
     "HistoryEncoder",
     "IncrementalPenalty",
     "LongDwellLabels",
     "LowRankCross",
+    "LowRankCrossNet",
     "MMoE",
+    "MixtureCrossNet",
     "NeuralLinear",
     "NumericBatchNorm",
     "PLE",
+    "QuantizedHashedEmbeddingBag",
     "RandomEffect",
     "ResidualCrossNet",
 ]

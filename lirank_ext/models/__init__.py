@@ -1,0 +1,43 @@
+"""The ranking models of LiRank, assembled from this package's modules by a configuration."""
+
+from ._parse import ConfigError
+from .config import (
+    MLP,
+    Calibration,
+    Categorical,
+    Cross,
+    Embedding,
+    Explore,
+    Head,
+    History,
+    HistoryBlock,
+    LiRankConfig,
+    Numeric,
+    Popularity,
+    Schema,
+    Table,
+    Task,
+    with_schema,
+)
+from .lirank import LiRank
+
+__all__ = [
+    "MLP",
+    "Calibration",
+    "Categorical",
+    "ConfigError",
+    "Cross",
+    "Embedding",
+    "Explore",
+    "Head",
+    "History",
+    "HistoryBlock",
+    "LiRank",
+    "LiRankConfig",
+    "Numeric",
+    "Popularity",
+    "Schema",
+    "Table",
+    "Task",
+    "with_schema",
+]

@@ -1,0 +1,133 @@
+"""Dataclasses from plain YAML values, with refusals that name the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..nn._common import did_you_mean
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one sentence naming the key."""
+
+
+def parse(kind: type[T], data: Any, where: str = "") -> T:
+    """Build a dataclass from nested dicts and lists.
+
+    A class with a ``name`` field also takes the name alone: ``user`` for ``{name: user}``.
+
+    Args:
+        kind: the dataclass.
+        data: what YAML gave.
+        where: the key of ``data``, for messages.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    if isinstance(data, str) and "name" in hints:
+        data = {"name": data}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where or kind.__name__}: wanted keys and values, got {data!r}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    values = {}
+    for key, value in data.items():
+        if key not in fields:
+            hint = did_you_mean(key, fields) or f"; there are: {', '.join(fields)}"
+            raise ConfigError(f"unknown key '{_join(where, key)}'{hint}")
+        values[key] = _value(hints[key], value, _join(where, key))
+    for name, field in fields.items():
+        no_default = dataclasses.MISSING in (field.default, field.default_factory)
+        no_default = no_default and field.default is field.default_factory
+        if no_default and name not in values:
+            raise ConfigError(f"missing key '{_join(where, name)}'")
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _value(next(i for i in inner if i is not type(None)), value, where)
+    if origin is typing.Literal:
+        if value not in inner:
+            hint = did_you_mean(value, map(str, inner))
+            wanted = ", ".join(map(repr, inner))
+            raise ConfigError(f"{where}: wanted one of {wanted}, got {value!r}{hint}")
+        return value
+    if origin is list:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: wanted a list, got {value!r}")
+        return [_value(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: wanted keys and values, got {value!r}")
+        return {k: _value(inner[1], v, _join(where, k)) for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else parse(hint, value, where)
+    return _plain(hint, value, where)
+
+
+def _plain(hint: type, value: Any, where: str) -> Any:
+    """bool, int, float or str; a whole number is a float, and so is YAML's text ``1e-3``."""
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        raise ConfigError(f"{where}: wanted {names[hint]}, got {value!r}")
+    return value
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read or is no YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{path}{line}: {problem}") from error
+
+
+def override(data: dict, key: str, text: str) -> None:
+    """Set ``a.b.c`` in nested dicts to a value written as in YAML.
+
+    Raises:
+        ConfigError: a part of the key holds a plain value.
+    """
+    import yaml
+
+    *path, last = key.split(".")
+    for i, part in enumerate(path):
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"key '{key}': '{'.'.join(path[: i + 1])}' has no keys of its own")
+    try:
+        data[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"key '{key}': {text!r} is not a YAML value") from error

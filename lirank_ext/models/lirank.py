@@ -1,0 +1,279 @@
+"""The LiRank ranker: one module that a configuration turns into Feed, Jobs or Ads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from ..nn._common import check_shape, refuse
+from ..nn.explore import NeuralLinear
+from ..nn.inputs import NumericBatchNorm
+from ..nn.isotonic import IsotonicCalibration
+from ..nn.random_effect import RandomEffect
+from .blocks import HistoryFeature, SeparateHead, SharedHead, make_table
+from .config import ConfigError, LiRankConfig
+
+Features = Mapping[str, Tensor]
+
+
+class LiRank(nn.Module):
+    """Predicts every task of a row from numbers, hashed ids and histories.
+
+    Numbers (batch norm) ‖ pooled embeddings of the hashed ids ‖ encoded histories are the input
+    of a cross net (low rank and attention in parallel) and a gated MLP side by side; their
+    results go through the towers to a logit per task, to which a random effect of the popularity
+    column is added; an isotonic layer calibrates it. The paper names these parts; their order is
+    only in its figure 8, and this one is a reconstruction.
+
+    Features are a dictionary of tensors, as ``lirank_ext.training`` makes them of a file:
+
+    ==========================  =============================================================
+    ``numeric``                 (B, columns) float, NaN where missing
+    ``ids/<table>``             (n,) int64 hashes of the bags of B rows times C columns
+    ``offsets/<table>``         (B * C,) int64, column by column within a row
+    ``history/<name>/items``    (B, L) int64 hashes, newest first, padded behind
+    ``history/<name>/actions``  the same, where the history has actions
+    ``history/<name>/lengths``  (B,) int64
+    ``popularity``              (B,) int64 hashes
+    ==========================  =============================================================
+
+    Args:
+        config: columns and blocks.
+
+    Raises:
+        ConfigError: no task, nothing to read, or a block is out of range.
+
+    Source: LiRank (arXiv 2402.06859).
+    """
+
+    def __init__(self, config: LiRankConfig) -> None:
+        super().__init__()
+        self.config = config
+        schema = config.schema
+        self.task_names = [t.name for t in schema.tasks]
+        if not self.task_names:
+            raise ConfigError("schema.tasks: wanted at least one task, got none")
+        try:
+            self._build(config)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def _build(self, config: LiRankConfig) -> None:
+        schema, dim = config.schema, config.embedding.dim
+        ids = config.embedding.enabled
+        self.columns = schema.tables() if ids else {}
+        self.tables = nn.ModuleDict(
+            {_safe(name): make_table(config.embedding, name) for name in self.columns}
+        )
+        self.dropout = nn.Dropout1d(config.embedding.dropout)
+        wanted = schema.history if ids and config.history.enabled else []
+        self.histories = nn.ModuleDict(
+            {_safe(h.name): HistoryFeature(config.history, dim, bool(h.actions)) for h in wanted}
+        )
+        numeric = len(schema.numeric) if config.numeric.enabled else 0
+        self.normalise = None
+        if numeric and config.numeric.batch_norm:
+            log = [schema.numeric.index(name) for name in schema.log]
+            self.normalise = NumericBatchNorm(numeric, log)
+        width = numeric + dim * sum(map(len, self.columns.values()))
+        width += sum(history.out_dim for history in self.histories.values())
+        if not width:
+            raise ConfigError("schema: no column to read")
+        self.input_dim = width
+        head = SeparateHead if config.head.interactions == "per_tower" else SharedHead
+        self.groups = self._groups(config)
+        self.head = head(width, self.groups, config.cross, config.mlp, config.head)
+        self._build_corrections(config)
+
+    def _groups(self, config: LiRankConfig) -> list[list[int]]:
+        """Task numbers of every tower."""
+        if config.head.kind != "grouped" or config.head.groups is None:
+            return [[t] for t in range(len(self.task_names))]
+        return [[self.task_names.index(name) for name in g] for g in config.head.groups]
+
+    def _build_corrections(self, config: LiRankConfig) -> None:
+        """What comes after the logits: random effects, calibration, posteriors."""
+        self.effects = self.calibration = self.posteriors = None
+        tasks = range(len(self.task_names))
+        if config.popularity.enabled and config.schema.popularity:
+            effects = [RandomEffect(l2=config.popularity.l2) for _ in tasks]
+            self.effects = nn.ModuleList(effects)
+        block = config.calibration
+        if block.enabled:
+            if block.columns and not config.embedding.enabled:
+                raise ConfigError("calibration.columns: the embeddings are switched off")
+            sizes = (block.lower, block.upper, block.step)
+            features = len(block.columns) * config.embedding.dim
+            layers = [IsotonicCalibration(*sizes, features) for _ in tasks]
+            self.calibration = nn.ModuleList(layers)
+        if config.explore.enabled:
+            precision = config.explore.prior_precision
+            widths = [_last(self.head.towers[self._tower(t)]).in_features for t in tasks]
+            # One more than the tower's width: the intercept.
+            self.posteriors = nn.ModuleList(NeuralLinear(w + 1, 1, precision) for w in widths)
+
+    def forward(self, features: Features) -> Tensor:
+        """Features -> calibrated logits (B, T)."""
+        bags = self.bags(features)
+        logits = self._effects(self.head(self._input(features, bags)), features)
+        if self.calibration is None:
+            return logits
+        shifts = self._calibration_features(bags)
+        columns = zip(self.calibration, logits.unbind(1), strict=True)
+        return torch.stack([layer(logit, shifts) for layer, logit in columns], dim=1)
+
+    def predict(self, features: Features) -> Tensor:
+        """Features -> probabilities (B, T)."""
+        return self(features).sigmoid()
+
+    def logits(self, features: Features) -> Tensor:
+        """Features -> logits (B, T) before the random effects and the calibration."""
+        return self.head(self._input(features, self.bags(features)))
+
+    def bags(self, features: Features) -> dict[str, Tensor]:
+        """Pooled embeddings (B, columns, dim) of every table."""
+        pooled = {}
+        for name, columns in self.columns.items():
+            ids, offsets = _get(features, f"ids/{name}"), _get(features, f"offsets/{name}")
+            if offsets.numel() % len(columns):
+                wanted = f"{len(columns)} bags for every row"
+                refuse("LiRank", f"offsets/{name}", wanted, tuple(offsets.shape))
+            out = self.tables[_safe(name)](ids, offsets)
+            pooled[name] = out.unflatten(0, (-1, len(columns)))
+        return pooled
+
+    def _input(self, features: Features, bags: dict[str, Tensor]) -> Tensor:
+        """(B, input_dim): what the interactions read."""
+        parts = []
+        if self.config.numeric.enabled and self.config.schema.numeric:
+            numbers = _get(features, "numeric")
+            check_shape("LiRank", "numeric", numbers, "B", len(self.config.schema.numeric))
+            parts.append(
+                numbers.nan_to_num() if self.normalise is None else self.normalise(numbers)
+            )
+        parts += [self.dropout(bag).flatten(1) for bag in bags.values()]
+        for history in self.config.schema.history if self.histories else ():
+            key = f"history/{history.name}"
+            table, place = self._place(history.candidate)
+            parts.append(
+                self.histories[_safe(history.name)](
+                    self.tables[_safe(table)],
+                    bags[table][:, place],
+                    _get(features, f"{key}/items"),
+                    _get(features, f"{key}/lengths"),
+                    _get(features, f"{key}/actions") if history.actions else None,
+                )
+            )
+        return torch.cat(parts, dim=1)
+
+    def _place(self, column: str) -> tuple[str, int]:
+        """The table of a categorical column and its place among the table's columns."""
+        for table, columns in self.columns.items():
+            for place, known in enumerate(columns):
+                if known.name == column:
+                    return table, place
+        raise KeyError(column)
+
+    def _effects(self, logits: Tensor, features: Features) -> Tensor:
+        if self.effects is None:
+            return logits
+        ids = _get(features, "popularity")
+        columns = zip(self.effects, logits.unbind(1), strict=True)
+        return torch.stack([effect(logit, ids) for effect, logit in columns], dim=1)
+
+    def _calibration_features(self, bags: dict[str, Tensor]) -> Tensor | None:
+        columns = self.config.calibration.columns
+        if not columns:
+            return None
+        places = map(self._place, columns)
+        return torch.cat([bags[table][:, place] for table, place in places], dim=1)
+
+    def _tower(self, task: int) -> int:
+        """The tower that gives a task's logit."""
+        if len(self.head.towers) == len(self.task_names):
+            return task
+        return next(i for i, group in enumerate(self.groups) if task in group)
+
+    @torch.no_grad()
+    def fit_popularity(self, logits: Tensor, ids: Tensor, labels: Tensor) -> None:
+        """Refit the random effects on the residual of the main model.
+
+        Args:
+            logits: (n, T), as :meth:`logits` gives them.
+            ids: (n,) hashes, the feature ``popularity``.
+            labels: (n, T), 0 or 1.
+
+        Raises:
+            RuntimeError: the block is off.
+        """
+        if self.effects is None:
+            raise RuntimeError("LiRank.fit_popularity: the configuration has no popularity column")
+        for t, effect in enumerate(self.effects):
+            effect.fit(logits[:, t], ids, labels[:, t])
+
+    @torch.no_grad()
+    def representations(self, features: Features) -> list[Tensor]:
+        """The input of the last layer of each task, with a constant 1: (B, width + 1) each."""
+        caught: dict[int, Tensor] = {}
+        hooks = [
+            _last(tower).register_forward_pre_hook(
+                lambda _, inputs, i=i: caught.__setitem__(i, inputs[0])
+            )
+            for i, tower in enumerate(self.head.towers)
+        ]
+        try:
+            self.logits(features)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        ones = {i: h.new_ones(len(h), 1) for i, h in caught.items()}
+        towers = map(self._tower, range(len(self.task_names)))
+        return [torch.cat([caught[i], ones[i]], dim=1) for i in towers]
+
+    @torch.no_grad()
+    def update_posteriors(self, features: Features, labels: Tensor) -> None:
+        """Add rows to the posteriors of the last layers; labels: (B, T), NaN where unknown."""
+        for posterior, z, y in self._posteriors(features, labels.unbind(1)):
+            known = y.isfinite()
+            posterior.update(z[known], y[known].unsqueeze(1))
+
+    @torch.no_grad()
+    def explore(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
+        """Scores (B, T) by weights drawn from the posteriors: Thompson sampling."""
+        draws = self._posteriors(features, self.task_names)
+        scores = [p(z, p.sample(generator=generator))[:, 0] for p, z, _ in draws]
+        return torch.stack(scores, dim=1)
+
+    def _posteriors(self, features: Features, others):
+        if self.posteriors is None:
+            raise RuntimeError("LiRank: the configuration has explore.enabled = false")
+        return zip(self.posteriors, self.representations(features), others, strict=True)
+
+    def table_parameters(self) -> list[nn.Parameter]:
+        """The embedding tables, which a row-wise optimizer trains."""
+        tables = [*self.tables.values()]
+        tables += [h.actions for h in self.histories.values() if h.actions is not None]
+        return list(chain.from_iterable(table.parameters() for table in tables))
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """All other parameters."""
+        tables = {id(p) for p in self.table_parameters()}
+        return [p for p in self.parameters() if id(p) not in tables]
+
+
+def _get(features: Features, key: str) -> Tensor:
+    if key not in features:
+        refuse("LiRank", key, "a tensor", f"none (there are: {', '.join(features)})")
+    return features[key]
+
+
+def _safe(name: str) -> str:
+    """A name that nn.ModuleDict takes: no dots, and none of its own attributes."""
+    return "t_" + name.replace(".", "_dot_")
+
+
+def _last(tower: nn.Module) -> nn.Linear:
+    return tower.layers[-1]

@@ -1,0 +1,1 @@
+"""Train, evaluate and serve the models on CSV and Parquet files."""

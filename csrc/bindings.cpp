@@ -6,6 +6,7 @@
 
 #include "ceilings.h"
 #include "export.h"
+#include "text_hashing.h"
 
 namespace py = pybind11;
 
@@ -23,6 +24,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("ceiling_gather", &lirank_ceiling_gather, nogil());
   m.def("ceiling_fma", &lirank_ceiling_fma, nogil());
   m.def("ceiling_exp", &lirank_ceiling_exp, nogil());
+  // String hashing for lirank_ext/ops/_text.py; see text_hashing.h.
+  m.def("hash_sequence", &lirank::hash_sequence);
+  m.def("hash_fixed_width", &lirank::hash_fixed_width);
   m.attr("built_for_torch") = LIRANK_STRINGIFY(LIRANK_BUILT_FOR_TORCH);
   m.attr("compiler") = __VERSION__;
 }

@@ -4,6 +4,7 @@
 // branch on the length that the processor guesses wrong (15 cycles or so), so keys of any length
 // share one path: whole blocks of 16 bytes, then 16 bytes read at once with those past the end
 // masked away. Without 16 readable bytes (the last keys of a buffer) the rest is copied first.
+// In an object with a header in front of its text the 16 bytes are those up to the end instead.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -37,14 +38,20 @@ inline __attribute__((always_inline)) void add_block(State& s, const uint8_t* p)
 alignas(32) constexpr uint8_t kKeep[32] = {255, 255, 255, 255, 255, 255, 255, 255,
                                            255, 255, 255, 255, 255, 255, 255, 255};
 
-// `tail` holds 16 readable bytes of which the first `left` (0..15) belong to the key.
-inline __attribute__((always_inline)) uint64_t finish(State s, const uint8_t* tail, int64_t left,
+inline __attribute__((always_inline)) uint64_t finish(State s, uint64_t k1, uint64_t k2,
                                                       uint64_t size) {
-  s.h1 ^= mix1(word(tail) & word(kKeep + 16 - left)) ^ size;
-  s.h2 ^= mix2(word(tail + 8) & word(kKeep + 24 - left)) ^ size;
+  s.h1 ^= mix1(k1) ^ size;
+  s.h2 ^= mix2(k2) ^ size;
   s.h1 += s.h2;
   s.h2 += s.h1;
   return finalize(s.h1) + finalize(s.h2);
+}
+
+// `tail` holds 16 readable bytes of which the first `left` (0..15) belong to the key.
+inline __attribute__((always_inline)) uint64_t finish(State s, const uint8_t* tail, int64_t left,
+                                                      uint64_t size) {
+  return finish(s, word(tail) & word(kKeep + 16 - left), word(tail + 8) & word(kKeep + 24 - left),
+                size);
 }
 
 // `readable`: one past the last byte that may be read, at or after p + size.
@@ -58,6 +65,18 @@ inline __attribute__((always_inline)) uint64_t hash_bytes(const uint8_t* p, int6
   uint8_t last[16] = {};
   memcpy(last, tail, (size_t)left);
   return finish(s, last, left, (uint64_t)size);
+}
+
+// For text with at least 16 readable bytes in front of it.
+inline __attribute__((always_inline)) uint64_t hash_after_header(const uint8_t* p, int64_t size,
+                                                                 uint32_t seed) {
+  State s{seed, seed};
+  const int64_t left = size & 15;
+  const uint8_t* end = p + size;
+  for (; end - p >= 16; p += 16) add_block(s, p);
+  unsigned __int128 rest = (unsigned __int128)word(end - 8) << 64 | word(end - 16);
+  rest = rest >> 8 * (15 - left) >> 8;  // in two steps: shifting by 128 is undefined
+  return finish(s, (uint64_t)rest, (uint64_t)(rest >> 64), (uint64_t)size);
 }
 
 }  // namespace lirank::murmur

@@ -1,6 +1,7 @@
 // murmur_hash and hash_strings: checks, CPU kernels, schema.
 // Source: MurmurHash3_x64_128 (Austin Appleby, public domain).
 #include "checks.h"
+#include "export.h"
 #include "hash_text.h"
 
 #define LIRANK_KERNELS "hashing_kernels.h"
@@ -79,3 +80,10 @@ STABLE_TORCH_LIBRARY_IMPL(lirank, CPU, m) {
 }
 
 }  // namespace lirank
+
+LIRANK_EXPORT void lirank_parallel_for(int64_t n, int64_t grain,
+                                       void (*run)(const void*, int64_t, int64_t),
+                                       const void* context) {
+  torch::stable::parallel_for(0, n, grain,
+                              [&](int64_t begin, int64_t end) { run(context, begin, end); });
+}

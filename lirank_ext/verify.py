@@ -334,14 +334,14 @@ def summary(rows: list[Row]) -> str:
     """What was compared with what, in one line."""
     ran = [row for row in rows if not row.absent]
     cases = sum(len(row.outcomes) for row in ran)
-    kinds = ", ".join(dict.fromkeys(f"{r.backend} on {r.device}" for r in ran))
+    kinds = ", ".join(dict.fromkeys(r.backend for r in ran))
     failed = sum(not row.passed for row in ran)
     verdict = f"{failed} of {len(ran)} rows FAILED" if failed else f"all {len(ran)} rows passed"
     absent = len(rows) - len(ran)
     verdict += f"; {absent} absent, not counted as passed." if absent else "."
     return (
-        f"{cases} cases on {kinds} (CPU: {build_info()['cpu']}), forward and backward, compared "
-        f"with the references in float64: {verdict}"
+        f"{cases} cases on the backends {kinds} (CPU: {build_info()['cpu']}), forward and "
+        f"backward, compared with the references in float64: {verdict}"
     )
 
 

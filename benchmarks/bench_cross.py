@@ -1,0 +1,221 @@
+"""Benchmarks of the cross layers.
+
+Low-rank layers are matrix products: bound by multiply-adds, small batches by the weights that
+have to be read. Outer attention in its plain form is r^2 exponentials a sample; a fraction
+above 1 of the exp ceiling is what interpolation saves.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lirank_ext.benchmarks.harness import Workload
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from lirank_ext import low_rank_cross, outer_attention
+from lirank_ext.nn import ResidualCrossNet
+from lirank_ext.nn.reference_cross import ReferenceResidualCrossNet
+from lirank_ext.ops.cross import low_rank_cross_reference, outer_attention_reference
+
+# (B, d, r): a small and a large serving batch, training, the width of LiRank's features.
+LAYERS = ((1, 512, 64), (32, 512, 64), (256, 512, 64), (2048, 512, 64), (2048, 1024, 256))
+# (B, r)
+ATTENTION = ((64, 64), (512, 128), (64, 256), (512, 256), (4096, 64), (4096, 256))
+NETS = ((1, 512, 64), (16, 512, 64), (32, 512, 64), (256, 512, 64), (1024, 512, 64))
+# What materialises the scores is left out beyond this many of them (float32: 512 MB).
+MOST_SCORES = 128_000_000
+
+
+def absent_peers() -> list[str]:
+    """Peers of ``workloads(peers=True)`` that are not installed."""
+    return [] if _torchrec() else ["torchrec (benchmarks/requirements-peers.txt)"]
+
+
+def _torchrec() -> bool:
+    return importlib.util.find_spec("torchrec") is not None
+
+
+def _draw(shape: tuple[int, ...], device: str, scale: float = 1.0, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return (torch.randn(shape, generator=generator) * scale).to(device)
+
+
+def _wide(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(t.detach().double() for t in tensors)
+
+
+def _step(function: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Callable[[], Any]:
+    """Forward, and the gradients of all tensors."""
+    leaves = tuple(t.detach().clone().requires_grad_() for t in tensors)
+    gradient = _draw(tensors[0].shape, "cpu", seed=7).to(tensors[0])
+    return lambda: torch.autograd.grad(function(*leaves), leaves, gradient)
+
+
+def _with_compile(functions: dict[str, Callable]) -> dict[str, Callable]:
+    return functions | {"compile": torch.compile(functions["eager"])}
+
+
+def _both(
+    op: str,
+    label: str,
+    functions: dict[str, Callable],
+    tensors: tuple[Tensor, ...],
+    wanted: Callable[..., Tensor],
+    steps: bool = True,
+    **stated: Any,
+) -> Iterator[Workload]:
+    """The same functions forward, and forward with backward (three times the work)."""
+    yield Workload(
+        op,
+        label,
+        {name: lambda f=f: f(*tensors) for name, f in functions.items()},
+        expect=lambda: wanted(*_wide(tensors)),
+        unit="sample",
+        **stated,
+    )
+    if not steps:
+        return
+    amounts = {name: 3 * stated[name] for name in ("bytes", "flops", "exps") if name in stated}
+    yield Workload(
+        op,
+        label,
+        {name: _step(f, tensors) for name, f in functions.items()},
+        expect=_step(wanted, _wide(tensors)),
+        unit="sample",
+        direction="step",
+        **{**stated, **amounts},
+    )
+
+
+def _torchrec_layer(v: Tensor, u: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    from torchrec.modules.crossnet import LowRankCrossNet
+
+    net = LowRankCrossNet(u.shape[0], 1, u.shape[1]).to(u.device)
+    with torch.no_grad():
+        net.W_kernels[0].copy_(u)
+        net.V_kernels[0].copy_(v)
+        net.bias[0].copy_(bias)
+    return net
+
+
+def _low_rank(batch: int, d: int, r: int, device: str, peers: bool) -> Iterator[Workload]:
+    x = _draw((batch, d), device)
+    v, u = _draw((r, d), device, d**-0.5), _draw((d, r), device, r**-0.5)
+    tensors = (x, x.clone(), v, u, _draw((d,), device))
+    stated = {"items": batch, "flops": 4 * batch * d * r, "ceiling": "fma"}
+    stated |= {"bytes": 4 * (3 * batch * d + 2 * d * r)}
+    label = f"B={batch} d={d} r={r}"
+    functions = {"lirank": low_rank_cross, "eager": low_rank_cross_reference}
+    yield from _both(
+        "low_rank_cross",
+        label,
+        _with_compile(functions),
+        tensors,
+        low_rank_cross_reference,
+        steps=batch >= 256,
+        **stated,
+    )
+    if peers and _torchrec():
+        net = _torchrec_layer(*tensors[2:])
+        yield Workload(
+            "low_rank_cross",
+            f"{label}, x is x0",
+            {
+                "lirank": lambda: low_rank_cross(x, x, *tensors[2:]),
+                "torchrec": lambda: net(x),
+            },
+            expect=lambda: low_rank_cross_reference(*_wide((x, x, *tensors[2:]))),
+            unit="sample",
+            **stated,
+        )
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention with heads of width 1."""
+    return scaled_dot_product_attention(*(t.unsqueeze(-1) for t in (q, k, v))).squeeze(-1)
+
+
+def _attention_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The definition, a few samples at a time, for it holds their scores."""
+    size = max(1, 8_000_000 // q.shape[1] ** 2)
+    parts = zip(*(t.split(size) for t in (q, k, v)), strict=True)
+    return torch.cat([outer_attention_reference(*part, 1.0, 1) for part in parts])
+
+
+def _attention(batch: int, r: int, device: str) -> Iterator[Workload]:
+    tensors = tuple(_draw((batch, r), device, seed=i) for i in range(3))
+    functions: dict[str, Callable] = {"lirank": outer_attention, "sdpa": _sdpa}
+    if batch * r * r <= MOST_SCORES:
+        functions["eager"] = lambda q, k, v: outer_attention_reference(q, k, v, 1.0, 1)
+        functions = _with_compile(functions)
+    stated = {"items": batch, "exps": batch * r * r, "ceiling": "exp", "bytes": 16 * batch * r}
+    label = f"B={batch} r={r}"
+    yield from _both("outer_attention", label, functions, tensors, _attention_in_parts, **stated)
+
+
+def _training_step(net: nn.Module, x: Tensor) -> Callable[[], Any]:
+    leaves = [x.detach().clone().requires_grad_(), *net.parameters()]
+    return lambda: torch.autograd.grad(net(leaves[0]).square().mean(), leaves)
+
+
+def _net(batch: int, d: int, r: int, device: str) -> Iterator[Workload]:
+    """The whole residual cross net, two layers in each stack."""
+    x = _draw((batch, d), device)
+    torch.manual_seed(0)
+    ours = ResidualCrossNet(d, r).to(device)
+    eager = ReferenceResidualCrossNet(d, r).to(device)
+    eager.load_state_dict(ours.state_dict())
+    wide = ReferenceResidualCrossNet(d, r).to(device).double()
+    wide.load_state_dict(ours.state_dict())
+    nets = {"lirank": ours, "eager": eager, "compile": torch.compile(eager)}
+    flops = 2 * 12 * batch * d * r
+    label = f"ResidualCrossNet B={batch} d={d} r={r}"
+    common = {"items": batch, "unit": "sample", "ceiling": "fma"}
+    yield Workload(
+        "attention_cross",
+        label,
+        {name: lambda net=net: net(x) for name, net in nets.items()},
+        expect=lambda: wide(x.double()),
+        flops=flops,
+        **common,
+    )
+    if batch >= 256:
+        yield Workload(
+            "attention_cross",
+            label,
+            {name: _training_step(net, x) for name, net in nets.items()},
+            expect=_training_step(wide, x.double()),
+            flops=3 * flops,
+            direction="step",
+            **common,
+        )
+    half = copy.deepcopy(ours).to(torch.bfloat16)
+    single, short = ResidualCrossNet(d, r).to(device), x.bfloat16()
+    single.load_state_dict(half.state_dict())
+    rounded = ReferenceResidualCrossNet(d, r).to(device).double()
+    rounded.load_state_dict(half.state_dict())
+    long = short.float()
+    yield Workload(
+        "attention_cross",
+        f"{label} bf16",
+        {"lirank": lambda: half(short), "lirank fp32": lambda: single(long)},
+        expect=lambda: rounded(short.double()),
+        tolerance=3e-2,
+        flops=flops,
+        **common,
+    )
+
+
+def workloads(device: str, peers: bool, quick: bool) -> Iterator[Workload]:
+    """Single layers, outer attention alone, and the residual net of both stacks."""
+    for shape in (LAYERS[1], LAYERS[3]) if quick else LAYERS:
+        yield from _low_rank(*shape, device, peers)
+    for shape in (ATTENTION[0], ATTENTION[2]) if quick else ATTENTION:
+        yield from _attention(*shape, device)
+    for shape in (NETS[1], NETS[3]) if quick else NETS:
+        yield from _net(*shape, device)

@@ -1,0 +1,97 @@
+"""What the demo measures of a ranker: quality, bytes and latency."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..datasets import Dataset, progress, require
+from .ranker import Ranker, predict
+
+REQUESTS = {1: 500, 64: 300, 1024: 150}  # batch size to number of timed requests
+
+
+@dataclass
+class Reading:
+    """One variant of the ranker; latency: batch size to (p50, p99) in milliseconds."""
+
+    name: str
+    auc: float
+    log_loss: float
+    observed_over_expected: float
+    embedding_bytes: int
+    model_bytes: int
+    probabilities: np.ndarray
+    latency: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the probabilities."""
+        return {key: value for key, value in vars(self).items() if key != "probabilities"}
+
+
+def read(name: str, model: Ranker, data: Dataset) -> Reading:
+    """Quality on the rows to test on, and bytes."""
+    metrics = require("sklearn.metrics")
+    probabilities = predict(model, data, data.test).double().sigmoid().numpy()
+    labels = data.labels[data.test].numpy()
+    return Reading(
+        name,
+        float(metrics.roc_auc_score(labels, probabilities)),
+        float(metrics.log_loss(labels, probabilities)),
+        float(labels.sum() / probabilities.sum()),
+        num_bytes(model.embedding),
+        num_bytes(model),
+        probabilities,
+    )
+
+
+def num_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+
+
+def time_requests(
+    models: dict[str, Ranker], data: Dataset, requests: dict[int, int], seed: int = 0
+) -> dict[str, dict[int, tuple[float, float]]]:
+    """p50 and p99 in milliseconds of scoring a batch of test rows, hashes to probabilities.
+
+    The variants take turns on every request, so that a disturbance of the machine meets all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    bar = progress(None, "timing", total=sum(requests.values()), unit=" requests")
+    result: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in models}
+    for size, count in requests.items():
+        taken = {name: np.empty(count) for name in models}
+        for request in range(-max(5, count // 10), count):  # the negative ones warm up
+            rows = data.test[torch.randint(len(data.test), (size,), generator=generator)]
+            ids, offsets, dense, _ = data.batch(rows)
+            for name, model in models.items():
+                with torch.inference_mode():
+                    start = time.perf_counter()
+                    model(ids, offsets, dense).sigmoid()
+                    seconds = time.perf_counter() - start
+                if request >= 0:
+                    taken[name][request] = seconds * 1e3
+            bar.update(request >= 0)
+        for name, times in taken.items():
+            p50, p99 = np.quantile(times, [0.5, 0.99])
+            result[name][size] = (float(p50), float(p99))
+    bar.close()
+    return result
+
+
+def reliability(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean probability and share of label 1 in bins of as many rows each."""
+    order = np.argsort(probabilities, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    return (
+        np.array([probabilities[part].mean() for part in parts]),
+        np.array([labels[part].mean() for part in parts]),
+    )

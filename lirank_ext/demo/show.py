@@ -1,0 +1,114 @@
+"""The demo's table and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..datasets import Dataset, require
+from .measure import Reading, reliability
+
+COLOURS = ("#9aa5b1", "#3b82c4", "#e07b39")
+
+
+def headline(readings: list[Reading]) -> str:
+    """What came out, in one line."""
+    first, last = readings[0], readings[-1]
+    bytes_ = f"{_megabytes(first.embedding_bytes)} to {_megabytes(last.embedding_bytes)}"
+    saved = 1 - last.embedding_bytes / first.embedding_bytes
+    size = min(first.latency)
+    return (
+        f"AUC {first.auc:.4f} to {last.auc:.4f}, embeddings {bytes_} (-{saved:.0%}), "
+        f"p50 at batch {size} {first.latency[size][0]:.2f} to {last.latency[size][0]:.2f} ms"
+    )
+
+
+def print_table(data: Dataset, readings: list[Reading]) -> None:
+    """Print what was measured, a row per figure and a column per variant."""
+    rich_table, console = require("rich.table"), require("rich.console")
+    rows = f"{len(data.train):,} rows to train, {len(data.test):,} to test"
+    table = rich_table.Table(title=f"{data.name}: {data.task} ({rows})", title_justify="left")
+    table.add_column("")
+    for reading in readings:
+        table.add_column(reading.name, justify="right")
+    table.add_column("change", justify="right")
+    for name, value, text, relative in _figures(readings[0]):
+        values = [value(reading) for reading in readings]
+        change = f"{values[-1] / values[0]:.2f}x" if relative else f"{values[-1] - values[0]:+.5f}"
+        table.add_row(name, *map(text, values), change)
+    # Wide enough for its columns, whatever the terminal says: a pipe has no width.
+    out = console.Console(width=max(100, console.Console().width))
+    out.print(table)
+
+
+def _figures(reading: Reading) -> list[tuple[str, Callable, Callable, bool]]:
+    """Name, value of a reading, its text, and whether the change is a ratio."""
+    figures = [
+        ("AUC", lambda r: r.auc, "{:.5f}".format, False),
+        ("log-loss", lambda r: r.log_loss, "{:.5f}".format, False),
+        ("observed / expected", lambda r: r.observed_over_expected, "{:.4f}".format, False),
+        ("embeddings", lambda r: r.embedding_bytes, _megabytes, True),
+        ("whole model", lambda r: r.model_bytes, _megabytes, True),
+    ]
+    for size in reading.latency:
+        for i, what in enumerate(("p50", "p99")):
+            name = f"{what} at batch {size}"
+            figures.append((name, lambda r, s=size, i=i: r.latency[s][i], "{:.3f} ms".format, True))
+    return figures
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:.2f} MB"
+
+
+def draw(path: Path, data: Dataset, readings: list[Reading]) -> None:
+    """Draw the reliability curves and the bars of bytes and latency into a PNG file."""
+    figure = require("matplotlib.figure").Figure(figsize=(15, 5.4), dpi=120, layout="constrained")
+    figure.suptitle(f"{data.name} ({data.task}): {headline(readings)}", fontsize=12)
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(4, 2, 6))
+    _draw_reliability(left.subplots(), data, readings)
+    sizes = [reading.embedding_bytes / 1e6 for reading in readings]
+    _draw_bars(middle.subplots(), readings, sizes, "smaller")
+    middle.suptitle("Embedding tables, MB", fontsize=12)
+    right.suptitle("Latency of a request, ms: p50 as a bar, p99 as a line", fontsize=12)
+    batches = list(readings[0].latency)
+    for axes, batch in zip(right.subplots(1, len(batches)), batches, strict=True):
+        p50, p99 = zip(*(reading.latency[batch] for reading in readings), strict=True)
+        _draw_bars(axes, readings, p50, "faster")
+        axes.plot(range(len(p99)), p99, marker="_", markersize=24, color="black", linestyle="")
+        axes.set_ylim(0, 1.08 * max(p99))
+        axes.set_title(f"batch {batch}", fontsize=11)
+    figure.savefig(path)
+
+
+def _draw_reliability(axes: Any, data: Dataset, readings: list[Reading]) -> None:
+    labels = data.labels[data.test].numpy()
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":", label="perfect")
+    # Before and after all but coincide: a broad line below a thin one shows both.
+    styles = ({"linewidth": 7, "alpha": 0.6}, {"linewidth": 1.5, "marker": "o", "markersize": 5})
+    chosen = ((readings[0], COLOURS[0]), (readings[-1], COLOURS[-1]))
+    for (reading, colour), style in zip(chosen, styles, strict=True):
+        predicted, observed = reliability(reading.probabilities, labels)
+        label = f"{reading.name}: observed / expected {reading.observed_over_expected:.3f}"
+        axes.plot(predicted, observed, color=colour, label=label, **style)
+    axes.set(xlabel="predicted probability (bins of as many rows)", ylabel="observed share")
+    axes.set(title="Calibration on the test rows", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(loc="upper left", frameon=False)
+
+
+def _draw_bars(axes: Any, readings: list[Reading], values: Sequence[float], better: str) -> None:
+    """A bar per variant with its value, and below it how it compares with the first."""
+    for i, (value, colour) in enumerate(zip(values, COLOURS, strict=True)):
+        axes.bar(i, value, 0.85, color=colour)
+        text, ratio = f"{value:.3g}", values[0] / value
+        if round(ratio, 1) != 1:
+            text += f"\n{ratio:.1f}x" + (f"\n{better}" if ratio > 1 else "")
+        # A short bar has no room for it.
+        height, place = (value, "bottom") if value < 0.25 * max(values) else (value / 2, "center")
+        axes.annotate(text, (i, height), ha="center", va=place, fontsize=10)
+    names = [
+        reading.name.replace(" + ", "\n+ ").replace("plain ", "plain\n") for reading in readings
+    ]
+    axes.set_xticks(range(len(readings)), names, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)

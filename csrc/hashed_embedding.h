@@ -1,0 +1,67 @@
+// What the Torch side hands to the kernels of the hashed embedding, alike on every instruction set.
+#pragma once
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+
+#include "murmur.h"
+
+namespace lirank::hashed {
+
+inline float widen_half(uint16_t bits) { return c10::detail::fp16_ieee_to_fp32_value(bits); }
+
+enum class Element : int { float32, float64, float16, bfloat16 };
+
+// quotient_b, remainder_b, quotient_c, remainder_c
+struct Tables {
+  const void* base[4];
+  int64_t dim;
+  Element element;
+};
+
+struct PackedTables {
+  const uint8_t* codes[4];
+  const uint8_t* pairs[4];
+  int64_t code_stride, pair_stride, dim;
+  int bits;
+};
+
+// Where the rows of an id come from: its hash, or (for measuring what hashing costs) as given.
+struct Source {
+  const int64_t* ids = nullptr;
+  bool prehashed = false;
+  uint32_t seed = 0;
+  murmur::RowRule rule{};
+  const int64_t* rows[4] = {};
+  int64_t heights[4] = {};
+};
+
+struct Bags {
+  const void* offsets = nullptr;
+  bool wide = true;  // offsets are int64
+  bool mean = false;
+  int64_t offset_count = 0, fixed = 0, bags = 0, count = 0;
+  const void* weights = nullptr;  // float, or double for float64 tables
+
+  int64_t start(int64_t bag) const {
+    if (offset_count == 0) return bag * fixed;
+    if (bag >= offset_count) return count;
+    return wide ? ((const int64_t*)offsets)[bag] : (int64_t)((const int32_t*)offsets)[bag];
+  }
+};
+
+// A row and the position of the id that hits it, as one number to sort.
+inline uint64_t entry(uint32_t row, uint32_t position) { return (uint64_t)row << 32 | position; }
+
+// Gradients of rows, by runs of entries with the same row (see sum_runs).
+struct Runs {
+  const uint64_t* entries;
+  const uint32_t* bag_of;
+  const void* grad;  // (bags, dim) float or double
+  const void* weights;
+  int64_t dim;
+  void* out;
+  int64_t* rows;  // of each run, for sparse gradients; null: row r of `out` belongs to row r
+};
+
+}  // namespace lirank::hashed

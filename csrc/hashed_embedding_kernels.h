@@ -1,0 +1,589 @@
+// Hashing, gathering and pooling of hashed embeddings, for one instruction set.
+//
+// Ids are hashed kBlock at a time into rows of a small ring on the stack, kAhead ids before they
+// are pooled; the two quotient rows (anywhere in GBs) are prefetched as the pooling reaches them
+// minus kAhead, so that requests leave evenly. The remainder tables (1,000 rows) stay in the
+// cache. The sums of a bag stay in registers for up to kSegment ids and 8 vectors of columns.
+//
+// An id costs six 64-bit multiplications and four divisions by a constant known at the call
+// (a multiplication each); beyond the cache they hide behind the gathers.
+
+#include "murmur_lanes.h"
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#include "quantized_embedding_kernels.h"
+#pragma GCC diagnostic pop
+
+constexpr int64_t kBlock = 16, kSegment = 64, kDistance = 16, kRing = 128;
+static_assert(kSegment + kDistance + kBlock <= kRing, "a segment and what runs ahead of it");
+
+using ::lirank::hashed::Bags;
+using ::lirank::hashed::Element;
+using ::lirank::hashed::PackedTables;
+using ::lirank::hashed::Runs;
+using ::lirank::hashed::Source;
+using ::lirank::hashed::Tables;
+using ::lirank::murmur::Divider;
+
+// ---- elements --------------------------------------------------------------------------
+
+struct half_bits {
+  uint16_t bits;
+};
+struct bfloat_bits {
+  uint16_t bits;
+};
+
+template <typename V>
+LR_INLINE V load_element(const typename V::T* p) {
+  return V::load(p);
+}
+template <typename V>
+LR_INLINE V load_element(const typename V::T* p, int64_t n) {
+  return V::load(p, n);
+}
+
+#if LIRANK_ISA == 512
+template <typename V>
+LR_INLINE V load_element(const half_bits* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
+}
+template <typename V>
+LR_INLINE V load_element(const bfloat_bits* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+#elif LIRANK_ISA == 256
+template <typename V>
+LR_INLINE V load_element(const half_bits* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))};
+}
+template <typename V>
+LR_INLINE V load_element(const bfloat_bits* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+#else
+template <typename V>
+LR_INLINE V load_element(const half_bits* p) {
+  float lane[V::N];
+  for (int i = 0; i < V::N; ++i) lane[i] = ::lirank::hashed::widen_half(p[i].bits);
+  return V::load(lane);
+}
+template <typename V>
+LR_INLINE V load_element(const bfloat_bits* p) {
+  float lane[V::N];
+  for (int i = 0; i < V::N; ++i) {
+    const uint32_t bits = (uint32_t)p[i].bits << 16;
+    memcpy(lane + i, &bits, 4);
+  }
+  return V::load(lane);
+}
+#endif
+
+// The first n of a vector of 16-bit elements; never reads past them.
+template <typename V>
+LR_INLINE V load_element(const half_bits* p, int64_t n) {
+  half_bits lane[V::N] = {};
+  memcpy(lane, p, (size_t)n * sizeof(half_bits));
+  return load_element<V>(lane);
+}
+template <typename V>
+LR_INLINE V load_element(const bfloat_bits* p, int64_t n) {
+  bfloat_bits lane[V::N] = {};
+  memcpy(lane, p, (size_t)n * sizeof(bfloat_bits));
+  return load_element<V>(lane);
+}
+
+// ---- rows ------------------------------------------------------------------------------
+
+struct RowRing {
+  uint32_t row[4][kRing];
+};
+
+LR_INLINE uint32_t quotient(uint32_t x, uint32_t multiplier, int shift) {
+  const uint32_t high = (uint32_t)((uint64_t)x * multiplier >> 32);
+  return (((x - high) >> 1) + high) >> shift;
+}
+
+// murmur::rows_of for kBlock halves of hashes; loops without branches, which become vectors.
+LR_INLINE void split_block(uint32_t* half, const ::lirank::murmur::RowRule& rule, uint32_t* q,
+                           uint32_t* r) {
+  const Divider n = rule.buckets, m = rule.remainders;
+  if (!rule.all && n.power)
+    for (int j = 0; j < kBlock; ++j) half[j] = 0;
+  else if (!rule.all)
+    for (int j = 0; j < kBlock; ++j)
+      half[j] -= quotient(half[j], n.multiplier, n.shift - 1) * n.divisor;
+  if (m.power) {
+    for (int j = 0; j < kBlock; ++j) q[j] = half[j], r[j] = 0;
+    return;
+  }
+  for (int j = 0; j < kBlock; ++j) {
+    q[j] = quotient(half[j], m.multiplier, m.shift - 1);
+    r[j] = half[j] - q[j] * m.divisor;
+  }
+}
+
+// The rows of ids [at, at + count), count <= kBlock, into slots [slot, slot + kBlock) of each list.
+LR_INLINE void hash_block(const Source& s, int64_t at, int64_t count, uint32_t* const* lists) {
+  int64_t hash[kBlock] = {};
+  uint32_t low[kBlock], high[kBlock];
+  if (count == kBlock)
+    memcpy(hash, s.ids + at, sizeof hash);
+  else
+    memcpy(hash, s.ids + at, (size_t)count * 8);
+  if (!s.prehashed) {
+    const u64 start = u64::set1(s.seed ^ 8u);
+    for (int j = 0; j < kBlock; j += u64::N) hash_lanes(u64::load(hash + j), start).store(hash + j);
+  }
+  for (int j = 0; j < kBlock; ++j) {
+    low[j] = (uint32_t)hash[j];
+    high[j] = (uint32_t)((uint64_t)hash[j] >> 32);
+  }
+  split_block(low, s.rule, lists[0], lists[1]);
+  split_block(high, s.rule, lists[2], lists[3]);
+}
+
+// Given rows: one out of range is recorded and read as row 0, so that nothing bad is gathered.
+LR_INLINE void copy_block(const Source& s, int64_t at, int64_t count, uint32_t* const* lists,
+                          int64_t& bad) {
+  for (int t = 0; t < 4; ++t)
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t row = s.rows[t][at + j];
+      const bool good = (uint64_t)row < (uint64_t)s.heights[t];
+      lists[t][j] = good ? (uint32_t)row : 0;
+      if (!good && (bad < 0 || at + j < bad)) bad = at + j;
+    }
+}
+
+// Keeps the ring filled; `made` counts ids from the first of the range on.
+template <bool given>
+struct Ahead {
+  const Source& source;
+  int64_t first, limit, made = 0, bad = -1;
+  RowRing ring;
+
+  LR_METHOD void fill(int64_t goal) {
+    while (first + made < goal) {
+      const int64_t slot = made & (kRing - 1), left = limit - first - made;
+      uint32_t* lists[4];
+      for (int t = 0; t < 4; ++t) lists[t] = ring.row[t] + slot;
+      const int64_t count = left < kBlock ? left : kBlock;
+      if constexpr (given)
+        copy_block(source, first + made, count, lists, bad);
+      else
+        hash_block(source, first + made, count, lists);
+      made += kBlock;
+    }
+  }
+  LR_METHOD int64_t slot(int64_t id) const { return (id - first) & (kRing - 1); }
+};
+
+LR_INLINE void prefetch_bytes(const uint8_t* p, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b);
+  __builtin_prefetch(p + bytes - 1);
+}
+
+// ---- float tables ----------------------------------------------------------------------
+
+template <typename E>
+LR_INLINE void prefetch_rows(const Tables& t, const RowRing& ring, int64_t slot) {
+  const int64_t bytes = t.dim * (int64_t)sizeof(E);
+  prefetch_bytes((const uint8_t*)t.base[0] + ring.row[0][slot] * bytes, bytes);
+  prefetch_bytes((const uint8_t*)t.base[2] + ring.row[2][slot] * bytes, bytes);
+}
+
+template <typename V>
+struct Segment {
+  int64_t slot, count;           // ids, by their place in the ring
+  const typename V::T* weights;  // of the first id, or null
+  typename V::T* out;            // (dim,) of the bag
+  typename V::T divide;          // applied to the sum
+  bool fresh, prefetch;          // first of its bag; prefetch while passing
+};
+
+// Columns [first, first + blocks * N), the last vector holding `last` of them.
+template <typename V, typename E, int blocks, bool tail>
+LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<V>& s, int64_t first,
+                           int64_t last) {
+  using T = typename V::T;
+  const auto out_load = [&](int b) {
+    T* p = s.out + first + b * V::N;
+    return tail && b == blocks - 1 ? V::load(p, last) : V::load(p);
+  };
+  V total[blocks];
+  for (int b = 0; b < blocks; ++b) total[b] = s.fresh ? V::set1(0) : out_load(b);
+  for (int64_t i = 0; i < s.count; ++i) {
+    const int64_t at = (s.slot + i) & (kRing - 1);
+    if (s.prefetch) prefetch_rows<E>(t, ring, (at + kDistance) & (kRing - 1));
+    const E* row[4];
+    for (int k = 0; k < 4; ++k) row[k] = (const E*)t.base[k] + ring.row[k][at] * t.dim + first;
+    const V w = V::set1(s.weights ? s.weights[i] : (T)1);
+    for (int b = 0; b < blocks; ++b) {
+      V x[4];
+      for (int k = 0; k < 4; ++k)
+        x[k] = tail && b == blocks - 1 ? load_element<V>(row[k] + b * V::N, last)
+                                       : load_element<V>(row[k] + b * V::N);
+      total[b] = fma((x[0] + x[1]) + (x[2] + x[3]), w, total[b]);
+    }
+  }
+  const V d = V::set1(s.divide);
+  for (int b = 0; b < blocks; ++b) {
+    T* p = s.out + first + b * V::N;
+    if (tail && b == blocks - 1)
+      (total[b] * d).store(p, last);
+    else
+      (total[b] * d).store(p);
+  }
+}
+
+#define LR_WIDTHS(call) \
+  switch (blocks) {     \
+    case 1:             \
+      return call(1);   \
+    case 2:             \
+      return call(2);   \
+    case 3:             \
+      return call(3);   \
+    case 4:             \
+      return call(4);   \
+    case 5:             \
+      return call(5);   \
+    case 6:             \
+      return call(6);   \
+    case 7:             \
+      return call(7);   \
+    default:            \
+      return call(8);   \
+  }
+
+// `blocks` vectors of columns from `first` on; `last` is 0 where all are full.
+template <typename V, typename E>
+static void add_columns(const Tables& t, const RowRing& ring, const Segment<V>& s, int64_t first,
+                        int64_t blocks, int64_t last) {
+#define LR_FULL(n) add_segment<V, E, n, false>(t, ring, s, first, V::N)
+#define LR_TAIL(n) add_segment<V, E, n, true>(t, ring, s, first, last)
+  if (last == 0) LR_WIDTHS(LR_FULL);
+  LR_WIDTHS(LR_TAIL);
+#undef LR_FULL
+#undef LR_TAIL
+}
+
+// All columns of a segment, up to 8 vectors at a time; the first pass prefetches.
+template <typename V, typename Add>
+LR_INLINE void all_columns(int64_t dim, Segment<V>& s, const Add& add) {
+  for (int64_t first = 0; first < dim; first += 8 * V::N) {
+    const int64_t left = dim - first;
+    s.prefetch = first == 0;
+    if (left >= 8 * V::N)
+      add(s, first, 8, 0);
+    else
+      add(s, first, (left + V::N - 1) / V::N, left % V::N);
+  }
+}
+
+// Bags [from, to). Returns the position of the first given row out of range, or -1.
+template <typename V, bool given, typename Prefetch, typename Add>
+LR_INLINE int64_t pool_bags(const Source& source, const Bags& b, int64_t from, int64_t to,
+                            int64_t dim, typename V::T* out, const Prefetch& prefetch,
+                            const Add& add) {
+  using T = typename V::T;
+  Ahead<given> ahead{source, b.start(from), b.start(to), 0, -1, {}};
+  ahead.fill(ahead.first + kDistance < ahead.limit ? ahead.first + kDistance : ahead.limit);
+  for (int64_t i = ahead.first; i < ahead.limit && i < ahead.first + kDistance; ++i)
+    prefetch(ahead.ring, ahead.slot(i));
+  const T* weights = (const T*)b.weights;
+  for (int64_t bag = from; bag < to; ++bag) {
+    const int64_t begin = b.start(bag), end = b.start(bag + 1);
+    T* row = out + bag * dim;
+    if (begin == end) memset(row, 0, (size_t)dim * sizeof(T));
+    for (int64_t i = begin; i < end; i += kSegment) {
+      const int64_t stop = i + kSegment < end ? i + kSegment : end;
+      const int64_t goal = stop + kDistance < ahead.limit ? stop + kDistance : ahead.limit;
+      ahead.fill(goal);
+      const T divide = b.mean && stop == end ? (T)1 / (T)(end - begin) : (T)1;
+      Segment<V> s{ahead.slot(i), stop - i, weights ? weights + i : nullptr, row, divide,
+                   i == begin,    true};
+      add(ahead.ring, s, stop == end);
+    }
+  }
+  return ahead.bad;
+}
+
+template <typename V, typename E, bool given>
+static int64_t pool_float(const Tables& t, const Source& source, const Bags& b, int64_t from,
+                          int64_t to, void* out) {
+  return pool_bags<V, given>(
+      source, b, from, to, t.dim, (typename V::T*)out,
+      [&](const RowRing& ring, int64_t slot) { prefetch_rows<E>(t, ring, slot); },
+      [&](const RowRing& ring, Segment<V>& s, bool) {
+        all_columns<V>(t.dim, s,
+                       [&](const Segment<V>& part, int64_t first, int64_t blocks, int64_t last) {
+                         add_columns<V, E>(t, ring, part, first, blocks, last);
+                       });
+      });
+}
+
+static int64_t pool_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from,
+                           int64_t to, void* out) {
+  switch (t.element) {
+    case Element::float64:
+      return pool_float<f64, double, false>(t, s, b, from, to, out);
+    case Element::float16:
+      return pool_float<f32, half_bits, false>(t, s, b, from, to, out);
+    case Element::bfloat16:
+      return pool_float<f32, bfloat_bits, false>(t, s, b, from, to, out);
+    default:
+      return pool_float<f32, float, false>(t, s, b, from, to, out);
+  }
+}
+
+static int64_t pool_given(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
+                          void* out) {
+  return pool_float<f32, float, true>(t, s, b, from, to, out);
+}
+
+// ---- packed tables ---------------------------------------------------------------------
+
+LR_INLINE void prefetch_packed(const PackedTables& t, const RowRing& ring, int64_t slot) {
+  for (int k = 0; k < 4; k += 2) {
+    const int64_t row = ring.row[k][slot];
+    prefetch_bytes(t.codes[k] + row * t.code_stride, t.code_stride);
+    __builtin_prefetch(t.pairs[k] + row * t.pair_stride);
+  }
+}
+
+// total = sum of w * scale * code; `mids` takes the sum of w * mid. The caller adds the two.
+template <int bits, int blocks, bool tail>
+LR_INLINE float add_packed(const PackedTables& t, const RowRing& ring, const Segment<f32>& s,
+                           int64_t first, int64_t last) {
+  f32 total[blocks];
+  for (int b = 0; b < blocks; ++b) {
+    const float* p = s.out + first + b * f32::N;
+    total[b] = s.fresh ? f32::set1(0) : tail && b == blocks - 1 ? f32::load(p, last) : f32::load(p);
+  }
+  float mids = 0;
+  for (int64_t i = 0; i < s.count; ++i) {
+    const int64_t at = (s.slot + i) & (kRing - 1);
+    if (s.prefetch) prefetch_packed(t, ring, (at + kDistance) & (kRing - 1));
+    const float w = s.weights ? s.weights[i] : 1.0f;
+    for (int k = 0; k < 4; ++k) {
+      const int64_t row = ring.row[k][at];
+      float pair[2];
+      memcpy(pair, t.pairs[k] + row * t.pair_stride, sizeof pair);
+      mids += w * pair[1];
+      const f32 scale = f32::set1(w * pair[0]);
+      const uint8_t* codes = t.codes[k] + row * t.code_stride;
+      for (int b = 0; b < blocks; ++b) {
+        const int64_t column = first + b * f32::N;
+        const int64_t left = tail && b == blocks - 1 ? last : f32::N;
+        total[b] = fma(load_codes<bits>(codes, column, left), scale, total[b]);
+      }
+    }
+  }
+  for (int b = 0; b < blocks; ++b) {
+    float* p = s.out + first + b * f32::N;
+    if (tail && b == blocks - 1)
+      total[b].store(p, last);
+    else
+      total[b].store(p);
+  }
+  return mids;
+}
+
+template <int bits>
+static float add_packed_columns(const PackedTables& t, const RowRing& ring, const Segment<f32>& s,
+                                int64_t first, int64_t blocks, int64_t last) {
+#define LR_FULL(n) add_packed<bits, n, false>(t, ring, s, first, f32::N)
+#define LR_TAIL(n) add_packed<bits, n, true>(t, ring, s, first, last)
+  if (last == 0) LR_WIDTHS(LR_FULL);
+  LR_WIDTHS(LR_TAIL);
+#undef LR_FULL
+#undef LR_TAIL
+}
+
+static int64_t pool_packed(const PackedTables& t, const Source& source, const Bags& b, int64_t from,
+                           int64_t to, void* out) {
+  float mids = 0;
+  return pool_bags<f32, false>(
+      source, b, from, to, t.dim, (float*)out,
+      [&](const RowRing& ring, int64_t slot) { prefetch_packed(t, ring, slot); },
+      [&](const RowRing& ring, Segment<f32>& s, bool ends) {
+        float segment = 0;  // the same for every pass over the columns
+        all_columns<f32>(
+            t.dim, s, [&](const Segment<f32>& part, int64_t first, int64_t blocks, int64_t last) {
+              segment = t.bits == 8 ? add_packed_columns<8>(t, ring, part, first, blocks, last)
+                                    : add_packed_columns<4>(t, ring, part, first, blocks, last);
+            });
+        mids = s.fresh ? segment : mids + segment;
+        if (ends)
+          for (int64_t c = 0; c < t.dim; ++c) s.out[c] = (s.out[c] + mids) * s.divide;
+      });
+}
+
+// ---- backward --------------------------------------------------------------------------
+
+// Rows of ids [from, to) into four lists of the range's length; `from` is a multiple of kBlock.
+static void hash_rows(const Source& s, int64_t from, int64_t to, uint32_t* const* lists) {
+  uint32_t buffer[4][kBlock];
+  uint32_t* into[4] = {buffer[0], buffer[1], buffer[2], buffer[3]};
+  for (int64_t i = from; i < to; i += kBlock) {
+    const int64_t count = to - i < kBlock ? to - i : kBlock;
+    hash_block(s, i, count, into);
+    for (int t = 0; t < 4; ++t) memcpy(lists[t] + i, buffer[t], (size_t)count * 4);
+  }
+}
+
+// out (+)= sum of weight * grad[bag] over entries [from, to), columns in registers.
+template <typename V, int blocks, bool tail>
+LR_INLINE void sum_entries(const Runs& r, int64_t from, int64_t to, int64_t first, int64_t last,
+                           typename V::T* out) {
+  using T = typename V::T;
+  V total[blocks];
+  for (int b = 0; b < blocks; ++b) total[b] = V::set1(0);
+  for (int64_t e = from; e < to; ++e) {
+    const uint32_t position = (uint32_t)r.entries[e];
+    const T* g = (const T*)r.grad + (int64_t)r.bag_of[position] * r.dim + first;
+    const V w = V::set1(r.weights ? ((const T*)r.weights)[position] : (T)1);
+    for (int b = 0; b < blocks; ++b) {
+      const V x = tail && b == blocks - 1 ? V::load(g + b * V::N, last) : V::load(g + b * V::N);
+      total[b] = fma(x, w, total[b]);
+    }
+  }
+  for (int b = 0; b < blocks; ++b) {
+    T* p = out + first + b * V::N;
+    if (tail && b == blocks - 1)
+      total[b].store(p, last);
+    else
+      total[b].store(p);
+  }
+}
+
+template <typename V>
+static void sum_columns(const Runs& r, int64_t from, int64_t to, int64_t first, int64_t blocks,
+                        int64_t last, typename V::T* out) {
+#define LR_FULL(n) sum_entries<V, n, false>(r, from, to, first, V::N, out)
+#define LR_TAIL(n) sum_entries<V, n, true>(r, from, to, first, last, out)
+  if (last == 0) LR_WIDTHS(LR_FULL);
+  LR_WIDTHS(LR_TAIL);
+#undef LR_FULL
+#undef LR_TAIL
+}
+
+// Entries [from, to) of a sorted list, whose first new run is number `run`. The part that
+// continues a run of the entries before goes to `carry`; returns whether there is one.
+template <typename V>
+LR_INLINE bool sum_range(const Runs& r, int64_t from, int64_t to, int64_t run, void* carry) {
+  using T = typename V::T;
+  bool carried = false;
+  for (int64_t begin = from, end; begin < to; begin = end) {
+    const uint64_t row = r.entries[begin] >> 32;
+    for (end = begin + 1; end < to && r.entries[end] >> 32 == row;) ++end;
+    const bool continues = begin == from && begin > 0 && r.entries[begin - 1] >> 32 == row;
+    T* out = (T*)carry;
+    if (continues) {
+      carried = true;
+    } else {
+      out = (T*)r.out + (r.rows ? run : (int64_t)row) * r.dim;
+      if (r.rows) r.rows[run] = (int64_t)row;
+      ++run;
+    }
+    Segment<V> all{};
+    all_columns<V>(r.dim, all, [&](const Segment<V>&, int64_t first, int64_t blocks, int64_t last) {
+      sum_columns<V>(r, begin, end, first, blocks, last, out);
+    });
+  }
+  return carried;
+}
+
+static bool sum_runs(bool wide, const Runs& r, int64_t from, int64_t to, int64_t run, void* carry) {
+  return wide ? sum_range<f64>(r, from, to, run, carry) : sum_range<f32>(r, from, to, run, carry);
+}
+
+// <grad, sum of four rows>, for the gradient of an id's weight.
+template <typename V, typename E>
+LR_INLINE typename V::T dot_rows(const Tables& t, const RowRing& ring, int64_t slot,
+                                 const typename V::T* grad) {
+  V total = V::set1(0);
+  for (int64_t c = 0; c < t.dim; c += V::N) {
+    const int64_t left = t.dim - c < V::N ? t.dim - c : V::N;
+    V x[4];
+    for (int k = 0; k < 4; ++k) {
+      const E* p = (const E*)t.base[k] + ring.row[k][slot] * t.dim + c;
+      x[k] = left == V::N ? load_element<V>(p) : load_element<V>(p, left);
+    }
+    total = fma((x[0] + x[1]) + (x[2] + x[3]), V::load(grad + c, left), total);
+  }
+  return sum(total);
+}
+
+LR_INLINE float dot_packed(const PackedTables& t, const RowRing& ring, int64_t slot,
+                           const float* grad) {
+  float result = 0;
+  for (int k = 0; k < 4; ++k) {
+    const int64_t row = ring.row[k][slot];
+    const uint8_t* codes = t.codes[k] + row * t.code_stride;
+    float pair[2];
+    memcpy(pair, t.pairs[k] + row * t.pair_stride, sizeof pair);
+    f32 with_codes = f32::set1(0), alone = f32::set1(0);
+    for (int64_t c = 0; c < t.dim; c += f32::N) {
+      const int64_t left = t.dim - c < f32::N ? t.dim - c : f32::N;
+      const f32 g = f32::load(grad + c, left);
+      const f32 code = t.bits == 8 ? load_codes<8>(codes, c, left) : load_codes<4>(codes, c, left);
+      with_codes = fma(g, code, with_codes);
+      alone = alone + g;
+    }
+    result += pair[0] * sum(with_codes) + pair[1] * sum(alone);
+  }
+  return result;
+}
+
+template <typename T, typename Prefetch, typename Dot>
+LR_INLINE void dot_bags(const Source& source, const Bags& b, int64_t from, int64_t to, int64_t dim,
+                        const T* grad, T* out, const Prefetch& prefetch, const Dot& dot) {
+  Ahead<false> ahead{source, b.start(from), b.start(to), 0, -1, {}};
+  for (int64_t bag = from; bag < to; ++bag)
+    for (int64_t i = b.start(bag), end = b.start(bag + 1); i < end; ++i) {
+      ahead.fill(i + kDistance < ahead.limit ? i + kDistance + 1 : ahead.limit);
+      if (i + kDistance < ahead.limit) prefetch(ahead.ring, ahead.slot(i + kDistance));
+      out[i] = dot(ahead.ring, ahead.slot(i), grad + bag * dim);
+    }
+}
+
+template <typename V, typename E>
+static void dot_float(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
+                      const void* grad, void* out) {
+  using T = typename V::T;
+  dot_bags<T>(
+      s, b, from, to, t.dim, (const T*)grad, (T*)out,
+      [&](const RowRing& ring, int64_t slot) { prefetch_rows<E>(t, ring, slot); },
+      [&](const RowRing& ring, int64_t slot, const T* g) {
+        return dot_rows<V, E>(t, ring, slot, g);
+      });
+}
+
+static void dot_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
+                       const void* grad, void* out) {
+  switch (t.element) {
+    case Element::float64:
+      return dot_float<f64, double>(t, s, b, from, to, grad, out);
+    case Element::float16:
+      return dot_float<f32, half_bits>(t, s, b, from, to, grad, out);
+    case Element::bfloat16:
+      return dot_float<f32, bfloat_bits>(t, s, b, from, to, grad, out);
+    default:
+      return dot_float<f32, float>(t, s, b, from, to, grad, out);
+  }
+}
+
+static void dot_quantized(const PackedTables& t, const Source& s, const Bags& b, int64_t from,
+                          int64_t to, const void* grad, void* out) {
+  dot_bags<float>(
+      s, b, from, to, t.dim, (const float*)grad, (float*)out,
+      [&](const RowRing& ring, int64_t slot) { prefetch_packed(t, ring, slot); },
+      [&](const RowRing& ring, int64_t slot, const float* g) {
+        return dot_packed(t, ring, slot, g);
+      });
+}
+#undef LR_WIDTHS

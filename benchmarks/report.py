@@ -164,7 +164,7 @@ class Report:
         axes.axvline(1, color="#5b6470", linewidth=1, linestyle="--")
         axes.set_xscale("log")
         axes.set_yticks(range(len(groups)), groups, fontsize=8)
-        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.set_ylim(max(len(groups), 1) - 0.5, -0.5)
         axes.set_xlabel("time of the provider / time of lirank; a dot is a shape, right is faster")
         axes.grid(axis="x", which="both", color="#e3e7ec", linewidth=0.6)
         info = machine(self.device)

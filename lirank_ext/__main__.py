@@ -7,6 +7,7 @@ and numpy alone.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from ._table import print_line, print_table
 
 PROGRAM = "lirank-ext"
+TRAINING = "lirank_ext.training.cli"  # adds train, evaluate, predict, ...
 
 
 class Refused(Exception):
@@ -169,11 +171,8 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         sub.set_defaults(run=command.run)
         if name == chosen:
             command.add_arguments(sub)
-    has_training = importlib.util.find_spec("lirank_ext.training") is not None
-    if has_training and chosen not in COMMANDS:
-        from .training import cli
-
-        cli.add_commands(subparsers)
+    if chosen not in COMMANDS and importlib.util.find_spec(TRAINING) is not None:
+        importlib.import_module(TRAINING).add_commands(subparsers)
     return parser
 
 

@@ -1,0 +1,179 @@
+"""The command line: exit codes, sentences, files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from lirank_ext.benchmarks import harness
+
+import lirank_ext
+from lirank_ext import _table, verify
+from lirank_ext.__main__ import COMMANDS, main
+
+OP = "isotonic_calibration"
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+def test_info_prints_build_info(capsys, tmp_path):
+    assert main(["info", "--json", str(tmp_path / "info.json")]) == 0
+    printed = capsys.readouterr().out
+    info = lirank_ext.build_info()
+    assert all(key in printed and value in printed for key, value in info.items())
+    assert json.loads((tmp_path / "info.json").read_text()) == info
+
+
+def test_verify_prints_a_row_per_op_and_backend(capsys, tmp_path):
+    assert main(["verify", "--op", OP, "--json", str(tmp_path / "v.json")]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "v.json").read_text())
+    assert [row["backend"] for row in found["rows"]][:2] == ["reference", "cpu"]
+    assert printed.count(OP) == len(found["rows"]) and found["summary"] in printed
+    assert found["passed"] and found["build"] == lirank_ext.build_info()
+    for row in found["rows"]:
+        assert row["passed"] or row["absent"] in printed
+    ran = [row for row in found["rows"] if not row["absent"]]
+    assert all(row["cases"] > 20 and 0 < row["error"] <= row["allowed"] for row in ran)
+
+
+def test_verify_of_one_device_has_no_rows_of_the_other(tmp_path):
+    assert main(["verify", "--op", OP, "--device", "cpu", "--json", str(tmp_path / "v.json")]) == 0
+    rows = json.loads((tmp_path / "v.json").read_text())["rows"]
+    assert [(r["backend"], r["device"]) for r in rows] == [("reference", "cpu"), ("cpu", "cpu")]
+
+
+def test_verify_exits_1_on_a_failure(capsys, monkeypatch):
+    real = verify.check_case
+
+    def one_off(case, implementation, device="cpu"):
+        outcome = real(case, implementation, device)
+        outcome.problem = "off by one" if case.label.startswith("strided") else outcome.problem
+        return outcome
+
+    monkeypatch.setattr(verify, "check_case", one_off)
+    assert main(["verify", "--op", OP]) == 1
+    assert "strided: off by one" in capsys.readouterr().out
+
+
+def test_verify_names_the_reason_of_an_absent_library():
+    code = "import sys; from lirank_ext.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "verify", "--op", OP],
+        env={**os.environ, "LIRANK_NO_EXT": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "absent: LIRANK_NO_EXT is set" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_unknown_op_names_the_known_ones(command, capsys):
+    assert main([command, "--op", "no_such_op"]) == 2
+    said = capsys.readouterr().err
+    assert "'no_such_op'" in said and OP in said and len(said.splitlines()) == 1
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_cuda_without_a_gpu_is_one_sentence(command, capsys):
+    assert main([command, "--device", "cuda"]) == 2
+    out, said = capsys.readouterr()
+    assert not out and len(said.splitlines()) == 1 and "no CUDA device" in said
+
+
+@pytest.mark.parametrize("argv", [[], ["dance"], ["verify", "--device", "tpu"], ["info", "--x"]])
+def test_bad_usage_exits_2(argv, capsys):
+    assert main(argv) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv", [["verify", "--op", OP, "--json"], ["bench", "--op", "isotonic", "--json"]]
+)
+def test_a_folder_that_is_not_there_is_said_before_the_work(argv, capsys, tmp_path):
+    path = tmp_path / "nowhere" / "x.json"
+    assert main([*argv, str(path)]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "--" in capsys.readouterr().out
+
+
+def test_module_and_script_are_the_same(capsys):
+    done = subprocess.run(
+        [sys.executable, "-m", "lirank_ext", "info"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and lirank_ext.__version__ in done.stdout
+
+
+def fake_run(monkeypatch, expect):
+    """``bench`` on one tiny workload."""
+
+    def workloads(device, peers, quick):
+        one = torch.ones(4)
+        yield harness.Workload(OP, "tiny", {"lirank": lambda: one * 2}, expect=expect, items=4)
+
+    module = type("Module", (), {"workloads": staticmethod(workloads)})
+    monkeypatch.setattr(harness, "modules", lambda name=None: [module])
+
+
+def test_bench_writes_what_it_printed(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    fake_run(monkeypatch, lambda: torch.full((4,), 2.0))
+    files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]
+    assert main(["bench", "--op", OP, "--quick", *files]) == 0
+    out, err = capsys.readouterr()
+    assert "tiny" in out and "tiny" in err
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["measured"][0]["timings"][0]["provider"] == "lirank"
+    assert found["machine"]["threads"] == torch.get_num_threads()
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_exits_1_where_the_op_disagrees(monkeypatch, capsys):
+    fake_run(monkeypatch, lambda: torch.full((4,), 3.0))
+    assert main(["bench", "--op", OP, "--quick"]) == 1
+    printed = capsys.readouterr().out
+    assert "NOT TIMED: error 1.00e+00" in printed and "/row" not in printed
+
+
+def test_bench_refuses_a_senseless_number_of_threads(capsys):
+    assert main(["bench", "--threads", "0"]) == 2
+    assert "--threads" in capsys.readouterr().err
+
+
+def test_plain_table_is_aligned():
+    text = _table.plain_table("T", ("name", ">n"), [["a", "1"], ["longer", "22"]])
+    assert text.splitlines() == ["T", "name     n", "------  --", "a        1", "longer  22"]
+
+
+def test_tables_without_rich_are_plain(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    stream = io.StringIO()
+    _table.print_table("", ("a",), [["[not markup]"]], ["bad"], stream)
+    assert stream.getvalue().splitlines() == ["a", "-" * 12, "[not markup]"]
+
+
+def test_tables_with_rich_keep_brackets_and_long_rows():
+    pytest.importorskip("rich")
+    stream = io.StringIO()
+    _table.print_table("", ("a", ">b"), [["[not markup]", "x" * 120]], ["bad"], stream)
+    assert any(
+        "[not markup]" in line and "x" * 120 in line for line in stream.getvalue().split("\n")
+    )

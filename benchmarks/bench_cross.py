@@ -24,6 +24,7 @@ from lirank_ext.ops.cross import low_rank_cross_reference, outer_attention_refer
 
 # (B, d, r): a small and a large serving batch, training, the width of LiRank's features.
 LAYERS = ((1, 512, 64), (32, 512, 64), (256, 512, 64), (2048, 512, 64), (2048, 1024, 256))
+WIDE_LAYERS = ((4096, 3456, 512),)  # on a GPU only
 # (B, r)
 ATTENTION = ((64, 64), (512, 128), (64, 256), (512, 256), (4096, 64), (4096, 256))
 NETS = ((1, 512, 64), (16, 512, 64), (32, 512, 64), (256, 512, 64), (1024, 512, 64))
@@ -42,7 +43,16 @@ def _torchrec() -> bool:
 
 def _draw(shape: tuple[int, ...], device: str, scale: float = 1.0, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
-    return (torch.randn(shape, generator=generator) * scale).to(device)
+    return (torch.randn(shape, generator=generator) * scale).to(device, _dtype(device))
+
+
+def _dtype(device: str) -> torch.dtype:
+    """GPUs train and serve these layers in bfloat16, CPUs in float32."""
+    return torch.bfloat16 if device == "cuda" else torch.float32
+
+
+# Of the largest result; bfloat16 keeps 8 bits, and eager rounds between its steps.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 def _wide(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -56,8 +66,12 @@ def _step(function: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Calla
     return lambda: torch.autograd.grad(function(*leaves), leaves, gradient)
 
 
-def _with_compile(functions: dict[str, Callable]) -> dict[str, Callable]:
-    return functions | {"compile": torch.compile(functions["eager"])}
+def _with_compile(functions: dict[str, Callable], device: str) -> dict[str, Callable]:
+    """Compiled as it comes; on a GPU also with tuned matrix products and CUDA graphs."""
+    found = functions | {"compile": torch.compile(functions["eager"])}
+    if device == "cuda":
+        found["max-autotune"] = torch.compile(functions["eager"], mode="max-autotune")
+    return found
 
 
 def _both(
@@ -70,6 +84,7 @@ def _both(
     **stated: Any,
 ) -> Iterator[Workload]:
     """The same functions forward, and forward with backward (three times the work)."""
+    stated["tolerance"] = TOLERANCE[tensors[0].dtype]
     yield Workload(
         op,
         label,
@@ -95,7 +110,7 @@ def _both(
 def _torchrec_layer(v: Tensor, u: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
     from torchrec.modules.crossnet import LowRankCrossNet
 
-    net = LowRankCrossNet(u.shape[0], 1, u.shape[1]).to(u.device)
+    net = LowRankCrossNet(u.shape[0], 1, u.shape[1]).to(u)
     with torch.no_grad():
         net.W_kernels[0].copy_(u)
         net.V_kernels[0].copy_(v)
@@ -108,13 +123,13 @@ def _low_rank(batch: int, d: int, r: int, device: str, peers: bool) -> Iterator[
     v, u = _draw((r, d), device, d**-0.5), _draw((d, r), device, r**-0.5)
     tensors = (x, x.clone(), v, u, _draw((d,), device))
     stated = {"items": batch, "flops": 4 * batch * d * r, "ceiling": "fma"}
-    stated |= {"bytes": 4 * (3 * batch * d + 2 * d * r)}
+    stated |= {"bytes": x.element_size() * (3 * batch * d + 2 * d * r)}
     label = f"B={batch} d={d} r={r}"
     functions = {"lirank": low_rank_cross, "eager": low_rank_cross_reference}
     yield from _both(
         "low_rank_cross",
         label,
-        _with_compile(functions),
+        _with_compile(functions, device),
         tensors,
         low_rank_cross_reference,
         steps=batch >= 256,
@@ -130,6 +145,7 @@ def _low_rank(batch: int, d: int, r: int, device: str, peers: bool) -> Iterator[
                 "torchrec": lambda: net(x),
             },
             expect=lambda: low_rank_cross_reference(*_wide((x, x, *tensors[2:]))),
+            tolerance=TOLERANCE[x.dtype],
             unit="sample",
             **stated,
         )
@@ -152,8 +168,13 @@ def _attention(batch: int, r: int, device: str) -> Iterator[Workload]:
     functions: dict[str, Callable] = {"lirank": outer_attention, "sdpa": _sdpa}
     if batch * r * r <= MOST_SCORES:
         functions["eager"] = lambda q, k, v: outer_attention_reference(q, k, v, 1.0, 1)
-        functions = _with_compile(functions)
-    stated = {"items": batch, "exps": batch * r * r, "ceiling": "exp", "bytes": 16 * batch * r}
+        functions = _with_compile(functions, device)
+    stated = {
+        "items": batch,
+        "exps": batch * r * r,
+        "ceiling": "exp",
+        "bytes": 4 * batch * r * tensors[0].element_size(),
+    }
     label = f"B={batch} r={r}"
     yield from _both("outer_attention", label, functions, tensors, _attention_in_parts, **stated)
 
@@ -167,15 +188,15 @@ def _net(batch: int, d: int, r: int, device: str) -> Iterator[Workload]:
     """The whole residual cross net, two layers in each stack."""
     x = _draw((batch, d), device)
     torch.manual_seed(0)
-    ours = ResidualCrossNet(d, r).to(device)
-    eager = ReferenceResidualCrossNet(d, r).to(device)
+    ours = ResidualCrossNet(d, r).to(x)
+    eager = ReferenceResidualCrossNet(d, r).to(x)
     eager.load_state_dict(ours.state_dict())
     wide = ReferenceResidualCrossNet(d, r).to(device).double()
     wide.load_state_dict(ours.state_dict())
-    nets = {"lirank": ours, "eager": eager, "compile": torch.compile(eager)}
+    nets = _with_compile({"lirank": ours, "eager": eager}, device)
     flops = 2 * 12 * batch * d * r
     label = f"ResidualCrossNet B={batch} d={d} r={r}"
-    common = {"items": batch, "unit": "sample", "ceiling": "fma"}
+    common = {"items": batch, "unit": "sample", "ceiling": "fma", "tolerance": TOLERANCE[x.dtype]}
     yield Workload(
         "attention_cross",
         label,
@@ -194,26 +215,25 @@ def _net(batch: int, d: int, r: int, device: str) -> Iterator[Workload]:
             direction="step",
             **common,
         )
-    half = copy.deepcopy(ours).to(torch.bfloat16)
-    single, short = ResidualCrossNet(d, r).to(device), x.bfloat16()
-    single.load_state_dict(half.state_dict())
-    rounded = ReferenceResidualCrossNet(d, r).to(device).double()
-    rounded.load_state_dict(half.state_dict())
-    long = short.float()
-    yield Workload(
-        "attention_cross",
-        f"{label} bf16",
-        {"lirank": lambda: half(short), "lirank fp32": lambda: single(long)},
-        expect=lambda: rounded(short.double()),
-        tolerance=3e-2,
-        flops=flops,
-        **common,
-    )
+    if device == "cpu":
+        yield _half(ours, x, f"{label} bf16", {**common, "flops": flops, "tolerance": 3e-2})
+
+
+def _half(ours: ResidualCrossNet, x: Tensor, label: str, stated: dict[str, Any]) -> Workload:
+    """bfloat16 weights beside the same weights in float32."""
+    half, single = (copy.deepcopy(ours).bfloat16() for _ in range(2))
+    single.float()
+    wide = ReferenceResidualCrossNet(ours.dim, ours.low_rank[0].rank).double()
+    wide.load_state_dict(half.state_dict())
+    short, long = x.bfloat16(), x.bfloat16().float()
+    providers = {"lirank": lambda: half(short), "lirank fp32": lambda: single(long)}
+    return Workload("attention_cross", label, providers, lambda: wide(short.double()), **stated)
 
 
 def workloads(device: str, peers: bool, quick: bool) -> Iterator[Workload]:
     """Single layers, outer attention alone, and the residual net of both stacks."""
-    for shape in (LAYERS[1], LAYERS[3]) if quick else LAYERS:
+    layers = (LAYERS[1], LAYERS[3]) if quick else LAYERS
+    for shape in layers + WIDE_LAYERS if device == "cuda" else layers:
         yield from _low_rank(*shape, device, peers)
     for shape in (ATTENTION[0], ATTENTION[2]) if quick else ATTENTION:
         yield from _attention(*shape, device)

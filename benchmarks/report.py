@@ -69,7 +69,7 @@ class Measured:
                     f"{_time(t.p20)} - {_time(t.p80)}",
                     "" if ours else f"{t.ratio:.2f}x",
                     f"{t.median / self.items * 1e9:.2f} /{self.unit}" if self.items else "",
-                    f"{self.bytes / t.median / 1e9:.1f}" if self.bytes else "",
+                    f"{self.bytes / t.median / 1e9:.3g}" if self.bytes else "",
                     "" if t.fraction is None else f"{t.fraction:.0%} {self.ceiling}",
                     "" if t.extra is None else _size(t.extra),
                 ]
@@ -163,9 +163,12 @@ class Report:
             axes.scatter(ratios, [y] * len(ratios), color=colour, s=28, zorder=3)
         axes.axvline(1, color="#5b6470", linewidth=1, linestyle="--")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}x")
         axes.set_yticks(range(len(groups)), groups, fontsize=8)
         axes.set_ylim(max(len(groups), 1) - 0.5, -0.5)
-        axes.set_xlabel("time of the provider / time of lirank; a dot is a shape, right is faster")
+        axes.set_xlabel(
+            "time of the provider / time of lirank; a dot is a shape; right of 1x lirank is faster"
+        )
         axes.grid(axis="x", which="both", color="#e3e7ec", linewidth=0.6)
         info = machine(self.device)
         axes.set_title(f"{info['device']}, {info['threads']} threads, {info['date']}", fontsize=9)

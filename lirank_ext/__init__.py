@@ -3,6 +3,7 @@
 from . import nn, ops
 from ._build import build_info
 from ._library import implementations
+from ._quantize import quantize
 from ._swap import swap
 from ._version import __version__
 from .ops.cross import attention_cross, low_rank_cross, outer_attention
@@ -24,6 +25,7 @@ __all__ = [
     "quantized_embedding_bags",
     "quantized_hashed_embedding_bag",
     "quantized_embedding_bag",
+    "quantize",
     "quantize_rows",
     "pack_rows",
     "dequantize_rows",

@@ -59,11 +59,12 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     internal: bool = False,
+    stem: str | None = None,
 ) -> torch._ops.OpOverload:
     """Define ``lirank::<schema>`` (unless C++ has), its fake kernel, backward and reference.
 
-    ``internal`` marks ops that users do not call (backward kernels). The family's stem is
-    the name of the module that registers. Returns the op's default overload.
+    ``internal`` marks ops that users do not call (backward kernels). ``stem`` is the family;
+    without it, the name of the module that holds the reference. Returns the default overload.
     """
     name = schema.split("(", 1)[0]
     if extension is None:
@@ -74,7 +75,7 @@ def register(
         torch.library.register_autograd(
             f"lirank::{name}", backward, setup_context=setup_context, lib=_library
         )
-    stem = reference.__module__.rsplit(".", 1)[-1]
+    stem = stem or reference.__module__.rsplit(".", 1)[-1]
     op = OPS[name] = Op(name, schema, stem, reference, backward is not None, internal)
     return op.overload
 

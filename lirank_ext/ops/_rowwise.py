@@ -60,6 +60,6 @@ def unpack(packed: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]
     if bits == 8:
         codes = stored[:, :dim].contiguous().view(torch.int8)
     else:
-        both = torch.stack([stored & 15, stored >> 4], 2).reshape(rows, -1)
+        both = torch.stack([stored & 15, stored >> 4], 2).flatten(1)
         codes = both[:, :dim].to(torch.int8) - 8
     return codes, pairs[:, 0].contiguous(), pairs[:, 1].contiguous()

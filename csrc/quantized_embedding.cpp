@@ -1,0 +1,529 @@
+// Row-wise quantized tables: quantize, pack, look up. Checks, CPU kernels, schemas.
+// Source: LiRank (arXiv 2402.06859), middle-max row-wise quantization.
+#include "checks.h"
+#include "rowwise.h"
+
+#define LIRANK_KERNELS "quantized_embedding_kernels.h"
+#include "foreach_isa.h"
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+namespace lirank {
+namespace {
+
+using rowwise::Layout;
+using Triple = std::tuple<Tensor, Tensor, Tensor>;
+
+// Bytes of codes below which a second thread costs more than it brings (a wake-up is ~5 us).
+constexpr int64_t kBytesPerTask = 64 * 1024;
+
+void check_bits(const char* op, int64_t bits) {
+  LIRANK_CHECK(bits == 8 || bits == 4, op, "bits", "wanted 8 or 4, got ", bits);
+}
+
+void check_width(const char* op, int64_t dim) {
+  LIRANK_CHECK(dim > 0, op, "dim", "wanted a positive width, got ", dim);
+}
+
+void lower_to(std::atomic<int64_t>& least, int64_t value) {
+  int64_t seen = least.load();
+  while (value < seen && !least.compare_exchange_weak(seen, value)) {
+  }
+}
+
+// ---- rows ------------------------------------------------------------------------------
+
+Triple quantize_rows(const Tensor& weight, int64_t bits) {
+  const char* op = "quantize_rows";
+  check_dim(op, "weight", weight, 2);
+  check_bits(op, bits);
+  LIRANK_CHECK(weight.scalar_type() != ScalarType::Double && is_floating(weight.scalar_type()), op,
+               "weight", "wanted float32, float16 or bfloat16, got ",
+               dtype_name(weight.scalar_type()));
+  LIRANK_CHECK(weight.size(1) > 0, op, "weight", "wanted a positive width, got shape ",
+               shape(weight));
+  const Tensor w = as_type(weight, ScalarType::Float);
+  const int64_t rows = w.size(0), dim = w.size(1);
+  const int64_t row_shape[1] = {rows};
+  Tensor codes = empty_like_type(w, ScalarType::Char);
+  Tensor scale = torch::stable::empty({row_shape, 1}, ScalarType::Float);
+  Tensor mid = torch::stable::empty({row_shape, 1}, ScalarType::Float);
+  const float* pw = w.const_data_ptr<float>();
+  int8_t* pc = codes.mutable_data_ptr<int8_t>();
+  float *ps = scale.mutable_data_ptr<float>(), *pm = mid.mutable_data_ptr<float>();
+  std::atomic<int64_t> bad{INT64_MAX};
+  torch::stable::parallel_for(0, rows, 1 + kBytesPerTask / (4 * dim), [&](int64_t i, int64_t end) {
+    for (; i < end; ++i)
+      if (!LIRANK_DISPATCH(quantize_row, pw + i * dim, dim, (int)bits, pc + i * dim, ps + i,
+                           pm + i))
+        return lower_to(bad, i);
+  });
+  LIRANK_CHECK(bad == INT64_MAX, op, "weight",
+               "wanted finite values in a range that float32 holds, got row ", bad.load(),
+               " with NaN, Inf or a larger range");
+  return {codes, scale, mid};
+}
+
+void check_rows(const char* op, const Tensor& codes, const Tensor& scale, const Tensor& mid) {
+  check_dim(op, "codes", codes, 2);
+  check_same_dtype(op, "codes", codes, ScalarType::Char);
+  for (auto [name, t] : {std::pair<const char*, const Tensor*>{"scale", &scale}, {"mid", &mid}}) {
+    check_same_dtype(op, name, *t, ScalarType::Float);
+    LIRANK_CHECK(t->dim() == 1 && t->size(0) == codes.size(0), op, name, "wanted shape (",
+                 codes.size(0), ",), got ", shape(*t));
+  }
+}
+
+Tensor dequantize_rows(const Tensor& codes, const Tensor& scale, const Tensor& mid) {
+  check_rows("dequantize_rows", codes, scale, mid);
+  const Tensor c = to_contiguous(codes), s = to_contiguous(scale), m = to_contiguous(mid);
+  Tensor out = empty_like_type(c, ScalarType::Float);
+  const int64_t dim = c.size(1);
+  const int8_t* pc = c.const_data_ptr<int8_t>();
+  const float *ps = s.const_data_ptr<float>(), *pm = m.const_data_ptr<float>();
+  float* po = out.mutable_data_ptr<float>();
+  torch::stable::parallel_for(
+      0, c.size(0), 1 + kBytesPerTask / (dim + 1), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t j = 0; j < dim; ++j)
+            po[i * dim + j] = rowwise::dequantize(pc[i * dim + j], ps[i], pm[i]);
+      });
+  return out;
+}
+
+Tensor pack_rows(const Tensor& codes, const Tensor& scale, const Tensor& mid, int64_t bits) {
+  const char* op = "pack_rows";
+  check_rows(op, codes, scale, mid);
+  check_bits(op, bits);
+  check_width(op, codes.size(1));
+  const Tensor c = to_contiguous(codes), s = to_contiguous(scale), m = to_contiguous(mid);
+  const int64_t rows = c.size(0), dim = c.size(1);
+  const Layout l = rowwise::layout(dim, (int)bits);
+  const int64_t out_shape[2] = {rows, l.row_bytes};
+  Tensor packed = torch::stable::empty({out_shape, 2}, ScalarType::Byte);
+  const int8_t* pc = c.const_data_ptr<int8_t>();
+  const float *ps = s.const_data_ptr<float>(), *pm = m.const_data_ptr<float>();
+  uint8_t* table = packed.mutable_data_ptr<uint8_t>();
+  std::atomic<int64_t> bad{INT64_MAX};
+  const int64_t used = l.apart ? l.code_bytes : l.row_bytes;
+  torch::stable::parallel_for(0, rows, 1 + kBytesPerTask / dim, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      uint8_t* row = table + i * l.code_stride;
+      const int8_t* from = pc + i * dim;
+      std::memset(row, 0, (size_t)used);
+      if (bits == 8) {
+        std::memcpy(row, from, (size_t)dim);
+      } else {
+        for (int64_t j = 0; j < dim; ++j) {
+          if (from[j] < -8 || from[j] > 7) return lower_to(bad, i);
+          row[j / 2] |= (uint8_t)((from[j] + 8) << (j & 1 ? 4 : 0));
+        }
+      }
+      const rowwise::Pair pair{ps[i], pm[i]};
+      std::memcpy(table + rowwise::first_pair(l, rows) + i * l.pair_stride, &pair, sizeof pair);
+    }
+  });
+  LIRANK_CHECK(bad == INT64_MAX, op, "codes", "wanted codes in [-8, 7] for 4 bits, got row ",
+               bad.load(), " with others");
+  return packed;
+}
+
+void check_packed(const char* op, const Tensor& packed, int64_t dim, int64_t bits) {
+  check_same_dtype(op, "packed", packed, ScalarType::Byte);
+  check_bits(op, bits);
+  check_width(op, dim);
+  check_dim(op, "packed", packed, 2);
+  const int64_t wanted = rowwise::layout(dim, (int)bits).row_bytes;
+  LIRANK_CHECK(packed.size(1) == wanted, op, "packed", "wanted ", wanted, " bytes a row for dim ",
+               dim, " at ", bits, " bits, got shape ", shape(packed));
+}
+
+Triple unpack_rows(const Tensor& packed, int64_t dim, int64_t bits) {
+  check_packed("unpack_rows", packed, dim, bits);
+  const Tensor p = to_contiguous(packed);
+  const int64_t rows = p.size(0);
+  const Layout l = rowwise::layout(dim, (int)bits);
+  const int64_t code_shape[2] = {rows, dim};
+  Tensor codes = torch::stable::empty({code_shape, 2}, ScalarType::Char);
+  Tensor scale = torch::stable::empty({code_shape, 1}, ScalarType::Float);
+  Tensor mid = torch::stable::empty({code_shape, 1}, ScalarType::Float);
+  const uint8_t* table = p.const_data_ptr<uint8_t>();
+  int8_t* pc = codes.mutable_data_ptr<int8_t>();
+  float *ps = scale.mutable_data_ptr<float>(), *pm = mid.mutable_data_ptr<float>();
+  torch::stable::parallel_for(0, rows, 1 + kBytesPerTask / dim, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const uint8_t* row = table + i * l.code_stride;
+      rowwise::Pair pair;
+      std::memcpy(&pair, table + rowwise::first_pair(l, rows) + i * l.pair_stride, sizeof pair);
+      ps[i] = pair.scale;
+      pm[i] = pair.mid;
+      for (int64_t j = 0; j < dim; ++j)
+        pc[i * dim + j] = bits == 8 ? (int8_t)row[j] : (int8_t)rowwise::unpack4(row[j / 2], j);
+    }
+  });
+  return {codes, scale, mid};
+}
+
+// ---- look-ups --------------------------------------------------------------------------
+
+// The ids of one call, in whatever integer types they came.
+struct Bags {
+  Tensor indices, offsets, weights;
+  const float* weight = nullptr;
+  int64_t count = 0, fixed = 0, bags = 0, offset_count = 0;
+};
+
+template <typename Function>
+void with_types(const Bags& b, const Function& f) {
+  const bool wide_ids = b.indices.scalar_type() == ScalarType::Long;
+  const bool wide_offsets = b.fixed > 0 || b.offsets.scalar_type() == ScalarType::Long;
+  const auto with_ids = [&](auto* ids) {
+    if (wide_offsets) {
+      f(ids, b.fixed > 0 ? nullptr : b.offsets.const_data_ptr<int64_t>());
+    } else {
+      f(ids, b.offsets.const_data_ptr<int32_t>());
+    }
+  };
+  if (wide_ids) {
+    with_ids(b.indices.const_data_ptr<int64_t>());
+  } else {
+    with_ids(b.indices.const_data_ptr<int32_t>());
+  }
+}
+
+template <typename Offset>
+void check_offset_values(const char* op, const Offset* offsets, int64_t n, int64_t count) {
+  if (n == 0) return;
+  LIRANK_CHECK(offsets[0] == 0, op, "offsets", "wanted 0 first, got ", offsets[0]);
+  for (int64_t i = 1; i < n; ++i)
+    LIRANK_CHECK(offsets[i] >= offsets[i - 1], op, "offsets", "wanted no decrease, got ",
+                 offsets[i], " after ", offsets[i - 1], " at position ", i);
+  LIRANK_CHECK((int64_t)offsets[n - 1] <= count, op, "offsets", "wanted at most ", count,
+               " (the number of indices), got ", offsets[n - 1], " at position ", n - 1);
+}
+
+void check_offsets(const char* op, const Tensor& offsets, int64_t count) {
+  const int64_t n = offsets.numel();
+  if (offsets.scalar_type() == ScalarType::Long) {
+    check_offset_values(op, offsets.const_data_ptr<int64_t>(), n, count);
+  } else {
+    check_offset_values(op, offsets.const_data_ptr<int32_t>(), n, count);
+  }
+}
+
+bool check_mode(const char* op, const std::string& mode, const OptionalTensor& weights) {
+  LIRANK_CHECK(mode == "sum" || mode == "mean", op, "mode", "wanted 'sum' or 'mean', got '", mode,
+               "'");
+  LIRANK_CHECK(!(weights && mode == "mean"), op, "per_sample_weights",
+               "wanted mode 'sum' with weights, got '", mode, "'");
+  return mode == "mean";
+}
+
+void take_weights(const char* op, const OptionalTensor& weights, Bags& b, const Tensor& indices) {
+  if (!weights) return;
+  check_floating(op, "per_sample_weights", *weights);
+  bool same = weights->dim() == indices.dim();
+  for (int64_t i = 0; same && i < indices.dim(); ++i) same = weights->size(i) == indices.size(i);
+  LIRANK_CHECK(same, op, "per_sample_weights", "wanted the shape of indices ", shape(indices),
+               ", got ", shape(*weights));
+  b.weights = as_type(*weights, ScalarType::Float);
+  b.weight = b.weights.const_data_ptr<float>();
+}
+
+Bags read_bags(const char* op, const Tensor& indices, const OptionalTensor& offsets,
+               bool include_last, const OptionalTensor& weights) {
+  check_index_dtype(op, "indices", indices);
+  Bags b;
+  b.indices = to_contiguous(indices);
+  b.count = indices.numel();
+  if (offsets) {
+    check_dim(op, "indices", indices, 1);
+    check_index_dtype(op, "offsets", *offsets);
+    check_dim(op, "offsets", *offsets, 1);
+    LIRANK_CHECK(!include_last || offsets->numel() > 0, op, "offsets",
+                 "wanted at least one with include_last_offset, got shape ", shape(*offsets));
+    b.offsets = to_contiguous(*offsets);
+    b.offset_count = b.offsets.numel();
+    b.bags = b.offset_count - (include_last ? 1 : 0);
+    check_offsets(op, b.offsets, b.count);
+  } else {
+    LIRANK_CHECK(indices.dim() == 1 || indices.dim() == 2, op, "indices",
+                 "wanted 1 or 2 dimensions without offsets, got shape ", shape(indices));
+    LIRANK_CHECK(!include_last, op, "include_last_offset", "wanted offsets with it, got None");
+    b.bags = indices.size(0);
+    b.fixed = indices.dim() == 1 ? 1 : indices.size(1);
+  }
+  take_weights(op, weights, b, indices);
+  return b;
+}
+
+template <typename T>
+[[noreturn]] void refuse_index(const char* op, const T* ids, int64_t at, int64_t table,
+                               int64_t rows) {
+  std::ostringstream text;
+  text << "lirank::" << op << ": indices[" << at << "] = " << (int64_t)ids[at]
+       << " is out of range for table " << table << " with " << rows << " rows";
+  throw std::runtime_error(text.str());
+}
+
+struct TableView {
+  const uint8_t* base;
+  int64_t rows, dim, column;
+};
+
+// The kernels of each instruction set have a PoolTable of their own, alike in every field.
+#define LIRANK_POOL_TABLE(space)                                                                 \
+  space::PoolTable {                                                                             \
+    t.base, t.base + rowwise::first_pair(l, t.rows), l.code_stride, l.pair_stride, t.rows, t.dim \
+  }
+
+template <typename Index, typename Offset>
+int64_t pool_table(const TableView& t, int bits, const Bags& b, const Index* ids,
+                   const Offset* offsets, int64_t from, int64_t to, bool mean, float* out,
+                   int64_t out_stride) {
+  const Layout l = rowwise::layout(t.dim, bits);
+  float* first = out + t.column;
+#define LIRANK_CALL(space)                                                                     \
+  space::pool(bits, LIRANK_POOL_TABLE(space), ids, offsets, b.offset_count, from, to, b.count, \
+              b.fixed, b.weight, mean, first, out_stride)
+#if LIRANK_X86
+  if (isa() == Isa::avx512) return LIRANK_CALL(avx512);
+  if (isa() == Isa::avx2) return LIRANK_CALL(avx2);
+#endif
+  return LIRANK_CALL(plain);
+#undef LIRANK_CALL
+}
+
+float dot_table(const TableView& t, int bits, int64_t row, const float* grad) {
+  const Layout l = rowwise::layout(t.dim, bits);
+#if LIRANK_X86
+  if (isa() == Isa::avx512) return avx512::row_dot(bits, LIRANK_POOL_TABLE(avx512), row, grad);
+  if (isa() == Isa::avx2) return avx2::row_dot(bits, LIRANK_POOL_TABLE(avx2), row, grad);
+#endif
+  return plain::row_dot(bits, LIRANK_POOL_TABLE(plain), row, grad);
+}
+
+// Items are (table, bag) pairs, table-major; a task owns a run of them.
+void pool_all(const char* op, const std::vector<TableView>& tables, int bits, const Bags& b,
+              bool mean, float* out, int64_t out_stride) {
+  const int64_t items = (int64_t)tables.size() * b.bags;
+  if (items == 0) return;
+  int64_t bytes = 0;
+  for (const TableView& t : tables) bytes += rowwise::layout(t.dim, bits).row_bytes;
+  bytes = 1 + bytes / (int64_t)tables.size() * (1 + b.count / items);
+  std::atomic<int64_t> bad{INT64_MAX};
+  with_types(b, [&](const auto* ids, const auto* offsets) {
+    torch::stable::parallel_for(
+        0, items, 1 + kBytesPerTask / bytes, [&](int64_t begin, int64_t end) {
+          while (begin < end) {
+            const int64_t table = begin / b.bags, base = table * b.bags;
+            const int64_t stop = std::min(end, base + b.bags);
+            Bags mine = b;
+            mine.offset_count -= b.fixed > 0 ? 0 : base;
+            const int64_t at =
+                pool_table(tables[table], bits, mine, ids, b.fixed > 0 ? offsets : offsets + base,
+                           begin - base, stop - base, mean, out, out_stride);
+            if (at >= 0) return lower_to(bad, at);
+            begin = stop;
+          }
+        });
+    if (bad == INT64_MAX) return;
+    int64_t table = 0;
+    if (b.fixed == 0)
+      while (table + 1 < (int64_t)tables.size() && (int64_t)offsets[(table + 1) * b.bags] <= bad)
+        ++table;
+    refuse_index(op, ids, bad, table, tables[table].rows);
+  });
+}
+
+Tensor result(int64_t bags, int64_t width) {
+  const int64_t size[2] = {bags, width};
+  return torch::stable::empty({size, 2}, ScalarType::Float);
+}
+
+void check_output_dtype(const char* op, ScalarType type) {
+  LIRANK_CHECK(is_floating(type), op, "output_dtype",
+               "wanted float32, float64, float16 or bfloat16, got ", dtype_name(type));
+}
+
+Tensor quantized_embedding_bag(const Tensor& packed, const Tensor& indices,
+                               const OptionalTensor& offsets, int64_t dim, int64_t bits,
+                               std::string mode, const OptionalTensor& weights, bool include_last,
+                               ScalarType output_dtype) {
+  const char* op = "quantized_embedding_bag";
+  check_packed(op, packed, dim, bits);
+  const bool mean = check_mode(op, mode, weights);
+  check_output_dtype(op, output_dtype);
+  const Bags b = read_bags(op, indices, offsets, include_last, weights);
+  const Tensor table = to_contiguous(packed);
+  Tensor out = result(b.bags, dim);
+  if (!offsets && b.fixed == 0) {
+    std::memset(out.mutable_data_ptr<float>(), 0, sizeof(float) * (size_t)out.numel());
+  } else {
+    pool_all(op, {{table.const_data_ptr<uint8_t>(), table.size(0), dim, 0}}, (int)bits, b, mean,
+             out.mutable_data_ptr<float>(), dim);
+  }
+  return as_type(out, output_dtype);
+}
+
+std::vector<TableView> read_tables(const char* op, const Tensor& packed, const Tensor& rows,
+                                   const Tensor& dims, int64_t bits, int64_t* width) {
+  check_same_dtype(op, "packed", packed, ScalarType::Byte);
+  check_dim(op, "packed", packed, 1);
+  check_bits(op, bits);
+  for (auto [name, t] : {std::pair<const char*, const Tensor*>{"rows", &rows}, {"dims", &dims}}) {
+    check_same_dtype(op, name, *t, ScalarType::Long);
+    check_dim(op, name, *t, 1);
+  }
+  LIRANK_CHECK(rows.size(0) == dims.size(0) && rows.size(0) > 0, op, "dims",
+               "wanted one width per table, at least one, got ", shape(dims), " for rows ",
+               shape(rows));
+  const Tensor r = to_contiguous(rows), d = to_contiguous(dims);
+  std::vector<TableView> tables;
+  int64_t tight = 0, aligned = 0, columns = 0;
+  std::vector<int64_t> tight_start, aligned_start;
+  for (int64_t t = 0; t < r.size(0); ++t) {
+    const int64_t n = r.const_data_ptr<int64_t>()[t], dim = d.const_data_ptr<int64_t>()[t];
+    check_width(op, dim);
+    LIRANK_CHECK(n >= 0, op, "rows", "wanted no negative number, got ", n, " for table ", t);
+    const int64_t bytes = n * rowwise::layout(dim, (int)bits).row_bytes;
+    tight_start.push_back(tight);
+    aligned_start.push_back(aligned);
+    tables.push_back({nullptr, n, dim, columns});
+    tight += bytes;
+    aligned += (bytes + 63) / 64 * 64;
+    columns += dim;
+  }
+  LIRANK_CHECK(packed.numel() == tight || packed.numel() == aligned, op, "packed", "wanted ", tight,
+               " bytes (tables end to end) or ", aligned, " (each start on 64 bytes), got ",
+               packed.numel());
+  const auto& start = packed.numel() == aligned ? aligned_start : tight_start;
+  const uint8_t* base = packed.const_data_ptr<uint8_t>();
+  for (size_t t = 0; t < tables.size(); ++t) tables[t].base = base + start[t];
+  *width = columns;
+  return tables;
+}
+
+Bags read_table_bags(const char* op, const Tensor& indices, const Tensor& offsets, int64_t tables,
+                     const OptionalTensor& weights) {
+  check_dim(op, "offsets", offsets, 1);
+  LIRANK_CHECK(offsets.numel() % tables == 1 % tables && offsets.numel() > 0, op, "offsets",
+               "wanted tables * bags + 1 offsets for ", tables, " tables, got ", offsets.numel());
+  Bags b = read_bags(op, indices, offsets, true, weights);
+  b.bags = (offsets.numel() - 1) / tables;
+  return b;
+}
+
+Tensor quantized_embedding_bags(const Tensor& packed, const Tensor& rows, const Tensor& dims,
+                                const Tensor& indices, const Tensor& offsets, int64_t bits,
+                                std::string mode, const OptionalTensor& weights,
+                                ScalarType output_dtype, int64_t total_dim) {
+  const char* op = "quantized_embedding_bags";
+  const bool mean = check_mode(op, mode, weights);
+  check_output_dtype(op, output_dtype);
+  const Tensor p = to_contiguous(packed);
+  int64_t width = 0;
+  const std::vector<TableView> tables = read_tables(op, p, rows, dims, bits, &width);
+  LIRANK_CHECK(total_dim < 0 || total_dim == width, op, "total_dim", "wanted the sum of dims ",
+               width, ", got ", total_dim);
+  const Bags b = read_table_bags(op, indices, offsets, (int64_t)tables.size(), weights);
+  Tensor out = result(b.bags, width);
+  pool_all(op, tables, (int)bits, b, mean, out.mutable_data_ptr<float>(), width);
+  return as_type(out, output_dtype);
+}
+
+// ---- gradient of per_sample_weights ----------------------------------------------------
+
+// The ids were checked by the forward; they are checked again, since this is an op of its own.
+Tensor weight_gradient(const char* op, const std::vector<TableView>& tables, int bits,
+                       const Bags& b, const Tensor& grad, int64_t width) {
+  LIRANK_CHECK(grad.dim() == 2 && grad.size(0) == b.bags && grad.size(1) == width, op, "grad",
+               "wanted shape (", b.bags, ", ", width, "), got ", shape(grad));
+  const Tensor g = as_type(grad, ScalarType::Float);
+  Tensor out = empty_like_type(b.indices, ScalarType::Float);
+  float* po = out.mutable_data_ptr<float>();
+  std::fill(po, po + b.count, 0.0f);
+  const float* pg = g.const_data_ptr<float>();
+  std::atomic<int64_t> bad{INT64_MAX};
+  with_types(b, [&](const auto* ids, const auto* offsets) {
+    const int64_t items = (int64_t)tables.size() * b.bags;
+    torch::stable::parallel_for(0, items, 64, [&](int64_t from, int64_t to) {
+      for (int64_t item = from; item < to; ++item) {
+        const TableView& t = tables[item / b.bags];
+        const float* row = pg + item % b.bags * width + t.column;
+        const int64_t begin = b.fixed > 0 ? item * b.fixed : (int64_t)offsets[item];
+        const int64_t end = b.fixed > 0                 ? begin + b.fixed
+                            : item + 1 < b.offset_count ? (int64_t)offsets[item + 1]
+                                                        : b.count;
+        for (int64_t i = begin; i < end; ++i) {
+          if (ids[i] < 0 || ids[i] >= t.rows) return lower_to(bad, i);
+          po[i] = dot_table(t, bits, (int64_t)ids[i], row);
+        }
+      }
+    });
+  });
+  LIRANK_CHECK(bad == INT64_MAX, op, "indices", "wanted rows of the table, got one out of range",
+               " at position ", bad.load());
+  return out;
+}
+
+Tensor quantized_embedding_bag_backward(const Tensor& grad, const Tensor& packed,
+                                        const Tensor& indices, const OptionalTensor& offsets,
+                                        int64_t dim, int64_t bits, bool include_last) {
+  const char* op = "quantized_embedding_bag_backward";
+  check_packed(op, packed, dim, bits);
+  const Bags b = read_bags(op, indices, offsets, include_last, std::nullopt);
+  const Tensor table = to_contiguous(packed);
+  return weight_gradient(op, {{table.const_data_ptr<uint8_t>(), table.size(0), dim, 0}}, (int)bits,
+                         b, grad, dim);
+}
+
+Tensor quantized_embedding_bags_backward(const Tensor& grad, const Tensor& packed,
+                                         const Tensor& rows, const Tensor& dims,
+                                         const Tensor& indices, const Tensor& offsets,
+                                         int64_t bits) {
+  const char* op = "quantized_embedding_bags_backward";
+  const Tensor p = to_contiguous(packed);
+  int64_t width = 0;
+  const std::vector<TableView> tables = read_tables(op, p, rows, dims, bits, &width);
+  const Bags b = read_table_bags(op, indices, offsets, (int64_t)tables.size(), std::nullopt);
+  return weight_gradient(op, tables, (int)bits, b, grad, width);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lirank, m) {
+  m.def("quantize_rows(Tensor weight, int bits=8) -> (Tensor, Tensor, Tensor)");
+  m.def("dequantize_rows(Tensor codes, Tensor scale, Tensor mid) -> Tensor");
+  m.def("pack_rows(Tensor codes, Tensor scale, Tensor mid, int bits=8) -> Tensor");
+  m.def("unpack_rows(Tensor packed, int dim, int bits=8) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "quantized_embedding_bag(Tensor packed, Tensor indices, Tensor? offsets, int dim, int "
+      "bits=8, str mode=\"sum\", Tensor? per_sample_weights=None, bool include_last_offset=False, "
+      "ScalarType output_dtype=float) -> Tensor");
+  m.def(
+      "quantized_embedding_bags(Tensor packed, Tensor rows, Tensor dims, Tensor indices, Tensor "
+      "offsets, int bits=8, str mode=\"sum\", Tensor? per_sample_weights=None, ScalarType "
+      "output_dtype=float, int total_dim=-1) -> Tensor");
+  m.def(
+      "quantized_embedding_bag_backward(Tensor grad, Tensor packed, Tensor indices, Tensor? "
+      "offsets, int dim, int bits, bool include_last_offset) -> Tensor");
+  m.def(
+      "quantized_embedding_bags_backward(Tensor grad, Tensor packed, Tensor rows, Tensor dims, "
+      "Tensor indices, Tensor offsets, int bits) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lirank, CPU, m) {
+  m.impl("quantize_rows", TORCH_BOX(&quantize_rows));
+  m.impl("dequantize_rows", TORCH_BOX(&dequantize_rows));
+  m.impl("pack_rows", TORCH_BOX(&pack_rows));
+  m.impl("unpack_rows", TORCH_BOX(&unpack_rows));
+  m.impl("quantized_embedding_bag", TORCH_BOX(&quantized_embedding_bag));
+  m.impl("quantized_embedding_bags", TORCH_BOX(&quantized_embedding_bags));
+  m.impl("quantized_embedding_bag_backward", TORCH_BOX(&quantized_embedding_bag_backward));
+  m.impl("quantized_embedding_bags_backward", TORCH_BOX(&quantized_embedding_bags_backward));
+}
+
+}  // namespace lirank

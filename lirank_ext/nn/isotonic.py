@@ -1,0 +1,92 @@
+"""Isotonic calibration as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.isotonic import isotonic_calibration, reference
+
+
+class IsotonicCalibration(nn.Module):
+    """A monotone, piecewise linear map of a logit, trained jointly with the model.
+
+    ``sum_i relu(e_i + weight_i) * v_i + lower + bias`` over ``k = (upper - lower) / step``
+    buckets. Starts as the identity on [lower, upper] (weights 1, bias 0); logits outside are
+    clamped. With ``num_features`` > 0, ``e`` is a linear map (zero at the start, no bias) of
+    calibration features such as device or channel.
+
+    Args:
+        lower, upper: covered range, in logit units; the follow-up paper uses -17 and 8.
+        step: bucket width in logit units; there 0.05. Must divide the range.
+        num_features: width of the calibration features, 0 for none.
+
+    Source: LiRank (arXiv 2402.06859), equation 1; arXiv 2603.06589.
+    """
+
+    _calibrate = staticmethod(isotonic_calibration)
+
+    def __init__(
+        self,
+        lower: float,
+        upper: float,
+        step: float,
+        num_features: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if step <= 0 or upper <= lower:
+            raise ValueError(
+                f"{name}: wanted step > 0 and upper > lower, "
+                f"got step {step}, lower {lower}, upper {upper}"
+            )
+        buckets = round((upper - lower) / step)
+        if buckets < 1 or abs(buckets * step - (upper - lower)) > 1e-6 * (upper - lower):
+            raise ValueError(
+                f"{name}: step: wanted a divisor of upper - lower = {upper - lower}, got {step}"
+            )
+        if num_features < 0:
+            raise ValueError(f"{name}: num_features: wanted 0 or more, got {num_features}")
+        self.lower, self.step, self.num_features = float(lower), float(step), num_features
+        self.weight = nn.Parameter(torch.ones(buckets, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
+        self.features = None
+        if num_features:
+            self.features = nn.Linear(num_features, buckets, bias=False, device=device, dtype=dtype)
+            nn.init.zeros_(self.features.weight)
+
+    def forward(
+        self, logits: Tensor, features: Tensor | None = None, embedding: Tensor | None = None
+    ) -> Tensor:
+        """Calibrated logits, shape of ``logits`` (B,).
+
+        Args:
+            logits: (B,).
+            features: (B, num_features); wanted exactly where ``num_features`` > 0, unless
+                ``embedding`` is given.
+            embedding: (B, k), ready-made, instead of features.
+        """
+        if features is not None and (self.features is None or embedding is not None):
+            raise ValueError(
+                f"{type(self).__name__}: features: wanted none (num_features="
+                f"{self.num_features}, embedding {'given' if embedding is not None else 'None'})"
+            )
+        if self.features is not None and features is None and embedding is None:
+            raise ValueError(
+                f"{type(self).__name__}: features: wanted (B, {self.num_features}), got None"
+            )
+        if features is not None:
+            embedding = self.features(features)
+        return self._calibrate(logits, self.weight, self.bias, self.lower, self.step, embedding)
+
+    def extra_repr(self) -> str:
+        buckets = self.weight.shape[0]
+        return f"lower={self.lower}, step={self.step}, buckets={buckets}"
+
+
+class ReferenceIsotonicCalibration(IsotonicCalibration):
+    """The same module in eager PyTorch, O(B * k); what ``swap`` replaces."""
+
+    _calibrate = staticmethod(reference)

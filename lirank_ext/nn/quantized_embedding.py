@@ -1,0 +1,277 @@
+"""Embedding modules over row-wise quantized tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.quantized_embedding import (
+    concatenate_tables,
+    dequantize_rows,
+    pack_rows,
+    quantize_rows,
+    quantized_embedding_bag,
+    quantized_embedding_bags,
+    unpack_rows,
+)
+
+
+def refuse_training(module: nn.Module, wanted: bool) -> None:
+    """Quantized tables have no gradient; asking for one is an error, not a no-op."""
+    if wanted:
+        raise ValueError(
+            f"{type(module).__name__}.requires_grad_: wanted False, got True: a quantized table "
+            "cannot be trained; train the float module and quantize it again"
+        )
+
+
+def packed_weight(weight: Tensor, bits: int) -> Tensor:
+    """A float table (N, D) of any floating dtype as a packed one."""
+    weight = weight.detach()
+    if weight.dtype == torch.float64:
+        weight = weight.float()
+    return pack_rows(*quantize_rows(weight, bits), bits)
+
+
+def packed_from_fbgemm(rows: Tensor) -> Tensor:
+    """FBGEMM fused 8-bit rows ``[D uint8 | fp32 scale | fp32 min]`` as a packed table.
+
+    ``code = q - 128`` and ``mid = min + 128 * scale``: the grid is the same.
+    """
+    if rows.dtype != torch.uint8 or rows.dim() != 2 or rows.shape[1] <= 8:
+        raise ValueError(
+            "from_fbgemm: rows: wanted uint8 of shape (N, D + 8), "
+            f"got {rows.dtype} {tuple(rows.shape)}"
+        )
+    pairs = rows[:, -8:].contiguous().view(torch.float32)
+    scale, low = pairs[:, 0].contiguous(), pairs[:, 1]
+    codes = (rows[:, :-8] ^ 0x80).contiguous().view(torch.int8)
+    return pack_rows(codes, scale, low + 128 * scale)
+
+
+def fbgemm_from_packed(packed: Tensor, dim: int) -> Tensor:
+    codes, scale, mid = unpack_rows(packed, dim)
+    pairs = torch.stack([scale, mid - 128 * scale], 1).contiguous().view(torch.uint8)
+    return torch.cat([codes.view(torch.uint8) ^ 0x80, pairs], 1)
+
+
+class _QuantizedTable(nn.Module):
+    """A packed table with its width; what the modules below share."""
+
+    packed: Tensor
+
+    def __init__(self, packed: Tensor, embedding_dim: int, bits: int) -> None:
+        super().__init__()
+        self.embedding_dim, self.bits = embedding_dim, bits
+        self.register_buffer("packed", packed)
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.packed.shape[0]
+
+    def requires_grad_(self, requires_grad: bool = True) -> nn.Module:
+        refuse_training(self, requires_grad)
+        return self
+
+    def dequantize_weight(self) -> Tensor:
+        """float32 (N, D): what the look-ups stand for."""
+        return dequantize_rows(*unpack_rows(self.packed, self.embedding_dim, self.bits))
+
+    def to_fbgemm(self) -> Tensor:
+        """uint8 (N, D + 8): FBGEMM's fused 8-bit rows, the same codes on the same grid.
+
+        Raises:
+            ValueError: a 4-bit table.
+        """
+        if self.bits != 8:
+            raise ValueError(f"to_fbgemm: bits: wanted 8, got {self.bits}")
+        return fbgemm_from_packed(self.packed, self.embedding_dim)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
+
+
+class QuantizedEmbedding(_QuantizedTable):
+    """``torch.nn.Embedding`` over int8 or int4 rows, for inference.
+
+    ``forward(indices)``: int32 or int64 of any shape to float32 ``(*indices.shape, D)``.
+    """
+
+    @classmethod
+    def from_float(cls, module: nn.Embedding, bits: int = 8) -> QuantizedEmbedding:
+        """Quantize an ``nn.Embedding`` (``max_norm`` is refused: it changes rows as they are read).
+
+        Raises:
+            ValueError: ``max_norm`` is set, or a row is not finite.
+        """
+        _refuse_max_norm("QuantizedEmbedding", module)
+        return cls(packed_weight(module.weight, bits), module.embedding_dim, bits)
+
+    @classmethod
+    def from_fbgemm(cls, rows: Tensor) -> QuantizedEmbedding:
+        """From FBGEMM fused 8-bit rows, uint8 (N, D + 8)."""
+        return cls(packed_from_fbgemm(rows), rows.shape[1] - 8, 8)
+
+    def dequantize(self) -> nn.Embedding:
+        """The float module with the values that the look-ups give."""
+        return nn.Embedding.from_pretrained(self.dequantize_weight())
+
+    def forward(self, indices: Tensor) -> Tensor:
+        flat = indices.reshape(-1)
+        out = quantized_embedding_bag(self.packed, flat, None, self.embedding_dim, self.bits)
+        return out.reshape(*indices.shape, self.embedding_dim)
+
+
+class QuantizedEmbeddingBag(_QuantizedTable):
+    """``torch.nn.EmbeddingBag`` (sum, mean) over int8 or int4 rows, for inference.
+
+    ``forward(indices, offsets=None, per_sample_weights=None)`` as there: (len,) with offsets
+    (B,), or (B, L) without.
+    """
+
+    def __init__(
+        self,
+        packed: Tensor,
+        embedding_dim: int,
+        bits: int,
+        mode: str = "mean",
+        include_last_offset: bool = False,
+    ) -> None:
+        super().__init__(packed, embedding_dim, bits)
+        self.mode, self.include_last_offset = mode, include_last_offset
+
+    @classmethod
+    def from_float(cls, module: nn.EmbeddingBag, bits: int = 8) -> QuantizedEmbeddingBag:
+        """Quantize an ``nn.EmbeddingBag``.
+
+        Raises:
+            ValueError: mode "max", ``max_norm`` or ``padding_idx`` is set, or a row is not finite.
+        """
+        _refuse_max_norm("QuantizedEmbeddingBag", module)
+        if module.mode not in ("sum", "mean"):
+            raise ValueError(
+                f"QuantizedEmbeddingBag.from_float: mode: wanted 'sum' or 'mean', "
+                f"got '{module.mode}'"
+            )
+        if module.padding_idx is not None:
+            raise ValueError(
+                "QuantizedEmbeddingBag.from_float: padding_idx: wanted None, "
+                f"got {module.padding_idx}: leave padding out of the bags instead"
+            )
+        packed = packed_weight(module.weight, bits)
+        return cls(packed, module.embedding_dim, bits, module.mode, module.include_last_offset)
+
+    @classmethod
+    def from_fbgemm(
+        cls, rows: Tensor, mode: str = "sum", include_last_offset: bool = False
+    ) -> QuantizedEmbeddingBag:
+        """From FBGEMM fused 8-bit rows, uint8 (N, D + 8)."""
+        return cls(packed_from_fbgemm(rows), rows.shape[1] - 8, 8, mode, include_last_offset)
+
+    def dequantize(self) -> nn.EmbeddingBag:
+        """The float module with the values that the look-ups give."""
+        return nn.EmbeddingBag.from_pretrained(
+            self.dequantize_weight(), mode=self.mode, include_last_offset=self.include_last_offset
+        )
+
+    def forward(
+        self,
+        indices: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        if offsets is None and indices.dim() == 1:
+            raise ValueError(
+                "QuantizedEmbeddingBag: offsets: wanted offsets with indices of one dimension, "
+                "got None"
+            )
+        return quantized_embedding_bag(
+            self.packed,
+            indices,
+            offsets,
+            self.embedding_dim,
+            self.bits,
+            self.mode,
+            per_sample_weights,
+            self.include_last_offset and offsets is not None,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, mode={self.mode!r}"
+
+
+def _refuse_max_norm(name: str, module: nn.Module) -> None:
+    if getattr(module, "max_norm", None) is not None:
+        raise ValueError(f"{name}.from_float: max_norm: wanted None, got {module.max_norm}")
+
+
+class QuantizedEmbeddingBagCollection(nn.Module):
+    """Several tables in one look-up call, their results side by side.
+
+    ``forward(indices, offsets, per_sample_weights=None)``: indices of all tables, table-major,
+    offsets (T * B + 1,) with table t, bag b at ``t * B + b``; (B, sum of widths) float32.
+    """
+
+    packed: Tensor
+    rows: Tensor
+    dims: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        tables: Sequence[Tensor],
+        dims: Sequence[int],
+        bits: int,
+        mode: str,
+    ):
+        super().__init__()
+        self.names, self.bits, self.mode = list(names), bits, mode
+        self.total_dim = sum(dims)
+        self.register_buffer("packed", concatenate_tables(tables))
+        self.register_buffer("rows", torch.tensor([t.shape[0] for t in tables]))
+        self.register_buffer("dims", torch.tensor(list(dims)))
+
+    @classmethod
+    def from_float(
+        cls, modules: Mapping[str, nn.Module], bits: int = 8
+    ) -> QuantizedEmbeddingBagCollection:
+        """Quantize ``{name: nn.EmbeddingBag}``; all of one mode, "sum" or "mean".
+
+        Raises:
+            ValueError: no tables, modes that differ, or a table that cannot be quantized.
+        """
+        made = {name: QuantizedEmbeddingBag.from_float(m, bits) for name, m in modules.items()}
+        modes = {m.mode for m in made.values()}
+        if len(modes) != 1:
+            raise ValueError(
+                "QuantizedEmbeddingBagCollection.from_float: modules: wanted at least one, all of "
+                f"one mode, got modes {sorted(modes)}"
+            )
+        tables = [m.packed for m in made.values()]
+        dims = [m.embedding_dim for m in made.values()]
+        return cls(list(made), tables, dims, bits, modes.pop())
+
+    def requires_grad_(self, requires_grad: bool = True) -> nn.Module:
+        refuse_training(self, requires_grad)
+        return self
+
+    def forward(
+        self, indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        return quantized_embedding_bags(
+            self.packed,
+            self.rows,
+            self.dims,
+            indices,
+            offsets,
+            self.bits,
+            self.mode,
+            per_sample_weights,
+            torch.float32,
+            self.total_dim,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.names}, total_dim={self.total_dim}, bits={self.bits}, mode={self.mode!r}"

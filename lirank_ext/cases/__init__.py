@@ -41,7 +41,7 @@ class Case:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-STEMS = ("cross", "quantized_embedding", "isotonic", "hashing")
+STEMS = ("cross", "quantized_embedding", "isotonic", "hashed_embedding", "hashing")
 
 
 def all_cases(op: str | None = None, seed: int = 0) -> Iterator[Case]:

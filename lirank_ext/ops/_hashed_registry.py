@@ -32,7 +32,14 @@ def _bag_fake(
     return quotient_b.new_empty((bags, quotient_b.shape[1]))
 
 
+def _filled(ctx, inputs, defaults, count):
+    """All arguments: PyTorch hands over those of the call, without the schema's defaults."""
+    ctx.given = len(inputs)
+    return (*inputs, *defaults[len(inputs) - count :]) if len(inputs) < count else inputs
+
+
 def _bag_context(ctx, inputs, output):
+    inputs = _filled(ctx, inputs, (0, "sum", None, False, False, False), 13)
     ids, offsets, *tables, ctx.num_buckets, ctx.seed, ctx.mode, weights = inputs[:10]
     ctx.include_last, ctx.prehashed, ctx.sparse = inputs[10:]
     # Without weights to train, the gradients of the tables need no table.
@@ -50,10 +57,9 @@ def _carries_sparse(grad) -> bool:
 
 def _bag_backward(ctx, grad):
     ids, offsets, weights, *tables = ctx.saved_tensors
-    needs = ctx.needs_input_grad
     gradients: list = [None] * 13
     rule = (ctx.num_buckets, ctx.remainders, ctx.seed, ctx.mode, ctx.include_last, ctx.prehashed)
-    if any(needs[2:6]):
+    if any(ctx.needs_input_grad[2:6]):
         if ctx.sparse and _carries_sparse(grad):
             parts = backward_sparse_op(grad, ids, offsets, weights, *rule)
             size = (ctx.quotients, ctx.dim)
@@ -65,11 +71,11 @@ def _bag_backward(ctx, grad):
             )
         else:
             gradients[2:6] = backward_op(grad, ids, offsets, weights, *rule)
-    if needs[9] and ctx.weighted:
+    if ctx.weighted:
         rest = (ctx.num_buckets, ctx.seed, ctx.include_last, ctx.prehashed)
         gradient = backward_weights_op(grad, ids, offsets, *tables, *rest)
         gradients[9] = gradient.to(weights.dtype)
-    return tuple(gradients)
+    return tuple(gradients[: ctx.given])
 
 
 def _coalesced(rows, values, size):
@@ -168,6 +174,8 @@ def _packed_fake(
 
 
 def _packed_context(ctx, inputs, output):
+    defaults = (8, 0, "sum", None, False, False, torch.float32)
+    inputs = _filled(ctx, inputs, defaults, 15)
     ids, offsets, *tables, ctx.num_buckets, ctx.dim, ctx.bits, ctx.seed, _, weights = inputs[:12]
     ctx.include_last, ctx.prehashed, _ = inputs[12:]
     ctx.weight_dtype = None if weights is None else weights.dtype
@@ -180,7 +188,7 @@ def _packed_backward(ctx, grad):
         rest = (ctx.num_buckets, ctx.dim, ctx.bits, ctx.seed, ctx.include_last, ctx.prehashed)
         gradient = packed_backward_op(grad, *ctx.saved_tensors, *rest)
         gradients[11] = gradient.to(ctx.weight_dtype)
-    return tuple(gradients)
+    return tuple(gradients[: ctx.given])
 
 
 def _packed_backward_fake(

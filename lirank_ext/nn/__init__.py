@@ -9,8 +9,14 @@ from .hashed_embedding import HashedEmbeddingBag, QuantizedHashedEmbeddingBag
 from .history import HistoryEncoder
 from .incremental import IncrementalPenalty
 from .inputs import NumericBatchNorm
+from .isotonic import IsotonicCalibration
 from .multi_task import GroupedTowers, HardShared
 from .multi_task_experts import PLE, MMoE
+from .quantized_embedding import (
+    QuantizedEmbedding,
+    QuantizedEmbeddingBag,
+    QuantizedEmbeddingBagCollection,
+)
 from .random_effect import RandomEffect
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "HashedEmbeddingBag",
     "HistoryEncoder",
     "IncrementalPenalty",
+    "IsotonicCalibration",
     "LongDwellLabels",
     "LowRankCross",
     "LowRankCrossNet",
@@ -30,6 +37,9 @@ __all__ = [
     "NeuralLinear",
     "NumericBatchNorm",
     "PLE",
+    "QuantizedEmbedding",
+    "QuantizedEmbeddingBag",
+    "QuantizedEmbeddingBagCollection",
     "QuantizedHashedEmbeddingBag",
     "RandomEffect",
     "ResidualCrossNet",

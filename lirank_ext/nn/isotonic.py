@@ -5,26 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops.isotonic import isotonic_calibration, reference
+from ..ops.isotonic import isotonic_calibration
 
 
-class IsotonicCalibration(nn.Module):
-    """A monotone, piecewise linear map of a logit, trained jointly with the model.
-
-    ``sum_i relu(e_i + weight_i) * v_i + lower + bias`` over ``k = (upper - lower) / step``
-    buckets. Starts as the identity on [lower, upper] (weights 1, bias 0); logits outside are
-    clamped. With ``num_features`` > 0, ``e`` is a linear map (zero at the start, no bias) of
-    calibration features such as device or channel.
-
-    Args:
-        lower, upper: covered range, in logit units; the follow-up paper uses -17 and 8.
-        step: bucket width in logit units; there 0.05. Must divide the range.
-        num_features: width of the calibration features, 0 for none.
-
-    Source: LiRank (arXiv 2402.06859), equation 1; arXiv 2603.06589.
-    """
-
-    _calibrate = staticmethod(isotonic_calibration)
+class IsotonicParameters(nn.Module):
+    """Parameters of an isotonic calibration, and the embedding that calibration features give."""
 
     def __init__(
         self,
@@ -57,6 +42,40 @@ class IsotonicCalibration(nn.Module):
             self.features = nn.Linear(num_features, buckets, bias=False, device=device, dtype=dtype)
             nn.init.zeros_(self.features.weight)
 
+    def added(self, features: Tensor | None, embedding: Tensor | None) -> Tensor | None:
+        """What is added to the weights of each sample: (B, k), or None."""
+        name = type(self).__name__
+        if features is not None and (self.features is None or embedding is not None):
+            given = "None" if embedding is None else "given"
+            raise ValueError(
+                f"{name}: features: wanted None with num_features={self.num_features} and "
+                f"embedding {given}, got shape {tuple(features.shape)}"
+            )
+        if self.features is not None and features is None and embedding is None:
+            raise ValueError(f"{name}: features: wanted (B, {self.num_features}), got None")
+        return embedding if features is None else self.features(features)
+
+    def extra_repr(self) -> str:
+        buckets = self.weight.shape[0]
+        return f"lower={self.lower}, step={self.step}, buckets={buckets}"
+
+
+class IsotonicCalibration(IsotonicParameters):
+    """A monotone, piecewise linear map of a logit, trained jointly with the model.
+
+    ``sum_i relu(e_i + weight_i) * v_i + lower + bias`` over ``k = (upper - lower) / step``
+    buckets. Starts as the identity on [lower, upper] (weights 1, bias 0); logits outside are
+    clamped. With ``num_features`` > 0, ``e`` is a linear map (zero at the start, no bias) of
+    calibration features such as device or channel.
+
+    Args:
+        lower, upper: covered range, in logit units; the follow-up paper uses -17 and 8.
+        step: bucket width in logit units; there 0.05. Must divide the range.
+        num_features: width of the calibration features, 0 for none.
+
+    Source: LiRank (arXiv 2402.06859), equation 1; arXiv 2603.06589.
+    """
+
     def forward(
         self, logits: Tensor, features: Tensor | None = None, embedding: Tensor | None = None
     ) -> Tensor:
@@ -68,25 +87,5 @@ class IsotonicCalibration(nn.Module):
                 ``embedding`` is given.
             embedding: (B, k), ready-made, instead of features.
         """
-        if features is not None and (self.features is None or embedding is not None):
-            raise ValueError(
-                f"{type(self).__name__}: features: wanted none (num_features="
-                f"{self.num_features}, embedding {'given' if embedding is not None else 'None'})"
-            )
-        if self.features is not None and features is None and embedding is None:
-            raise ValueError(
-                f"{type(self).__name__}: features: wanted (B, {self.num_features}), got None"
-            )
-        if features is not None:
-            embedding = self.features(features)
-        return self._calibrate(logits, self.weight, self.bias, self.lower, self.step, embedding)
-
-    def extra_repr(self) -> str:
-        buckets = self.weight.shape[0]
-        return f"lower={self.lower}, step={self.step}, buckets={buckets}"
-
-
-class ReferenceIsotonicCalibration(IsotonicCalibration):
-    """The same module in eager PyTorch, O(B * k); what ``swap`` replaces."""
-
-    _calibrate = staticmethod(reference)
+        added = self.added(features, embedding)
+        return isotonic_calibration(logits, self.weight, self.bias, self.lower, self.step, added)

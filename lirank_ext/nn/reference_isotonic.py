@@ -1,0 +1,26 @@
+"""Isotonic calibration in eager PyTorch: what ``swap`` replaces, and what to read.
+
+Parameters and state dict are those of the fast module in ``nn/isotonic.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .isotonic import IsotonicParameters
+
+
+class ReferenceIsotonicCalibration(IsotonicParameters):
+    """:class:`IsotonicCalibration` in eager PyTorch: every bucket of every sample, O(B * k)."""
+
+    def forward(
+        self, logits: Tensor, features: Tensor | None = None, embedding: Tensor | None = None
+    ) -> Tensor:
+        added = self.added(features, embedding)
+        weight = self.weight if added is None else added + self.weight
+        buckets = len(self.weight)
+        edges = torch.arange(buckets, device=logits.device, dtype=logits.dtype) * self.step
+        z = logits.clamp(self.lower, self.lower + buckets * self.step) - self.lower
+        filled = (z.unsqueeze(-1) - edges).clamp(0, self.step)
+        return (weight.relu() * filled).sum(-1) + self.lower + self.bias

@@ -111,7 +111,7 @@ def modules(name: str | None = None) -> list[ModuleType]:
 def tensors(result: Any) -> list[Tensor]:
     """A result as a list of dense tensors."""
     found = [result] if isinstance(result, Tensor) else [torch.as_tensor(r) for r in result]
-    return [t.to_dense() if t.is_sparse else t for t in found]
+    return [t.detach().to_dense() if t.is_sparse else t.detach() for t in found]
 
 
 def disagreement(got: Any, wanted: Any, tolerance: float) -> str:

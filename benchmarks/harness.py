@@ -83,6 +83,11 @@ class Workload:
             text = f"ceiling {self.ceiling!r}, direction {self.direction!r}"
             raise ValueError(f"Workload {self.op}: unknown {text}")
 
+    @property
+    def amount(self) -> int:
+        """What counts against the ceiling."""
+        return {"fma": self.flops, "exp": self.exps}.get(self.ceiling, self.bytes)
+
 
 # ---- finding the workloads -------------------------------------------------------------
 
@@ -207,17 +212,17 @@ def _quantile(values: list[float], q: float) -> float:
     return ordered[round(q * (len(ordered) - 1))]
 
 
-def _fraction(workload: Workload, ceilings: Ceilings, seconds: float) -> float | None:
-    """The share of the ceiling that binds; None where it is not known."""
-    rates = {
-        "copy": (workload.bytes, lambda: ceilings.copy(workload.bytes)),
-        "gather": (workload.bytes, lambda: ceilings.gather(*workload.gather)),
-        "fma": (workload.flops, ceilings.fma),
-        "exp": (workload.exps, ceilings.exp),
-    }
-    amount, ceiling = rates[workload.ceiling]
-    rate = ceiling() if amount else None
-    return None if rate is None else amount / seconds / rate
+def set_fractions(measured: Measured, ceilings: Ceilings) -> None:
+    """The share of the ceiling that binds, for every provider; None where it is not known."""
+    rate = {
+        "copy": lambda: ceilings.copy(measured.bytes),
+        "gather": lambda: ceilings.gather(*measured.gather),
+        "fma": ceilings.fma,
+        "exp": ceilings.exp,
+    }[measured.ceiling]
+    most = rate() if measured.amount else None
+    for timing in measured.timings:
+        timing.fraction = None if most is None else measured.amount / timing.median / most
 
 
 def measure(workload: Workload, device: str, ceilings: Ceilings, seconds: float) -> Measured:
@@ -229,7 +234,7 @@ def measure(workload: Workload, device: str, ceilings: Ceilings, seconds: float)
         ceilings: of this machine.
         seconds: to spend on the repeats; each provider gets at least five.
     """
-    fields = ("op", "label", "direction", "items", "unit", "bytes", "ceiling")
+    fields = ("op", "label", "direction", "items", "unit", "bytes", "ceiling", "amount", "gather")
     result = Measured(*(getattr(workload, name) for name in fields))
     torch.compiler.reset()  # one code object for all shapes: its recompilations are limited
     with torch.inference_mode() if workload.direction == "forward" else nullcontext():
@@ -244,8 +249,8 @@ def measure(workload: Workload, device: str, ceilings: Ceilings, seconds: float)
         middle = statistics.median(values)
         spread = (_quantile(values, 0.2), _quantile(values, 0.8), len(values))
         timing = Timing(name, middle, *spread, statistics.median(ratios), extra[name])
-        timing.fraction = _fraction(workload, ceilings, middle)
         result.timings.append(timing)
+    set_fractions(result, ceilings)
     return result
 
 
@@ -291,6 +296,8 @@ def run(
                 _progress(f"{workload.op} {workload.label} {workload.direction}")
                 report.measured.append(measure(workload, device, ceilings, seconds))
     _progress("")
+    for measured in report.measured:  # again, now that the ceilings are the best of the run
+        set_fractions(measured, ceilings)
     return report
 
 

@@ -42,7 +42,11 @@ class Timing:
 
 @dataclass
 class Measured:
-    """A workload with its timings, and the providers that were refused and why."""
+    """A workload with its timings, and the providers that were refused and why.
+
+    Attributes:
+        amount: what counts against the ceiling: bytes, operations or exponentials.
+    """
 
     op: str
     label: str
@@ -51,6 +55,8 @@ class Measured:
     unit: str
     bytes: int
     ceiling: str
+    amount: int
+    gather: tuple[int, int]
     timings: list[Timing] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 

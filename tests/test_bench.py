@@ -136,7 +136,6 @@ def test_ratio_is_the_median_of_paired_ratios(monkeypatch):
     assert "3.00x" in cells[1] and "100000000.00 /row" in cells[0]
 
 
-@needs_library
 def test_fraction_is_the_stated_amount_over_the_ceiling():
     class Fixed:
         copy = staticmethod(lambda moved: 100.0)
@@ -145,7 +144,11 @@ def test_fraction_is_the_stated_amount_over_the_ceiling():
         exp = staticmethod(lambda: None)
 
     def fraction(**options):
-        return harness._fraction(workload(**options), Fixed, 2.0)
+        w = workload(**options)
+        measured = Measured("op", "", "forward", 1, "row", w.bytes, w.ceiling, w.amount, w.gather)
+        measured.timings = [Timing("lirank", 2.0, 2.0, 2.0, 5, 1.0, None)]
+        harness.set_fractions(measured, Fixed)
+        return measured.timings[0].fraction
 
     assert fraction(bytes=100) == 0.5
     assert fraction(bytes=64, ceiling="gather", gather=(64, 1 << 20)) == 0.25
@@ -155,11 +158,19 @@ def test_fraction_is_the_stated_amount_over_the_ceiling():
 
 
 @needs_library
-def test_ceilings_are_measured_once_and_positive():
+def test_ceilings_are_positive():
     ceilings = Ceilings("cpu", 0.02)
     rates = [ceilings.copy(1 << 20), ceilings.gather(64, 1 << 20), ceilings.fma(), ceilings.exp()]
     assert all(rate > 1e6 for rate in rates)
-    assert ceilings.copy((1 << 20) - 5) == rates[0] and len(ceilings.measured) == 4
+    assert ceilings.copy((1 << 20) - 5) >= rates[0] and len(ceilings.measured) == 4
+
+
+@needs_library
+def test_a_ceiling_is_the_best_of_three_readings():
+    readings = iter([2.0, 5.0, 3.0])
+    ceilings = Ceilings("cpu")
+    found = [ceilings._keep("x", lambda: next(readings)) for _ in range(5)]
+    assert found == [2.0, 5.0, 5.0, 5.0, 5.0]
 
 
 def test_without_the_library_there_are_no_ceilings(monkeypatch):
@@ -187,9 +198,10 @@ def example():
     ]
     small = [Timing("lirank", 1e-6, 1e-6, 1e-6, 9, 1.0, 0), Timing("eager", 1, 1, 1, 9, 1.0, 0)]
     report = Report("cpu", Ceilings("cpu"))
+    stated = ("forward", 1000, "row", 10**6, "copy", 10**6, (64, 1 << 20))
     report.measured = [
-        Measured("op", "big", "forward", 1000, "row", 10**6, "copy", timings),
-        Measured("op", "small", "forward", 1000, "row", 10**6, "copy", small),
+        Measured("op", "big", *stated, timings),
+        Measured("op", "small", *stated, small),
     ]
     return report
 

@@ -388,7 +388,10 @@ std::vector<TableView> read_tables(const char* op, const Tensor& packed, const T
     const int64_t n = r.const_data_ptr<int64_t>()[t], dim = d.const_data_ptr<int64_t>()[t];
     check_width(op, dim);
     LIRANK_CHECK(n >= 0, op, "rows", "wanted no negative number, got ", n, " for table ", t);
-    const int64_t bytes = n * rowwise::layout(dim, (int)bits).row_bytes;
+    const int64_t row_bytes = rowwise::layout(dim, (int)bits).row_bytes;
+    LIRANK_CHECK(n <= packed.numel() / row_bytes, op, "packed", "wanted ", n, " rows of ",
+                 row_bytes, " bytes for table ", t, ", got ", packed.numel(), " bytes");
+    const int64_t bytes = n * row_bytes;
     tight_start.push_back(tight);
     aligned_start.push_back(aligned);
     tables.push_back({nullptr, n, dim, columns});
@@ -445,6 +448,7 @@ Tensor weight_gradient(const char* op, const std::vector<TableView>& tables, int
   Tensor out = empty_like_type(b.indices, ScalarType::Float);
   float* po = out.mutable_data_ptr<float>();
   std::fill(po, po + b.count, 0.0f);
+  if (b.count == 0) return out;
   const float* pg = g.const_data_ptr<float>();
   std::atomic<int64_t> bad{INT64_MAX};
   with_types(b, [&](const auto* ids, const auto* offsets) {

@@ -46,3 +46,45 @@ class TestTorchRecCross:
         for a, b in pairs:
             scale = float(b.grad.abs().max())
             torch.testing.assert_close(a.grad / scale, b.grad / scale, rtol=0, atol=5e-6)
+
+
+class TestFbgemmRows:
+    """QuantizedEmbeddingBag against FBGEMM's fused 8-bit rows."""
+
+    @pytest.fixture(autouse=True)
+    def _fbgemm(self):
+        pytest.importorskip("fbgemm_gpu", reason=PEERS)
+
+    @pytest.mark.parametrize("dim", [4, 32, 129])
+    def test_rows_go_out_and_come_in(self, dim):
+        plain = torch.nn.EmbeddingBag(300, dim, mode="sum")
+        layer = nn.QuantizedEmbeddingBag.from_float(plain)
+        theirs = torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(layer.to_fbgemm())
+        torch.testing.assert_close(layer.dequantize_weight(), theirs, rtol=0, atol=1e-5)
+        rows = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(plain.weight.detach())
+        back = nn.QuantizedEmbeddingBag.from_fbgemm(rows)
+        want = torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(rows)
+        torch.testing.assert_close(back.dequantize_weight(), want, rtol=0, atol=1e-5)
+
+    def test_look_ups_agree_with_the_table_batched_embedding(self):
+        tbe = pytest.importorskip("fbgemm_gpu.split_table_batched_embeddings_ops_inference")
+        common = pytest.importorskip("fbgemm_gpu.split_table_batched_embeddings_ops_common")
+        types = pytest.importorskip("fbgemm_gpu.split_embedding_configs")
+        place, int8 = common.EmbeddingLocation.HOST, types.SparseType.INT8
+        plain = {f"t{t}": torch.nn.EmbeddingBag(40, 32, mode="sum") for t in range(3)}
+        specs = [(name, 40, 32, int8, place) for name in plain]
+        op = tbe.IntNBitTableBatchedEmbeddingBagsCodegen(
+            specs, device="cpu", output_dtype=types.SparseType.FP32
+        )
+        op.fill_random_weights()
+        parts = op.split_embedding_weights(split_scale_shifts=False)
+        for (weights, _), module in zip(parts, plain.values(), strict=True):
+            rows = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(module.weight.detach())
+            half = rows[:, -8:].contiguous().view(torch.float32).half().view(torch.uint8)
+            weights.copy_(torch.cat([half, rows[:, :-8]], 1))
+        offsets = torch.arange(0, 3 * 8 * 5 + 1, 5)
+        ids = torch.randint(0, 40, (3 * 8 * 5,))
+        ours = nn.QuantizedEmbeddingBagCollection.from_float(plain)(ids, offsets)
+        theirs = op(ids.int(), offsets.int())
+        # they keep scale and minimum in float16
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-2)

@@ -38,7 +38,8 @@ def packed_weight(weight: Tensor, bits: int) -> Tensor:
 def packed_from_fbgemm(rows: Tensor) -> Tensor:
     """FBGEMM fused 8-bit rows ``[D uint8 | fp32 scale | fp32 min]`` as a packed table.
 
-    ``code = q - 128`` and ``mid = min + 128 * scale``: the grid is the same.
+    ``code = q - 128`` and ``mid = min + 128 * scale``: the grid is the same. A row of zeros is
+    constant and stays at its minimum, without that rounding.
     """
     if rows.dtype != torch.uint8 or rows.dim() != 2 or rows.shape[1] <= 8:
         raise ValueError(
@@ -47,14 +48,18 @@ def packed_from_fbgemm(rows: Tensor) -> Tensor:
         )
     pairs = rows[:, -8:].contiguous().view(torch.float32)
     scale, low = pairs[:, 0].contiguous(), pairs[:, 1]
-    codes = (rows[:, :-8] ^ 0x80).contiguous().view(torch.int8)
-    return pack_rows(codes, scale, low + 128 * scale)
+    constant = (rows[:, :-8] == 0).all(1)
+    shift = torch.where(constant, 0, 128).to(torch.uint8)
+    codes = (rows[:, :-8] ^ shift.unsqueeze(1)).contiguous().view(torch.int8)
+    return pack_rows(codes, scale, low + shift * scale)
 
 
 def fbgemm_from_packed(packed: Tensor, dim: int) -> Tensor:
+    """The inverse of :func:`packed_from_fbgemm`."""
     codes, scale, mid = unpack_rows(packed, dim)
-    pairs = torch.stack([scale, mid - 128 * scale], 1).contiguous().view(torch.uint8)
-    return torch.cat([codes.view(torch.uint8) ^ 0x80, pairs], 1)
+    shift = torch.where((codes == 0).all(1), 0, 128).to(torch.uint8)
+    pairs = torch.stack([scale, mid - shift * scale], 1).contiguous().view(torch.uint8)
+    return torch.cat([codes.view(torch.uint8) ^ shift.unsqueeze(1), pairs], 1)
 
 
 class _QuantizedTable(nn.Module):

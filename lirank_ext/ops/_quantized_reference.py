@@ -91,10 +91,11 @@ def bag_count(indices: Tensor, offsets: Tensor | None, include_last: bool) -> in
     return indices.shape[0] if offsets is None else offsets.shape[0] - int(include_last)
 
 
-def check_values(op, indices, offsets, rows_of, table_of) -> None:
+def check_values(op, indices, offsets, include_last, rows_of, table_of) -> None:
     """Offsets rise from 0 to at most the number of ids; every pooled id is a row.
 
     ``rows_of`` and ``table_of`` map the position of an id to its table's rows and number.
+    Ids behind the last bag are not pooled.
     """
     used = indices.numel()
     if offsets is not None and offsets.numel() > 0:
@@ -107,8 +108,10 @@ def check_values(op, indices, offsets, rows_of, table_of) -> None:
             refuse(op, "offsets", f"wanted no decrease, got {got}")
         text = f"at most {used} (the number of indices)"
         check(int(o[-1]) <= used, op, "offsets", text, f"{int(o[-1])} at position {len(o) - 1}")
-    flat = indices.reshape(-1).long()
-    bad = ((flat < 0) | (flat >= rows_of)).nonzero()
+    if include_last:
+        used = int(offsets[-1])
+    flat = indices.reshape(-1)[:used].long()
+    bad = ((flat < 0) | (flat >= rows_of[:used])).nonzero()
     if bad.numel():
         at = int(bad[0])
         table, rows = int(table_of[at]), int(rows_of[at])
@@ -129,7 +132,7 @@ def bag_of_position(indices: Tensor, offsets: Tensor | None, include_last: bool)
 
 
 def pool(rows: Tensor, bag: Tensor, bags: int, mode: str, weights: Tensor | None) -> Tensor:
-    """Sum (mean) the row of every id into its bag."""
+    """Sum (mean) the row of every id into its bag; -1 is no bag."""
     keep = bag >= 0
     rows, bag = rows[keep], bag[keep]
     if weights is not None:
@@ -208,11 +211,12 @@ def quantized_embedding_bag(
                    include_last_offset, output_dtype)  # fmt: skip
     n = indices.numel()
     table_of, rows_of = torch.zeros(n).long(), torch.full((n,), packed.shape[0])
-    check_values(op, indices, offsets, rows_of.to(indices.device), table_of)
-    rows = _look_up(packed, indices.reshape(-1), dim, bits)
+    check_values(op, indices, offsets, include_last_offset, rows_of.to(indices.device), table_of)
     bag = bag_of_position(indices, offsets, include_last_offset)
-    bags = bag_count(indices, offsets, include_last_offset)
-    return pool(rows, bag, bags, mode, per_sample_weights).to(output_dtype)
+    bags, pooled = bag_count(indices, offsets, include_last_offset), bag >= 0
+    rows = _look_up(packed, indices.reshape(-1)[pooled], dim, bits)
+    weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)[pooled]
+    return pool(rows, bag[pooled], bags, mode, weights).to(output_dtype)
 
 
 def check_bag_call(op, packed, indices, offsets, dim, bits, mode, weights, include_last, dtype):
@@ -282,7 +286,7 @@ def quantized_embedding_bags(
     bags = (offsets.shape[0] - 1) // len(tables)
     bag = bag_of_position(indices, offsets, True)
     table_of = (bag // max(1, bags)).clamp(0, len(tables) - 1)
-    check_values(op, indices, offsets, rows.to(indices.device)[table_of], table_of)
+    check_values(op, indices, offsets, True, rows.to(indices.device)[table_of], table_of)
     parts = []
     for t, (table, dim) in enumerate(tables):
         mine = ((bag >= t * bags) & (bag < (t + 1) * bags)).nonzero().squeeze(1)
@@ -299,10 +303,12 @@ def quantized_embedding_bag_backward(
     op = "quantized_embedding_bag_backward"
     check_bag_call(op, packed, indices, offsets, dim, bits, "sum", None, include_last_offset,
                    torch.float32)  # fmt: skip
-    rows = _look_up(packed, indices.reshape(-1), dim, bits)
     bag = bag_of_position(indices, offsets, include_last_offset)
-    padded = torch.cat([grad.double(), grad.new_zeros(1, dim).double()])
-    return (rows * padded[bag]).sum(1).float().reshape(indices.shape)
+    pooled = bag >= 0
+    rows = _look_up(packed, indices.reshape(-1)[pooled], dim, bits)
+    out = torch.zeros(indices.numel(), dtype=torch.float64, device=indices.device)
+    out[pooled] = (rows * grad.double()[bag[pooled]]).sum(1)
+    return out.float().reshape(indices.shape)
 
 
 def quantized_embedding_bags_backward(grad, packed, rows, dims, indices, offsets, bits):

@@ -157,6 +157,10 @@ def _packed_cases(generator) -> list[Case]:
     add("empty bags only", none, torch.zeros(5).long(), *tables, n, 24)
     long = [_ids(generator, 300), torch.tensor([0, 63, 64, 65, 129, 130, 290])]
     add("long bags", *long, *tables, n, 24, 8, 0, "mean")
+    most, below = 1 << 32, 3_999_999_999  # float32 rounds it up, into the next row of 50 000
+    high = _packed(_tables(generator, 2, most, 50_000), 8)
+    split = torch.tensor([below, (below - most) << 32])
+    add("2^32 buckets", split, None, *high, most, 2, 8, 0, "sum", None, False, True)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         # summed in float32, whatever the result's dtype
         tolerance = 64.0 if dtype != torch.float64 else 64.0 * 2**29

@@ -12,9 +12,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from . import _gpu
 
 _library = torch.library.Library("lirank", "FRAGMENT")
 
@@ -29,7 +32,18 @@ def _load() -> tuple[ModuleType | None, str]:
     return importlib.import_module("lirank_ext._C"), ""
 
 
+def _load_cuda() -> bool:
+    """The CUDA kernels beside the module, where they were built and PyTorch has CUDA."""
+    if extension is None or torch.version.cuda is None:
+        return False
+    library = Path(extension.__file__).parent / "liblirank_cuda.so"
+    if library.is_file():
+        torch.ops.load_library(library)
+    return library.is_file()
+
+
 extension, why_no_extension = _load()
+cuda_loaded = _load_cuda()
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,7 @@ def register(
             f"lirank::{name}", backward, setup_context=setup_context, lib=_library
         )
     stem = stem or reference.__module__.rsplit(".", 1)[-1]
+    _gpu.register_triton(_library, name, stem)
     op = OPS[name] = Op(name, schema, stem, reference, backward is not None, internal)
     return op.overload
 
@@ -100,6 +115,9 @@ def implementations(op_name: str) -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {"reference": op.reference}
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"lirank::{op_name}", "CPU"):
         found["cpu"] = op.overload
+    gpu = _gpu.backend(op_name)
+    if gpu and torch.cuda.is_available():
+        found[gpu] = op.overload
     return found
 
 

@@ -1,0 +1,173 @@
+"""Registers, shared memory and spills of every Triton kernel, compiled without a GPU.
+
+``python -m lirank_ext.benchmarks.triton_resources`` prints the table;
+``--write benchmarks/results/triton_resources.md`` keeps it. Every launcher is called on meta
+tensors of the shapes below; instead of running, each kernel it would launch, in every
+configuration it may choose, is compiled by Triton's own ptxas for each architecture and read
+with its cuobjdump. A kernel that spills makes the command fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import triton
+from lirank_ext.kernels import _launch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+ARCHITECTURES = (80, 90, 100)
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+# Shared memory that one program may use, in bytes (CUDA programming guide, table of limits).
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+@dataclass(frozen=True, order=True)
+class Resources:
+    """What ptxas gave one kernel in one configuration on one architecture."""
+
+    kernel: str
+    configuration: str
+    architecture: int
+    registers: int
+    shared: int
+    local: int
+
+    @property
+    def problem(self) -> str:
+        if self.local:
+            return f"spills: {self.local} bytes of local memory a thread"
+        if self.shared > SHARED_LIMIT[self.architecture]:
+            return f"{self.shared} bytes of shared memory do not fit"
+        return ""
+
+
+class _Compiler:
+    """Stands in for the CUDA driver: names a target, has no device."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def _t(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def calls():
+    """(label, launcher, arguments): the shapes that the table is made for."""
+    from lirank_ext.kernels import isotonic
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for n, k, features in ((4096, 500, False), (4096, 5000, False), (4096, 500, True)):
+            x, w, b = _t(n, dtype=dtype), _t(k, dtype=dtype), _t(dtype=dtype)
+            e = _t(n, k, dtype=dtype) if features else None
+            yield "", isotonic.isotonic_calibration, (x, w, b, -17.0, 0.05, e)
+            yield "", isotonic.isotonic_calibration_backward, (x, x, w, b, -17.0, 0.05, e)
+
+
+def launches() -> dict[tuple[str, str], _launch.Launch]:
+    """Every kernel and configuration that the calls lead to, each once."""
+    found = {}
+    for label, launcher, args in calls():
+        with _launch.recording() as recorded:
+            launcher(*args)
+        for one in recorded:
+            found.setdefault((one.kernel.__name__, _describe(one, label)), one)
+    return found
+
+
+def _describe(one: _launch.Launch, label: str) -> str:
+    dtypes = [str(a.dtype).removeprefix("torch.") for a in one.args if torch.is_tensor(a)]
+    named = dict(zip(one.kernel.arg_names, one.args, strict=False)) | one.constants
+    constants = [f"{n}={named[n]}" for n in one.kernel.arg_names if n.isupper() and n in named]
+    options = [f"{n[4:]}={one.constants[n]}" for n in ("num_warps", "num_stages") if n in named]
+    return " ".join([label or dtypes[0], *constants, *options])
+
+
+def compile_one(one: _launch.Launch, architecture: int, name: str, described: str) -> Resources:
+    driver.set_active(_Compiler(architecture))
+    built = one.kernel.warmup(*one.args, grid=(1,), enable_fp_fusion=True, **one.constants)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        command = [TOOLS / "cuobjdump", "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    shared = built.metadata.shared
+    local = used["STACK"] + used["LOCAL"]
+    return Resources(name, described, architecture, used["REG"], shared, local)
+
+
+def _share(first: int, step: int, architectures: tuple[int, ...]) -> list[Resources]:
+    work = [(k, one, a) for k, one in launches().items() for a in architectures]
+    return [compile_one(one, a, *key) for key, one, a in work[first::step]]
+
+
+def measure(architectures: tuple[int, ...] = ARCHITECTURES, processes: int = 2) -> list[Resources]:
+    """All kernels on all architectures, sorted."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        shares = [pool.submit(_share, i, processes, architectures) for i in range(processes)]
+        return sorted(r for share in shares for r in share.result())
+
+
+def table(measured: list[Resources]) -> str:
+    """As Markdown: a row per kernel and configuration, a column per architecture."""
+    architectures = sorted({r.architecture for r in measured})
+    rows: dict[tuple[str, str], dict[int, Resources]] = {}
+    for r in measured:
+        rows.setdefault((r.kernel, r.configuration), {})[r.architecture] = r
+    head = " | ".join(f"sm_{a}" for a in architectures)
+    lines = [
+        "# Triton kernels as compiled",
+        "",
+        f"Triton {triton.__version__}: registers a thread / bytes of shared memory a program /",
+        "bytes spilled a thread. Compiled, not run: no timing here.",
+        "",
+        f"| kernel | configuration | {head} |",
+        "|---" * (2 + len(architectures)) + "|",
+    ]
+    for (kernel, configuration), by in rows.items():
+        cells = [f"{by[a].registers} / {by[a].shared} / {by[a].local}" for a in architectures]
+        lines.append(f"| `{kernel}` | {configuration} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", metavar="FILE", type=Path, help="keep the table in FILE")
+    parser.add_argument("--sm", type=int, nargs="+", default=ARCHITECTURES, metavar="NN")
+    options = parser.parse_args()
+    measured = measure(tuple(options.sm))
+    text = table(measured)
+    print(text)
+    if options.write:
+        options.write.write_text(text)
+    problems = [r for r in measured if r.problem]
+    for r in problems:
+        print(f"{r.kernel} {r.configuration} sm_{r.architecture}: {r.problem}", file=sys.stderr)
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()

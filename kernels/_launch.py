@@ -1,0 +1,144 @@
+"""Launching Triton kernels: on which arguments, and in which of a few configurations.
+
+A launcher hands ``choose`` a short list of candidates (block sizes, warps, pipeline depth, or
+another plan). The first call of a class of shapes times them all on the caller's tensors; every
+later one takes the fastest, so that a new batch size neither compiles nor waits. While a CUDA
+graph is being captured nothing can be timed: the first candidate, the safe one, runs then.
+The interpreter (TRITON_INTERPRET=1) and the resource report take part through ``record``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+Candidate = TypeVar("Candidate")
+INTERPRETED: bool = triton.knobs.runtime.interpret
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+_chosen: dict[tuple, int] = {}
+_turn = 0
+_record: list[Launch] | None = None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with the arguments that a launcher gives it."""
+
+    kernel: Any
+    args: tuple
+    constants: dict[str, Any]
+
+
+@triton.jit
+def dot(a, b, total, PRECISION: tl.constexpr = "ieee"):
+    """total + a @ b; the interpreter multiplies the bits of bfloat16, so it gets float32."""
+    if _INTERPRETED and a.dtype == tl.bfloat16:
+        found = tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+    else:
+        found = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
+    return found
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Run one kernel; nothing happens where the grid is empty."""
+    if _record is not None:
+        _record.append(Launch(kernel, args, constants))
+    elif 0 not in grid:
+        # Said in full because Triton is changing the default, with a warning on every launch.
+        kernel[grid](*args, enable_fp_fusion=True, **constants)
+
+
+def choose(
+    key: tuple,
+    candidates: Sequence[Candidate],
+    run: Callable[[Candidate], None],
+    rehearse: Callable[[Candidate], None] | None = None,
+) -> None:
+    """Run the fastest candidate for this key; ``rehearse`` (``run`` if None) is what is timed.
+
+    Args:
+        key: what the choice may depend on; see ``size_class``.
+        candidates: the first is taken where nothing can be timed.
+        run: does the work with one candidate; running it twice must change nothing.
+    """
+    if _record is not None:
+        for candidate in candidates:
+            run(candidate)
+        return
+    if INTERPRETED:
+        return run(candidates[_turn % len(candidates)])
+    place = _chosen.get(key, 0 if len(candidates) == 1 else None)
+    if place is None:
+        if torch.cuda.is_current_stream_capturing():
+            return run(candidates[0])
+        place = _chosen[key] = _fastest(candidates, rehearse or run)
+    run(candidates[place])
+
+
+def _fastest(candidates: Sequence[Candidate], run: Callable[[Candidate], None]) -> int:
+    times = [
+        triton.testing.do_bench(lambda c=c: run(c), warmup=5, rep=25, return_mode="median")
+        for c in candidates
+    ]
+    return times.index(min(times))
+
+
+def size_class(n: int) -> int:
+    """Sizes between two powers of two count as one."""
+    return n.bit_length()
+
+
+def batch_class(n: int) -> int:
+    """Batches between two powers of four count as one."""
+    return (n.bit_length() + 1) // 2
+
+
+@contextmanager
+def recording():
+    """Collects the launches instead of making them: every candidate of every choice."""
+    global _record
+    _record = []
+    try:
+        yield _record
+    finally:
+        _record = None
+
+
+@contextmanager
+def turn(number: int):
+    """The interpreter takes candidate ``number`` modulo their count, instead of the first."""
+    global _turn
+    before, _turn = _turn, number
+    try:
+        yield
+    finally:
+        _turn = before
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def multiprocessors(t: Tensor) -> int:
+    """Of the tensor's device; a few where there is none (interpreter, resource report)."""
+    return _multiprocessors(t.device) if t.is_cuda else 3
+
+
+def rows(t: Tensor) -> Tensor:
+    """The tensor, or a copy whose last axis is contiguous."""
+    return t if t.shape[-1] == 1 or t.stride(-1) == 1 else t.contiguous()
+
+
+def compute_type(t: Tensor) -> tl.dtype:
+    """Half precision is computed in float32, as everywhere in the package."""
+    return tl.float64 if t.dtype == torch.float64 else tl.float32

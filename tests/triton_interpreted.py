@@ -1,0 +1,50 @@
+"""The Triton launchers of one family on CPU tensors, under Triton's interpreter.
+
+``TRITON_INTERPRET=1 LIRANK_NO_EXT=1 python tests/triton_interpreted.py <stem> <turn>``: every
+launcher is registered under the CPU key, so that the cases run through dispatcher and autograd
+as they do on a GPU, ``turn`` picking which configuration of every choice runs. Prints the
+failures as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from lirank_ext import _gpu, _library
+from lirank_ext.cases import all_cases
+from lirank_ext.kernels import _launch
+from lirank_ext.verify import check_case
+
+
+def register(stem: str) -> list[str]:
+    """The family's ops that have a launcher, now serving CPU tensors."""
+    names = [
+        name
+        for name, op in _library.OPS.items()
+        if op.stem == stem and "triton" in _gpu.KERNELS.get(name, ())
+    ]
+    for name in names:
+        _library._library.impl(name, _gpu.launcher(name, stem), "CPU")
+    return names
+
+
+def main(stem: str, turn: int) -> None:
+    assert _launch.INTERPRETED, "set TRITON_INTERPRET=1"
+    names, failures, ran = register(stem), [], 0
+    for name in names:
+        if _library.OPS[name].internal:
+            continue
+        for case in all_cases(name):
+            if case.big:
+                continue
+            with _launch.turn(turn):
+                outcome = check_case(case, _library.OPS[name].overload)
+            ran += 1
+            if not outcome.passed:
+                failures.append(f"{name}: {case.label}: {outcome.problem}")
+    print(json.dumps({"ops": names, "ran": ran, "failures": failures}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -41,9 +41,10 @@ def why_no_gpu() -> str:
 
 def _cuda_library() -> str:
     """Compiled CUDA kernels, or why there are none."""
-    if (Path(__file__).parent / "liblirank_cuda.so").is_file():
-        return "built"
-    return "nothing built: the kernels for GPUs are written in Triton"
+    if not (Path(__file__).parent / "liblirank_cuda.so").is_file():
+        return "not built: that needs nvcc when the package is installed"
+    without = why_no_gpu()
+    return f"built, unused: {without}" if without else "built"
 
 
 def _triton() -> str:
@@ -70,4 +71,4 @@ def why_absent(backend: str) -> str:
     if backend == "triton":
         missing = importlib.util.find_spec("triton") is None
         return "Triton is not installed" if missing else "this op has no Triton kernel"
-    return "the GPU kernels of this package are in Triton"
+    return "this op has no CUDA kernel" if _cuda_library() == "built" else _cuda_library()

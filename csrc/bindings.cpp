@@ -7,6 +7,7 @@
 #include "ceilings.h"
 #include "export.h"
 #include "text_hashing.h"
+#include "vocabulary_bindings.h"
 
 namespace py = pybind11;
 
@@ -27,6 +28,7 @@ PYBIND11_MODULE(_C, m) {
   // String hashing for lirank_ext/ops/_text.py; see text_hashing.h.
   m.def("hash_sequence", &lirank::hash_sequence);
   m.def("hash_fixed_width", &lirank::hash_fixed_width);
+  lirank::bind_vocabulary(m);
   m.attr("built_for_torch") = LIRANK_STRINGIFY(LIRANK_BUILT_FOR_TORCH);
   m.attr("compiler") = __VERSION__;
 }

@@ -19,6 +19,7 @@ from .ops.quantized_embedding import (
     quantized_embedding_bags,
     unpack_rows,
 )
+from .ops.static_vocabulary import vocabulary_lookup
 
 __all__ = [
     "unpack_rows",
@@ -43,4 +44,5 @@ __all__ = [
     "ops",
     "outer_attention",
     "swap",
+    "vocabulary_lookup",
 ]

@@ -41,7 +41,14 @@ class Case:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-STEMS = ("cross", "quantized_embedding", "isotonic", "hashed_embedding", "hashing")
+STEMS = (
+    "cross",
+    "quantized_embedding",
+    "isotonic",
+    "hashed_embedding",
+    "hashing",
+    "static_vocabulary",
+)
 
 
 def all_cases(op: str | None = None, seed: int = 0) -> Iterator[Case]:

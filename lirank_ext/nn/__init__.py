@@ -18,6 +18,7 @@ from .quantized_embedding import (
     QuantizedEmbeddingBagCollection,
 )
 from .random_effect import RandomEffect
+from .static_vocabulary import StaticVocabulary
 
 __all__ = [
     "AttentionCross",
@@ -43,4 +44,5 @@ __all__ = [
     "QuantizedHashedEmbeddingBag",
     "RandomEffect",
     "ResidualCrossNet",
+    "StaticVocabulary",
 ]

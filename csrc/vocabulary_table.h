@@ -1,0 +1,84 @@
+// The table of a static vocabulary: how it lies in memory, and where a key finds its row.
+//
+// A minimal perfect hash in the manner of PTHash (Pibiri and Trani, SIGIR 2021) and PtrHash
+// (Groot Koerkamp, SEA 2025). A key's 64-bit hash picks a part of about 32 K keys, and in it a
+// bucket, of skewed sizes; the bucket's pilot, one byte, was chosen so that the hashes of all
+// keys of the part, stirred with the pilots of their buckets, fall on different slots. A part of
+// k keys has k + spare slots; those past k are led back to the free ones below by `remap`. A tag
+// of 0 to 32 bits at the row tells unknown keys from known ones.
+// Bits a key: 8 * 5 / 17 for pilots (3.4 keys a bucket), 16 / 100 for remap: 2.52, and the tag.
+//
+// All little-endian: 8 numbers of 64 bits (Header), row_base[parts + 1] (int64, rows before each
+// part), pilots[parts * buckets] (uint8), remap[parts * spare] (uint16), tags (tag_bits each,
+// packed from the low bit on). Every section begins at a multiple of 8 bytes, 8 more end it all.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "murmur.h"
+
+namespace lirank::vocabulary {
+
+constexpr int64_t kMagic = 0x3130434f5652494c;  // "LIRVOC01"
+constexpr int64_t kKeysPerPart = 1 << 15, kMostKeys = int64_t(1) << 40;
+constexpr int kPilots = 256, kMostTagBits = 32;
+constexpr uint64_t kPilot = 0x9e3779b97f4a7c15ull, kSlot = 0xd6e8feb86659fd93ull;
+constexpr uint64_t kTag = 0xa0761d6478bd642full;
+
+struct Header {
+  int64_t magic, keys, parts, buckets, spare, tag_bits;
+  uint64_t seed;
+  int64_t string_seed;  // of hash_strings where the keys are strings; -1 where they are ids
+};
+
+struct Layout {
+  int64_t row_base, pilots, remap, tags, size;
+};
+
+inline int64_t round_up(int64_t bytes) { return (bytes + 7) / 8 * 8; }
+
+inline Layout layout(const Header& h) {
+  Layout l;
+  l.row_base = sizeof(Header);
+  l.pilots = l.row_base + 8 * (h.parts + 1);
+  l.remap = l.pilots + round_up(h.parts * h.buckets);
+  l.tags = l.remap + round_up(2 * h.parts * h.spare);
+  l.size = l.tags + round_up((h.keys * h.tag_bits + 7) / 8) + 8;
+  return l;
+}
+
+// What follows from the number of keys alone.
+inline Header header(int64_t keys, int64_t tag_bits, uint64_t seed, int64_t string_seed) {
+  const int64_t parts = keys ? (keys + kKeysPerPart - 1) / kKeysPerPart : 1;
+  const int64_t mean = (keys + parts - 1) / parts;
+  return {kMagic,         keys,     parts, (5 * mean + 16) / 17 + 1,
+          mean / 100 + 4, tag_bits, seed,  string_seed};
+}
+
+// One to one: different keys never share a hash.
+LIRANK_HOST_DEVICE uint64_t hash_key(int64_t key, uint64_t seed) {
+  return murmur::finalize((uint64_t)key ^ seed);
+}
+
+LIRANK_HOST_DEVICE uint64_t scale(uint64_t fraction, uint64_t n) { return fraction * n >> 32; }
+
+LIRANK_HOST_DEVICE uint64_t part_of(uint64_t hash, uint64_t parts) {
+  return scale(hash >> 32, parts);
+}
+
+// 255/256 x^2 (1 + x) / 2 + x / 256: the first buckets, placed while all is free, take the most.
+LIRANK_HOST_DEVICE uint64_t bucket_of(uint64_t hash, uint64_t buckets) {
+  const uint64_t x = (uint32_t)hash, square = x * x >> 32;
+  const uint64_t skewed = (square >> 1) * ((uint64_t(1) << 32) + x) >> 32;
+  return scale(skewed - (skewed >> 8) + (x >> 8), buckets);
+}
+
+LIRANK_HOST_DEVICE uint64_t slot_of(uint64_t hash, uint64_t pilot, uint64_t slots) {
+  return scale((hash ^ (pilot + 1) * kPilot) * kSlot >> 32, slots);
+}
+
+LIRANK_HOST_DEVICE uint64_t tag_of(uint64_t hash, int tag_bits) {
+  return tag_bits ? hash * kTag >> (64 - tag_bits) : 0;
+}
+
+}  // namespace lirank::vocabulary

@@ -1,0 +1,266 @@
+"""A fixed set of keys and their rows, in 2.5 bits a key and a tag."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import extension
+from ..ops.hashing import finalize, hash_strings
+from ..ops.static_vocabulary import (
+    MOST_TAG_BITS,
+    Header,
+    layout,
+    new_header,
+    read_header,
+    shift_right,
+    vocabulary_lookup,
+)
+from . import _vocabulary_builder
+from ._common import ResizingBuffers, refuse
+
+_OWNER = "StaticVocabulary"
+# A file: these 16 bytes, the table's size (8 bytes), its CRC-32 (8 bytes), the table.
+_FILE_MAGIC = b"lirank vocab 1\r\n"
+_ATTEMPTS = 32
+_UNMIX = (0x9CB4B2F8129337DB - (1 << 64), 0x4F74430C22A54005)
+
+
+class StaticVocabulary(ResizingBuffers):
+    """Maps each of n known keys to a row of its own in [0, n), and unknown keys to ``oov``.
+
+    A minimal perfect hash: the keys are not stored, so a key costs about 2.5 bits and its tag.
+    The tag tells unknown keys from known ones: an unknown key is taken for a known one with a
+    probability of ``2 ** -tag_bits``, 1 in 256 by default. Rows follow from the set of keys; they
+    are in no order of meaning. Source: LiRank (arXiv 2402.06859), section 4.2, which used
+    Limasset's BBHash in this place; the construction is that of PTHash and PtrHash.
+
+    Attributes:
+        table: the buffer, uint8, that :func:`lirank_ext.vocabulary_lookup` reads.
+        header: what the table says of itself: number of keys, bits of the tag, seeds.
+        oov: the row of unknown keys.
+    """
+
+    table: Tensor
+    header: Header
+
+    def __init__(self, table: Tensor, oov: int = -1) -> None:
+        super().__init__()
+        self.header = read_header(table)
+        self.oov = oov
+        self.register_buffer("table", table)
+
+    @classmethod
+    def build(
+        cls, keys: Any, tag_bits: int = 8, *, oov: int = -1, progress: bool = False
+    ) -> StaticVocabulary:
+        """Build the vocabulary of these keys.
+
+        Args:
+            keys: int64 tensor (n,), or strings in any form that ``hash_strings`` takes.
+            tag_bits: bits of the tag, 0 to 32. Without a tag an unknown key gets some row.
+            oov: row that ``lookup`` gives to unknown keys.
+            progress: show a bar on stderr; needs tqdm.
+
+        Returns:
+            The vocabulary, with its table on the CPU.
+
+        Raises:
+            ValueError: a key occurs twice (the message names it), or ``tag_bits`` out of range.
+            TypeError: keys of another kind.
+        """
+        whole = isinstance(tag_bits, int) and not isinstance(tag_bits, bool)
+        if not whole or not 0 <= tag_bits <= MOST_TAG_BITS:
+            refuse(_OWNER, "tag_bits", f"a whole number from 0 to {MOST_TAG_BITS}", repr(tag_bits))
+        if isinstance(keys, Tensor):
+            _check_ids("keys", keys, 1)
+            return cls(_build(keys.cpu().contiguous(), tag_bits, -1, keys, progress), oov)
+        if hasattr(keys, "__iter__") and not hasattr(keys, "__getitem__"):
+            keys = list(keys)
+        for string_seed in range(_ATTEMPTS):
+            hashes = hash_strings(keys, string_seed).cpu()
+            try:
+                return cls(_build(hashes, tag_bits, string_seed, keys, progress), oov)
+            except _Collision:
+                continue  # two strings with one 64-bit hash; 3 in a million at 10 M keys
+        raise RuntimeError(f"{_OWNER}.build: two keys share a hash under {_ATTEMPTS} seeds")
+
+    def lookup(self, keys: Any, oov: int | None = None) -> Tensor:
+        """Rows of the keys.
+
+        Args:
+            keys: int64 tensor of any shape where the vocabulary is one of ids; else strings in
+                any form that ``hash_strings`` takes.
+            oov: row of unknown keys, instead of the one given to ``build``.
+
+        Returns:
+            int64, shape of ``keys``.
+
+        Raises:
+            TypeError, ValueError: keys of another kind than the vocabulary's.
+        """
+        seed = self.string_seed
+        if seed is None:
+            if not isinstance(keys, Tensor):
+                refuse(_OWNER, "keys", "an int64 tensor", type(keys).__name__, TypeError)
+            _check_ids("keys", keys)
+        elif isinstance(keys, Tensor):
+            refuse(_OWNER, "keys", "strings, as the vocabulary was built from", "Tensor", TypeError)
+        else:
+            keys = hash_strings(keys, seed).to(self.table.device)
+        return vocabulary_lookup(keys, self.table, self.oov if oov is None else oov)
+
+    forward = lookup
+
+    @property
+    def tag_bits(self) -> int:
+        return self.header.tag_bits
+
+    @property
+    def string_seed(self) -> int | None:
+        """Seed of ``hash_strings`` where the keys are strings; None where they are ids."""
+        seed = self.header.string_seed
+        return None if seed < 0 else seed
+
+    @property
+    def bits_per_key(self) -> float:
+        """Of the whole table, tags included."""
+        return 8 * self.table.numel() / max(len(self), 1)
+
+    def __len__(self) -> int:
+        return self.header.keys
+
+    def extra_repr(self) -> str:
+        kind = "ids" if self.string_seed is None else "strings"
+        return f"{len(self)} {kind}, tag_bits={self.tag_bits}, oov={self.oov}"
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.header = read_header(self.table)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the vocabulary to a file, which takes its place only when it is whole."""
+        path = Path(path)
+        table = self.table.detach().cpu().contiguous().numpy()
+        sizes = (len(table), zlib.crc32(table), self.oov)
+        head = _FILE_MAGIC + b"".join(x.to_bytes(8, "little", signed=True) for x in sizes)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(head)
+                file.write(table.data)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> StaticVocabulary:
+        """Read a vocabulary that ``save`` wrote.
+
+        Raises:
+            ValueError: the file is damaged, cut short, or something else.
+        """
+        with open(path, "rb") as file:
+            if file.read(len(_FILE_MAGIC)) != _FILE_MAGIC:
+                raise ValueError(f"{_OWNER}.load: '{path}' is not the file of a vocabulary.")
+            sizes = file.read(24)
+            data = bytearray(file.read())
+        size, crc, oov = (
+            int.from_bytes(sizes[i : i + 8], "little", signed=True) for i in (0, 8, 16)
+        )
+        if len(data) != size:
+            text = f"holds {len(data)} bytes of a table of {size}"
+            raise ValueError(f"{_OWNER}.load: '{path}' is damaged: it {text}.")
+        if zlib.crc32(data) != crc:
+            text = "its checksum does not fit its contents"
+            raise ValueError(f"{_OWNER}.load: '{path}' is damaged: {text}.")
+        return cls(torch.frombuffer(data, dtype=torch.uint8), oov)
+
+
+class _Collision(Exception):
+    """Different strings have the same hash."""
+
+
+def _check_ids(argument: str, keys: Tensor, dims: int | None = None) -> None:
+    if keys.dtype != torch.int64:
+        refuse(_OWNER, argument, "an int64 tensor or strings", keys.dtype, TypeError)
+    if dims is not None and keys.dim() != dims:
+        refuse(_OWNER, argument, "one dimension", tuple(keys.shape))
+
+
+def _build(hashes: Tensor, tag_bits: int, string_seed: int, keys: Any, progress: bool) -> Tensor:
+    """Table of the ids, or of the hashes of the strings ``keys``."""
+    implementation = _vocabulary_builder if extension is None else extension
+    array = hashes.numpy()
+    table = torch.empty(layout(new_header(len(array), tag_bits, 0, -1)).size, dtype=torch.uint8)
+    for attempt in range(_ATTEMPTS):
+        seed = int(finalize(torch.tensor(attempt + 1)))
+        arguments = (array, tag_bits, seed, string_seed, table.numpy())
+        builder = implementation.VocabularyBuilder(*arguments)
+        state = _run(builder, progress)
+        if state == "done":
+            return table
+        if state == "duplicate":
+            _refuse_duplicate(hashes, builder.duplicate_hash, seed, keys)
+    raise RuntimeError(f"{_OWNER}.build: no table found under {_ATTEMPTS} seeds")
+
+
+def _run(builder: Any, progress: bool) -> str:
+    """Part after part, so that the bar moves and Ctrl-C is heard."""
+    # 32 parts are a million keys, 0.2 s on two cores.
+    if not progress:
+        while (state := builder.step(32)) == "building":
+            pass
+        return state
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError(f"{_OWNER}.build: progress=True needs tqdm: pip install tqdm") from error
+    with tqdm(total=builder.parts, desc="vocabulary", unit="part") as bar:
+        while (state := builder.step(8)) == "building":
+            bar.update(8)
+        bar.update(builder.parts - bar.n)
+    return state
+
+
+def _unfinalize(hashed: Tensor) -> Tensor:
+    """Inverse of ``finalize``."""
+    for inverse in _UNMIX:
+        hashed = (hashed ^ shift_right(hashed, 33)) * inverse
+    return hashed ^ shift_right(hashed, 33)
+
+
+def _refuse_duplicate(hashes: Tensor, duplicate: int, seed: int, keys: Any) -> None:
+    value = int(_unfinalize(torch.tensor(duplicate))) ^ seed
+    at = (hashes == value).nonzero().flatten().tolist()
+    if isinstance(keys, Tensor):
+        raise ValueError(f"{_OWNER}.build: key {value} occurs twice, at positions {at[0]}, {at[1]}")
+    seen: dict[Any, int] = {}
+    for i in at:
+        key = _key_at(keys, i)
+        if key in seen:
+            text = f"occurs twice, at positions {seen[key]}, {i}"
+            raise ValueError(f"{_OWNER}.build: key {key!r} {text}")
+        seen[key] = i
+    raise _Collision
+
+
+def _key_at(keys: Any, i: int) -> str | bytes:
+    """One key as Python would write it; the bytes of a tensor pair as text where they are."""
+    if isinstance(keys, (tuple, list)) and any(isinstance(k, Tensor) for k in keys[:2]):
+        data, offsets = keys
+        key: Any = bytes(data[int(offsets[i]) : int(offsets[i + 1])].tolist())
+    else:
+        key = keys.iloc[i] if hasattr(keys, "iloc") else keys[i]
+        key = key.as_py() if hasattr(key, "as_py") else key
+    try:
+        return key.decode() if isinstance(key, bytes) else str(key)
+    except UnicodeDecodeError:
+        return key

@@ -26,7 +26,8 @@ from . import _vocabulary_builder
 from ._common import ResizingBuffers, refuse
 
 _OWNER = "StaticVocabulary"
-# A file: these 16 bytes, the table's size (8 bytes), its CRC-32 (8 bytes), the table.
+# A file: these 16 bytes, size of the table, oov, CRC-32 of both and the table (8 bytes each, signed
+# and little-endian), the table.
 _FILE_MAGIC = b"lirank vocab 1\r\n"
 _ATTEMPTS = 32
 _UNMIX = (0x9CB4B2F8129337DB - (1 << 64), 0x4F74430C22A54005)
@@ -148,8 +149,9 @@ class StaticVocabulary(ResizingBuffers):
         """Write the vocabulary to a file, which takes its place only when it is whole."""
         path = Path(path)
         table = self.table.detach().cpu().contiguous().numpy()
-        sizes = (len(table), zlib.crc32(table), self.oov)
-        head = _FILE_MAGIC + b"".join(x.to_bytes(8, "little", signed=True) for x in sizes)
+        head = b"".join(x.to_bytes(8, "little", signed=True) for x in (len(table), self.oov))
+        crc = zlib.crc32(table, zlib.crc32(head))
+        head = _FILE_MAGIC + head + crc.to_bytes(8, "little")
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -170,15 +172,15 @@ class StaticVocabulary(ResizingBuffers):
         with open(path, "rb") as file:
             if file.read(len(_FILE_MAGIC)) != _FILE_MAGIC:
                 raise ValueError(f"{_OWNER}.load: '{path}' is not the file of a vocabulary.")
-            sizes = file.read(24)
+            head = file.read(24)
             data = bytearray(file.read())
-        size, crc, oov = (
-            int.from_bytes(sizes[i : i + 8], "little", signed=True) for i in (0, 8, 16)
+        size, oov, crc = (
+            int.from_bytes(head[i : i + 8], "little", signed=True) for i in (0, 8, 16)
         )
         if len(data) != size:
             text = f"holds {len(data)} bytes of a table of {size}"
             raise ValueError(f"{_OWNER}.load: '{path}' is damaged: it {text}.")
-        if zlib.crc32(data) != crc:
+        if zlib.crc32(data, zlib.crc32(head[:16])) != crc:
             text = "its checksum does not fit its contents"
             raise ValueError(f"{_OWNER}.load: '{path}' is damaged: {text}.")
         return cls(torch.frombuffer(data, dtype=torch.uint8), oov)

@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 import torch.nn.utils.parametrize
-from lirank_ext.nn.reference_isotonic import ReferenceIsotonicCalibration
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from lirank_ext.nn import (
     ResidualCrossNet,
     reference_cross,
 )
+from lirank_ext.nn.reference_isotonic import ReferenceIsotonicCalibration
 
 
 @pytest.fixture(autouse=True)

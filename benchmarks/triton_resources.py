@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 import triton
-from lirank_ext.kernels import _launch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+
+from lirank_ext.kernels import _launch
 
 ARCHITECTURES = (80, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -76,14 +77,38 @@ def _t(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def calls():
     """(label, launcher, arguments): the shapes that the table is made for."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        yield from _cross_calls(dtype)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        yield from _isotonic_calls(dtype)
+
+
+def _cross_calls(dtype):
+    from lirank_ext.kernels import cross
+
+    for r in (64, 128, 256):
+        x, v = _t(512, 1024, dtype=dtype), _t(r, 1024, dtype=dtype)
+        u, bias, hidden = _t(1024, r, dtype=dtype), _t(1024, dtype=dtype), _t(512, r, dtype=dtype)
+        yield "", cross.low_rank_cross_train, (x, x, v, u, bias)
+        yield "", cross.low_rank_cross_backward, (x, x, x, v, u, bias, hidden)
+    if dtype == torch.float16:  # as float32, in all that takes registers
+        return
+    yield "", cross.low_rank_cross, (x, x, v, u, bias)
+    yield "", cross.attention_cross, (x, x, v, v, v, u, bias, 1.0, 1, True)
+    q = _t(512, 64, dtype=dtype)
+    for token_dim in (1, 4):
+        yield "", cross.outer_attention, (q, q, q, 1.0, token_dim)
+        yield "", cross.outer_attention_backward, (q, q, q, q, 1.0, token_dim)
+
+
+def _isotonic_calls(dtype):
     from lirank_ext.kernels import isotonic
 
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        for n, k, features in ((4096, 500, False), (4096, 5000, False), (4096, 500, True)):
-            x, w, b = _t(n, dtype=dtype), _t(k, dtype=dtype), _t(dtype=dtype)
-            e = _t(n, k, dtype=dtype) if features else None
-            yield "", isotonic.isotonic_calibration, (x, w, b, -17.0, 0.05, e)
-            yield "", isotonic.isotonic_calibration_backward, (x, x, w, b, -17.0, 0.05, e)
+    for n, k, features in ((4096, 500, False), (4096, 5000, False), (4096, 500, True)):
+        x, w, b = _t(n, dtype=dtype), _t(k, dtype=dtype), _t(dtype=dtype)
+        e = _t(n, k, dtype=dtype) if features else None
+        yield "", isotonic.isotonic_calibration, (x, w, b, -17.0, 0.05, e)
+        yield "", isotonic.isotonic_calibration_backward, (x, x, w, b, -17.0, 0.05, e)
 
 
 def launches() -> dict[tuple[str, str], _launch.Launch]:

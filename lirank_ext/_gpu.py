@@ -21,6 +21,15 @@ TRITON = ("triton",)
 BOTH = ("cuda", "triton")  # tables are gathers of bytes: CUDA where nvcc was there to build it
 
 KERNELS: dict[str, tuple[str, ...]] = {
+    "low_rank_cross": TRITON,
+    "low_rank_cross_train": TRITON,
+    "low_rank_cross_backward": TRITON,
+    "outer_attention": TRITON,
+    "outer_attention_backward": TRITON,
+    "attention_cross": TRITON,
+    "attention_cross_train": TRITON,
+    "attention_cross_backward": TRITON,
+    "residual_cross_net": TRITON,
     "isotonic_calibration": TRITON,
     "isotonic_calibration_backward": TRITON,
 }

@@ -11,8 +11,8 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch

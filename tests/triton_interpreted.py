@@ -1,9 +1,9 @@
 """The Triton launchers of one family on CPU tensors, under Triton's interpreter.
 
-``TRITON_INTERPRET=1 LIRANK_NO_EXT=1 python tests/triton_interpreted.py <stem> <turn>``: every
-launcher is registered under the CPU key, so that the cases run through dispatcher and autograd
-as they do on a GPU, ``turn`` picking which configuration of every choice runs. Prints the
-failures as JSON.
+``TRITON_INTERPRET=1 LIRANK_NO_EXT=1 python tests/triton_interpreted.py <stem>``: every launcher is
+registered under the CPU key, so that the cases run through dispatcher and autograd as they do on
+a GPU. The cases take the configurations of a launcher in turn; ``<stem> 0`` and ``<stem> 1`` run
+all cases in the first, and in the second. Prints the failures as JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def register(stem: str) -> list[str]:
     return names
 
 
-def main(stem: str, turn: int) -> None:
+def main(stem: str, turn: int | None = None) -> None:
     assert _launch.INTERPRETED, "set TRITON_INTERPRET=1"
     names, failures, ran = register(stem), [], 0
     for name in names:
@@ -38,7 +38,7 @@ def main(stem: str, turn: int) -> None:
         for case in all_cases(name):
             if case.big:
                 continue
-            with _launch.turn(turn):
+            with _launch.turn(ran if turn is None else turn):
                 outcome = check_case(case, _library.OPS[name].overload)
             ran += 1
             if not outcome.passed:
@@ -47,4 +47,4 @@ def main(stem: str, turn: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from lirank_ext.benchmarks.harness import Workload
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lirank_ext import low_rank_cross, outer_attention
+from lirank_ext.benchmarks.harness import Workload
 from lirank_ext.nn import ResidualCrossNet
 from lirank_ext.nn.reference_cross import ReferenceResidualCrossNet
 from lirank_ext.ops.cross import low_rank_cross_reference, outer_attention_reference

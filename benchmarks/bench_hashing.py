@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from lirank_ext.benchmarks.harness import Workload
 
 from lirank_ext import hash_strings, murmur_hash
+from lirank_ext.benchmarks.harness import Workload
 from lirank_ext.ops.hashing import hash_strings_reference, murmur_hash_reference
 
 SIZES = (4096, 1 << 18, 1 << 22)

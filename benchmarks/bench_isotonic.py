@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from lirank_ext.benchmarks.harness import Workload
 
 from lirank_ext import isotonic_calibration
+from lirank_ext.benchmarks.harness import Workload
 from lirank_ext.ops.isotonic import reference
 
 OP = "isotonic_calibration"

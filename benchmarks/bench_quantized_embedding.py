@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-from lirank_ext.benchmarks.harness import Workload
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -30,6 +29,7 @@ from lirank_ext import (
     quantized_embedding_bag,
     quantized_embedding_bags,
 )
+from lirank_ext.benchmarks.harness import Workload
 
 K, M = 1000, 1_000_000
 # FBGEMM takes one thread unless told; it reads this once, at its first call.

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lirank_ext.benchmarks.harness import Workload
 
+from lirank_ext.benchmarks.harness import Workload
 from lirank_ext.nn import StaticVocabulary
 from lirank_ext.ops.static_vocabulary import reference
 

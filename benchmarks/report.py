@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lirank_ext.benchmarks.ceilings import Ceilings
 
 from lirank_ext import build_info
 from lirank_ext._table import print_line, print_table
+from lirank_ext.benchmarks.ceilings import Ceilings
 
 OURS = "lirank"
 

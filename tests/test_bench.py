@@ -9,11 +9,11 @@ import time
 import pytest
 import torch
 from conftest import REPOSITORY, needs_library
+
+from lirank_ext import _library
 from lirank_ext.benchmarks import harness, memory
 from lirank_ext.benchmarks.ceilings import Ceilings
 from lirank_ext.benchmarks.report import Measured, Report, Timing
-
-from lirank_ext import _library
 
 ONE = torch.ones(8)
 

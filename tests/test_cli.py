@@ -10,11 +10,11 @@ import sys
 
 import pytest
 import torch
-from lirank_ext.benchmarks import harness
 
 import lirank_ext
 from lirank_ext import _table, verify
 from lirank_ext.__main__ import COMMANDS, main
+from lirank_ext.benchmarks import harness
 
 OP = "isotonic_calibration"
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

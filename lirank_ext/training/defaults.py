@@ -1,0 +1,86 @@
+"""A configuration for files: their columns, and blocks regularised for data of any size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..datasets import DataError
+from ..models import MLP, Cross, Embedding, Head, LiRankConfig, with_schema
+from .files import Broken
+from .infer import infer
+from .settings import Config, Settings
+
+
+def blocks() -> LiRankConfig:
+    """The model where no preset is named: both cross stacks beside an MLP with batch norm."""
+    return LiRankConfig(
+        embedding=Embedding(dim=16, dropout=0.1),
+        cross=Cross(rank=32),
+        mlp=MLP(dims=[256, 128, 64], batch_norm=True, dropout=0.2),
+        head=Head(tower_dims=[]),
+    )
+
+
+def for_files(
+    paths: Sequence[str | Path],
+    labels: Sequence[str] = (),
+    given: dict[str, Any] | None = None,
+    *,
+    preset: str | None = None,
+    numeric: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    skip: bool = False,
+) -> Config:
+    """A configuration for these files.
+
+    Args:
+        paths: CSV or Parquet files.
+        labels: label columns; see :func:`infer`.
+        given: values that hold whatever the defaults are. A schema in it is taken as it is;
+            without one the columns are inferred.
+        preset: blocks of one of the paper's models.
+        numeric, categorical, ignore: see :func:`infer`.
+        skip: pass over broken rows.
+
+    Raises:
+        DataError: a file or column cannot be used.
+        ConfigError: ``given`` does not fit.
+    """
+    given = given or {}
+    base = LiRankConfig.preset(preset) if preset else blocks()
+    if "schema" in given.get("model", {}):
+        if labels or numeric or categorical or ignore:
+            raise DataError(
+                "the configuration names the columns in model.schema: leave out --label, "
+                "--numeric, --categorical and --ignore, or the schema"
+            )
+        schema = Config.from_dict(given).model.schema
+        model = with_schema(base, schema)
+    else:
+        found = infer(
+            paths,
+            labels,
+            numeric=numeric,
+            categorical=categorical,
+            ignore=ignore,
+            broken=Broken(skip),
+        )
+        model = with_schema(base, found.schema)
+        embedding = dataclasses.replace(model.embedding, tables=found.tables)
+        model = dataclasses.replace(model, embedding=embedding)
+    data = Config(model, Settings()).to_dict()
+    _merge(data, given)
+    return Config.from_dict(data)
+
+
+def _merge(data: dict[str, Any], given: dict[str, Any]) -> None:
+    """Values of ``given`` over those of ``data``, key by key."""
+    for key, value in given.items():
+        if isinstance(value, dict) and isinstance(data.get(key), dict) and key != "schema":
+            _merge(data[key], value)
+        else:
+            data[key] = value

@@ -1,0 +1,170 @@
+"""Batches of a stream of files: shuffled within bounded blocks, made ahead by a thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from .features import Batch, Converter, Rows
+from .files import Source
+
+T = TypeVar("T")
+SMALLEST = 2  # rows of a training batch: batch norm has no variance of fewer
+
+
+class Position(NamedTuple):
+    """The next batch to train on: its epoch, block of rows, and place within the block."""
+
+    epoch: int = 0
+    block: int = 0
+    batch: int = 0
+
+
+class Split:
+    """Which rows validate: a share drawn by row number, or the last ones.
+
+    Args:
+        share: of the rows, in [0, 1).
+        last: the last rows instead of random ones; needs ``total``.
+        seed: of the draw.
+        total: number of rows.
+    """
+
+    def __init__(self, share: float, last: bool = False, seed: int = 0, total: int = 0) -> None:
+        self.share, self.seed = share, seed
+        self.first = total - round(share * total) if last else None
+
+    def is_valid(self, numbers: np.ndarray) -> np.ndarray:
+        """(N,) bool: the rows to validate on."""
+        if not self.share:
+            return np.zeros(len(numbers), bool)
+        if self.first is not None:
+            return numbers >= self.first
+        # splitmix64 of the row number: the same draw for any size of block.
+        step = (0x9E3779B97F4A7C15 * (self.seed + 1)) % 2**64
+        z = numbers.astype(np.uint64) * np.uint64(0xD1342543DE82EF95) + np.uint64(step)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return (z ^ (z >> np.uint64(31))) >> np.uint64(11) < np.uint64(self.share * 2**53)
+
+
+class Loader:
+    """Batches of some of the rows of a source.
+
+    Rows are read in blocks of ``block_rows``; a block is shuffled by the seed, the epoch and its
+    number, and cut into batches of equal size, so that any position can be reached again. Files
+    larger than a block stay on disk; a source of one block is converted once and kept.
+
+    Args:
+        source, converter: files, and how rows become tensors.
+        batch_size: rows of a batch, on average.
+        block_rows: rows shuffled together, and held in memory.
+        split: which rows validate; None takes all rows.
+        valid: take those rows, or else all others.
+        shuffle: False keeps the order of the files.
+        seed: of the order.
+        prefetch: batches made ahead by a thread; 0 for none.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        converter: Converter,
+        batch_size: int,
+        block_rows: int = 262_144,
+        split: Split | None = None,
+        valid: bool = False,
+        shuffle: bool = False,
+        seed: int = 0,
+        prefetch: int = 4,
+    ) -> None:
+        self.source, self.converter = source, converter
+        self.batch_size, self.block_rows = batch_size, max(block_rows, batch_size)
+        self.split, self.valid = split, valid
+        self.shuffle, self.seed, self.prefetch = shuffle, seed, prefetch
+        self._only: Rows | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """All batches once."""
+        for _, batch in self.epoch(Position()):
+            yield batch
+
+    def epoch(self, start: Position) -> Iterator[tuple[Position, Batch]]:
+        """The rest of an epoch from a position on, each batch with the position after it."""
+        made = self._epoch(start)
+        return ahead(made, self.prefetch) if self.prefetch else made
+
+    def _epoch(self, start: Position) -> Iterator[tuple[Position, Batch]]:
+        for number, rows in self._blocks(start.block):
+            parts = self._batches(len(rows), start.epoch, number)
+            first = start.batch if number == start.block else 0
+            for i, part in enumerate(parts[first:], first):
+                after = Position(start.epoch, number, i + 1)
+                yield after, self.converter.batch(rows.take(part))
+
+    def _batches(self, rows: int, epoch: int, block: int) -> list[np.ndarray]:
+        """Row numbers of each batch of a block."""
+        order = np.arange(rows)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch, block]).permutation(rows)
+        if rows < (SMALLEST if self.shuffle else 1):
+            return []
+        return np.array_split(order, max(1, round(rows / self.batch_size)))
+
+    def _blocks(self, start: int) -> Iterator[tuple[int, Rows]]:
+        if self._only is not None:
+            if start == 0:
+                yield 0, self._only
+            return
+        number = start - 1
+        for number, chunks in enumerate(self.source.blocks(self.block_rows, start), start):
+            rows = Rows.concatenate([self._mine(self.converter.rows(c)) for c in chunks])
+            if number == 0:
+                first = rows
+            yield number, rows
+        if start == 0 and number == 0:
+            self._only = first
+
+    def _mine(self, rows: Rows) -> Rows:
+        if self.split is None:
+            return rows
+        return rows.take(np.flatnonzero(self.split.is_valid(rows.numbers) == self.valid))
+
+
+def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+    """The items, up to ``count`` of them made ahead by a thread; its errors are raised here."""
+    made: queue.Queue = queue.Queue(count)
+    stop, end = threading.Event(), object()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                made.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(end)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="lirank-loader", daemon=True)
+    thread.start()
+    try:
+        while (item := made.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,23 @@
+"""Optional packages of the training."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from ..datasets import MissingPackage
+
+
+def need(name: str, extra: str = "train") -> ModuleType:
+    """Import an optional package.
+
+    Raises:
+        MissingPackage: it is not installed; the message says how to get it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            f"training needs {name.split('.')[0]}, which is not installed: "
+            f"pip install 'lirank_ext[{extra}]'"
+        ) from error

@@ -1,0 +1,115 @@
+"""How a model is trained: every number a field with its default."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..models import ConfigError, LiRankConfig
+from ..models._parse import parse, read_yaml
+
+
+@dataclass
+class Settings:
+    """Options of a training run. The paper gives the methods; the numbers here are free choices
+    unless it is said otherwise.
+
+    Attributes:
+        batch_size, epochs: of the run; ``max_steps`` ends it earlier.
+        lr: of AdamW, which trains the dense parameters; ``table_lr`` of the row-wise AdaGrad of
+            the tables (AdaGrad for sparse features is the paper's).
+        lr_scale: factor on both. The paper went to 3 once the warm-up was long.
+        warmup: share of all steps. The paper's cross nets diverged at 0.05 and not at 0.5.
+        schedule: of the learning rate after the warm-up; "plateau" divides it by ten whenever
+            an evaluation is no better.
+        weight_decay: of AdamW. ``table_l2``: penalty of the table rows that a batch touches.
+        calibration_l2: pull of the calibration's weights to 1, the identity.
+        clip: largest norm of the dense gradients (AdaGrad scales the tables' itself); 0: none.
+        amp: bfloat16 autocast: "auto" where there is a GPU, "on", "off".
+        valid: share of the rows to validate on, drawn at random; 0 needs a file of its own.
+        split: "random", or "last" for the last rows of the files.
+        monitor: what is to get better, "auc" or "log_loss", the mean over the tasks.
+        patience: evaluations without a better result before the run stops; 0 never stops.
+        evaluate_every: steps between evaluations, 0: at the end of an epoch alone.
+        checkpoint_every: steps between checkpoints; 0: at the end of an epoch alone.
+        shuffle_rows: rows shuffled together: the memory of the loader.
+        prefetch: batches made ahead by a thread; 0 makes them in the training's own.
+        bad_rows: "raise" at a broken row or "skip" and count it.
+        tensorboard: write events beside the model.
+        seed: of weights, dropout, split and order.
+    """
+
+    batch_size: int = 1024
+    epochs: int = 20
+    max_steps: int | None = None
+    lr: float = 1e-3
+    table_lr: float = 0.02
+    lr_scale: float = 1.0
+    warmup: float = 0.05
+    schedule: Literal["constant", "linear", "cosine", "plateau"] = "plateau"
+    weight_decay: float = 1e-2
+    table_l2: float = 0.0
+    calibration_l2: float = 1e-3
+    clip: float = 1.0
+    amp: Literal["auto", "on", "off"] = "auto"
+    valid: float = 0.1
+    split: Literal["random", "last"] = "random"
+    monitor: Literal["auc", "log_loss"] = "auc"
+    patience: int = 3
+    evaluate_every: int = 0
+    checkpoint_every: int = 500
+    shuffle_rows: int = 262_144
+    prefetch: int = 4
+    bad_rows: Literal["raise", "skip"] = "raise"
+    tensorboard: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, 2, "batch_size")
+        _check(self, 1, "epochs", "shuffle_rows")
+        _check(self, 0, "lr", "table_lr", "lr_scale", "weight_decay", "table_l2", "clip", "seed")
+        _check(self, 0, "calibration_l2", "patience", "evaluate_every", "checkpoint_every")
+        _check(self, 0, "prefetch")
+        if self.max_steps is not None:
+            _check(self, 1, "max_steps")
+        if not 0 <= self.warmup <= 1:
+            raise ConfigError(f"warmup: wanted a share from 0 to 1, got {self.warmup}")
+        if not 0 <= self.valid < 1:
+            raise ConfigError(f"valid: wanted a share in [0, 1), got {self.valid}")
+
+
+def _check(settings: Settings, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not value >= least:
+            raise ConfigError(f"{name}: wanted {least} or more, got {value}")
+
+
+@dataclass
+class Config:
+    """A whole run: the model and its training, one YAML file."""
+
+    model: LiRankConfig = field(default_factory=LiRankConfig)
+    training: Settings = field(default_factory=Settings)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], where: str = "") -> Config:
+        """From nested dicts.
+
+        Raises:
+            ConfigError: a key is unknown or a value does not fit; ``where`` stands before it.
+        """
+        try:
+            return parse(cls, data)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts that :meth:`from_dict` takes back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def load(cls, path: Any) -> Config:
+        """From a YAML file."""
+        return cls.from_dict(read_yaml(path), str(path))

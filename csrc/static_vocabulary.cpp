@@ -1,10 +1,9 @@
 // vocabulary_lookup: checks, CPU kernel, schema. The table is described in vocabulary_table.h.
-//
-// A look-up reads the pilot of the key's bucket, then the tag at its row: two cache misses that
-// depend on one another. So keys go through in blocks of 64: hash all and prefetch their pilots,
-// turn pilots into rows and prefetch their tags, compare the tags.
 #include "checks.h"
 #include "vocabulary_table.h"
+
+#define LIRANK_KERNELS "static_vocabulary_kernels.h"
+#include "foreach_isa.h"
 
 namespace lirank {
 namespace {
@@ -13,21 +12,6 @@ using namespace vocabulary;
 
 constexpr const char* kOp = "vocabulary_lookup";
 constexpr int64_t kChunk = 8192;
-constexpr int kBlock = 64;
-
-struct Table {
-  Header header;
-  const uint8_t *pilots, *remap, *tags;
-  const uint8_t* row_base;  // may lie at any address, as may all else: read with at()
-
-  template <typename T>
-  static T at(const uint8_t* p, int64_t i) {
-    T value;
-    memcpy(&value, p + i * (int64_t)sizeof(T), sizeof(T));
-    return value;
-  }
-  int64_t base(int64_t part) const { return at<int64_t>(row_base, part); }
-};
 
 [[noreturn]] void refuse_table(const char* what) {
   refuse(kOp, "table", "wanted the table of a StaticVocabulary, got ", what);
@@ -60,37 +44,6 @@ Table check_table(const Tensor& table) {
   return t;
 }
 
-void look_up(const Table& t, const int64_t* keys, int64_t n, int64_t oov, int64_t* rows) {
-  const Header& h = t.header;
-  const int tag_bits = (int)h.tag_bits;
-  const uint64_t mask = (uint64_t(1) << tag_bits) - 1;
-  uint64_t hash[kBlock];
-  int64_t part[kBlock], bucket[kBlock];
-  for (int64_t i = 0; i < n; ++i) {
-    hash[i] = hash_key(keys[i], h.seed);
-    part[i] = (int64_t)part_of(hash[i], (uint64_t)h.parts);
-    bucket[i] = part[i] * h.buckets + (int64_t)bucket_of(hash[i], (uint64_t)h.buckets);
-    __builtin_prefetch(t.pilots + bucket[i]);
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t base = t.base(part[i]), size = t.base(part[i] + 1) - base;
-    const int64_t slot = (int64_t)slot_of(hash[i], t.pilots[bucket[i]], (uint64_t)(size + h.spare));
-    const int64_t row =
-        base + (slot < size ? slot : Table::at<uint16_t>(t.remap, part[i] * h.spare + slot - size));
-    rows[i] = row;
-    __builtin_prefetch(t.tags + row * tag_bits / 8);
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t bit = rows[i] * tag_bits;
-    // A row past the last is one of an empty part, or of a damaged table.
-    bool known = rows[i] < h.keys;
-    if (known && tag_bits)
-      known =
-          (Table::at<uint64_t>(t.tags + bit / 8, 0) >> bit % 8 & mask) == tag_of(hash[i], tag_bits);
-    if (!known) rows[i] = oov;
-  }
-}
-
 Tensor vocabulary_lookup(const Tensor& keys, const Tensor& table, int64_t oov) {
   check_same_dtype(kOp, "keys", keys, ScalarType::Long);
   check_same_dtype(kOp, "table", table, ScalarType::Byte);
@@ -101,8 +54,7 @@ Tensor vocabulary_lookup(const Tensor& keys, const Tensor& table, int64_t oov) {
   const int64_t* from = in.const_data_ptr<int64_t>();
   int64_t* rows = out.mutable_data_ptr<int64_t>();
   torch::stable::parallel_for(0, in.numel(), kChunk, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kBlock)
-      look_up(t, from + i, end - i < kBlock ? end - i : kBlock, oov, rows + i);
+    LIRANK_DISPATCH(look_up, t, from + begin, end - begin, oov, rows + begin);
   });
   return out;
 }

@@ -81,4 +81,18 @@ LIRANK_HOST_DEVICE uint64_t tag_of(uint64_t hash, int tag_bits) {
   return tag_bits ? hash * kTag >> (64 - tag_bits) : 0;
 }
 
+// A table to look up in. It may lie at any address: read with at().
+struct Table {
+  Header header;
+  const uint8_t *row_base, *pilots, *remap, *tags;
+
+  template <typename T>
+  static T at(const uint8_t* p, int64_t i) {
+    T value;
+    memcpy(&value, p + i * (int64_t)sizeof(T), sizeof(T));
+    return value;
+  }
+  int64_t base(int64_t part) const { return at<int64_t>(row_base, part); }
+};
+
 }  // namespace lirank::vocabulary

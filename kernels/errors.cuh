@@ -1,0 +1,36 @@
+// What a kernel found wrong in its input. Nothing on the host waits for a kernel, so a bad index
+// reads nothing, gives zeros and is counted here; lirank_ext.check_errors() raises later.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace lirank::gpu {
+
+enum class Wrong : int64_t { none, index, offsets, tables, row, codes };
+
+// One per device. The first finding is kept, the rest are counted.
+struct Errors {
+  unsigned long long count;
+  int64_t kind, position, value, table, limit;
+};
+
+// On the current device; its memory belongs to the library's module, nothing is allocated.
+Errors* errors_address();
+
+// Waits for the current device, copies the findings and clears them.
+cudaError_t take_errors(Errors* found);
+
+#if defined(__CUDACC__) || defined(LIRANK_DEVICE_CODE)
+__device__ inline void report(Errors* errors, Wrong kind, int64_t position, int64_t value,
+                              int64_t table, int64_t limit) {
+  if (atomicAdd(&errors->count, 1ull) != 0) return;
+  errors->kind = (int64_t)kind;
+  errors->position = position;
+  errors->value = value;
+  errors->table = table;
+  errors->limit = limit;
+}
+#endif
+
+}  // namespace lirank::gpu

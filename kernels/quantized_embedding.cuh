@@ -1,0 +1,48 @@
+// CUDA kernels on row-wise quantized tables, as the Torch side calls them.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "bags.cuh"
+#include "errors.cuh"
+
+namespace lirank::gpu {
+
+// Tables of one call. With `rows` and `dims` (on the device) their places are found there.
+struct TableSet {
+  const uint8_t* packed = nullptr;
+  int64_t bytes = 0;
+  const int64_t* rows = nullptr;
+  const int64_t* dims = nullptr;
+  int64_t tables = 1, one_rows = 0, one_dim = 0, width = 0;  // width: of all together
+  int bits = 8;
+};
+
+struct PoolParams {
+  TableSet set;
+  Bags bags;
+  Errors* errors;
+  void* out;          // (bags, width) of `element`; (count,) float for the gradient
+  const float* grad;  // (bags, width), for the gradient
+  Element element;
+};
+
+struct RowsParams {
+  const float* weight;
+  int8_t* codes;
+  float *scale, *mid;
+  uint8_t* packed;
+  int64_t rows, dim;
+  int bits;
+  float* out;
+  unsigned long long* bad;  // lowest bad row, or all ones
+  Errors* errors;           // where nobody waits to read `bad`, else null
+};
+
+cudaError_t quantized_embedding_bags_launch(const PoolParams& params, cudaStream_t stream);
+cudaError_t quantized_embedding_bags_backward_launch(const PoolParams& params, cudaStream_t stream);
+cudaError_t quantize_rows_launch(const RowsParams& params, cudaStream_t stream);
+cudaError_t dequantize_rows_launch(const RowsParams& params, cudaStream_t stream);
+cudaError_t pack_rows_launch(const RowsParams& params, cudaStream_t stream);
+cudaError_t unpack_rows_launch(const RowsParams& params, cudaStream_t stream);
+
+}  // namespace lirank::gpu

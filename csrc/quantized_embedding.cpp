@@ -1,7 +1,8 @@
 // Row-wise quantized tables: quantize, pack, look up. Checks, CPU kernels, schemas.
 // Source: LiRank (arXiv 2402.06859), middle-max row-wise quantization.
+#include "quantized_embedding.h"
+
 #include "checks.h"
-#include "rowwise.h"
 
 #define LIRANK_KERNELS "quantized_embedding_kernels.h"
 #include "foreach_isa.h"
@@ -168,48 +169,32 @@ Triple unpack_rows(const Tensor& packed, int64_t dim, int64_t bits) {
 
 // ---- look-ups --------------------------------------------------------------------------
 
-// The ids of one call, in whatever integer types they came.
+// A call and the tensors that it points into.
 struct Bags {
   Tensor indices, offsets, weights;
-  const float* weight = nullptr;
-  int64_t count = 0, fixed = 0, bags = 0, offset_count = 0;
+  PoolCall call{};
 };
-
-template <typename Function>
-void with_types(const Bags& b, const Function& f) {
-  const bool wide_ids = b.indices.scalar_type() == ScalarType::Long;
-  const bool wide_offsets = b.fixed > 0 || b.offsets.scalar_type() == ScalarType::Long;
-  const auto with_ids = [&](auto* ids) {
-    if (wide_offsets) {
-      f(ids, b.fixed > 0 ? nullptr : b.offsets.const_data_ptr<int64_t>());
-    } else {
-      f(ids, b.offsets.const_data_ptr<int32_t>());
-    }
-  };
-  if (wide_ids) {
-    with_ids(b.indices.const_data_ptr<int64_t>());
-  } else {
-    with_ids(b.indices.const_data_ptr<int32_t>());
-  }
-}
 
 template <typename Offset>
 void check_offset_values(const char* op, const Offset* offsets, int64_t n, int64_t count) {
   if (n == 0) return;
+  const bool rising = LIRANK_DISPATCH(rise, offsets, n);
   LIRANK_CHECK(offsets[0] == 0, op, "offsets", "wanted 0 first, got ", offsets[0]);
-  for (int64_t i = 1; i < n; ++i)
+  for (int64_t i = 1; i < n && !rising; ++i)
     LIRANK_CHECK(offsets[i] >= offsets[i - 1], op, "offsets", "wanted no decrease, got ",
                  offsets[i], " after ", offsets[i - 1], " at position ", i);
   LIRANK_CHECK((int64_t)offsets[n - 1] <= count, op, "offsets", "wanted at most ", count,
                " (the number of indices), got ", offsets[n - 1], " at position ", n - 1);
 }
 
-void check_offsets(const char* op, const Tensor& offsets, int64_t count) {
-  const int64_t n = offsets.numel();
-  if (offsets.scalar_type() == ScalarType::Long) {
-    check_offset_values(op, offsets.const_data_ptr<int64_t>(), n, count);
+void check_offsets(const char* op, const Tensor& offsets, PoolCall& call) {
+  call.wide = offsets.scalar_type() == ScalarType::Long;
+  if (call.wide) {
+    call.offsets = offsets.const_data_ptr<int64_t>();
+    check_offset_values(op, (const int64_t*)call.offsets, call.offset_count, call.count);
   } else {
-    check_offset_values(op, offsets.const_data_ptr<int32_t>(), n, count);
+    call.offsets = offsets.const_data_ptr<int32_t>();
+    check_offset_values(op, (const int32_t*)call.offsets, call.offset_count, call.count);
   }
 }
 
@@ -229,7 +214,7 @@ void take_weights(const char* op, const OptionalTensor& weights, Bags& b, const 
   LIRANK_CHECK(same, op, "per_sample_weights", "wanted the shape of indices ", shape(indices),
                ", got ", shape(*weights));
   b.weights = as_type(*weights, ScalarType::Float);
-  b.weight = b.weights.const_data_ptr<float>();
+  b.call.weights = b.weights.const_data_ptr<float>();
 }
 
 Bags read_bags(const char* op, const Tensor& indices, const OptionalTensor& offsets,
@@ -237,7 +222,7 @@ Bags read_bags(const char* op, const Tensor& indices, const OptionalTensor& offs
   check_index_dtype(op, "indices", indices);
   Bags b;
   b.indices = to_contiguous(indices);
-  b.count = indices.numel();
+  b.call.count = indices.numel();
   if (offsets) {
     check_dim(op, "indices", indices, 1);
     check_index_dtype(op, "offsets", *offsets);
@@ -245,102 +230,77 @@ Bags read_bags(const char* op, const Tensor& indices, const OptionalTensor& offs
     LIRANK_CHECK(!include_last || offsets->numel() > 0, op, "offsets",
                  "wanted at least one with include_last_offset, got shape ", shape(*offsets));
     b.offsets = to_contiguous(*offsets);
-    b.offset_count = b.offsets.numel();
-    b.bags = b.offset_count - (include_last ? 1 : 0);
-    check_offsets(op, b.offsets, b.count);
+    b.call.offset_count = b.offsets.numel();
+    b.call.bags = b.call.offset_count - (include_last ? 1 : 0);
+    check_offsets(op, b.offsets, b.call);
   } else {
     LIRANK_CHECK(indices.dim() == 1 || indices.dim() == 2, op, "indices",
                  "wanted 1 or 2 dimensions without offsets, got shape ", shape(indices));
     LIRANK_CHECK(!include_last, op, "include_last_offset", "wanted offsets with it, got None");
-    b.bags = indices.size(0);
-    b.fixed = indices.dim() == 1 ? 1 : indices.size(1);
+    b.call.bags = indices.size(0);
+    b.call.fixed = indices.dim() == 1 ? 1 : indices.size(1);
   }
   take_weights(op, weights, b, indices);
   return b;
 }
 
+template <typename Function>
+void with_ids(const Bags& b, const Function& f) {
+  if (b.indices.scalar_type() == ScalarType::Long) {
+    f(b.indices.const_data_ptr<int64_t>());
+  } else {
+    f(b.indices.const_data_ptr<int32_t>());
+  }
+}
+
 template <typename T>
-[[noreturn]] void refuse_index(const char* op, const T* ids, int64_t at, int64_t table,
-                               int64_t rows) {
+[[noreturn]] void refuse_index(const char* op, const PoolCall& call, const T* ids, int64_t at) {
+  int64_t table = 0;
+  while (table + 1 < call.table_count && call.start((table + 1) * call.bags) <= at) ++table;
   std::ostringstream text;
   text << "lirank::" << op << ": indices[" << at << "] = " << (int64_t)ids[at]
-       << " is out of range for table " << table << " with " << rows << " rows";
+       << " is out of range for table " << table << " with " << call.tables[table].rows << " rows";
   throw std::runtime_error(text.str());
 }
 
-struct TableView {
-  const uint8_t* base;
-  int64_t rows, dim, column;
-};
-
-// The kernels of each instruction set have a PoolTable of their own, alike in every field.
-#define LIRANK_POOL_TABLE(space)                                                                 \
-  space::PoolTable {                                                                             \
-    t.base, t.base + rowwise::first_pair(l, t.rows), l.code_stride, l.pair_stride, t.rows, t.dim \
-  }
-
-template <typename Index, typename Offset>
-int64_t pool_table(const TableView& t, int bits, const Bags& b, const Index* ids,
-                   const Offset* offsets, int64_t from, int64_t to, bool mean, float* out,
-                   int64_t out_stride) {
-  const Layout l = rowwise::layout(t.dim, bits);
-  float* first = out + t.column;
-#define LIRANK_CALL(space)                                                                     \
-  space::pool(bits, LIRANK_POOL_TABLE(space), ids, offsets, b.offset_count, from, to, b.count, \
-              b.fixed, b.weight, mean, first, out_stride)
-#if LIRANK_X86
-  if (isa() == Isa::avx512) return LIRANK_CALL(avx512);
-  if (isa() == Isa::avx2) return LIRANK_CALL(avx2);
-#endif
-  return LIRANK_CALL(plain);
-#undef LIRANK_CALL
+PoolTable table_view(const uint8_t* base, int64_t rows, int64_t dim, int64_t bits, int64_t column) {
+  const Layout l = rowwise::layout(dim, (int)bits);
+  const uint8_t* pairs = base + rowwise::first_pair(l, rows);
+  return {base, pairs, l.code_stride, l.pair_stride, rows, dim, column};
 }
 
-float dot_table(const TableView& t, int bits, int64_t row, const float* grad) {
-  const Layout l = rowwise::layout(t.dim, bits);
-#if LIRANK_X86
-  if (isa() == Isa::avx512) return avx512::row_dot(bits, LIRANK_POOL_TABLE(avx512), row, grad);
-  if (isa() == Isa::avx2) return avx2::row_dot(bits, LIRANK_POOL_TABLE(avx2), row, grad);
-#endif
-  return plain::row_dot(bits, LIRANK_POOL_TABLE(plain), row, grad);
-}
-
-// Items are (table, bag) pairs, table-major; a task owns a run of them.
-void pool_all(const char* op, const std::vector<TableView>& tables, int bits, const Bags& b,
-              bool mean, float* out, int64_t out_stride) {
-  const int64_t items = (int64_t)tables.size() * b.bags;
+// A task owns a run of items. Every result is written by one task alone, in the order of ids.
+void pool_all(const char* op, const Bags& b) {
+  const PoolCall& call = b.call;
+  const int64_t items = call.table_count * call.bags;
   if (items == 0) return;
   int64_t bytes = 0;
-  for (const TableView& t : tables) bytes += rowwise::layout(t.dim, bits).row_bytes;
-  bytes = 1 + bytes / (int64_t)tables.size() * (1 + b.count / items);
+  for (int64_t t = 0; t < call.table_count; ++t) bytes += call.tables[t].code_stride + 8;
+  bytes = 1 + bytes / call.table_count * (1 + call.count / items);
   std::atomic<int64_t> bad{INT64_MAX};
-  with_types(b, [&](const auto* ids, const auto* offsets) {
-    torch::stable::parallel_for(
-        0, items, 1 + kBytesPerTask / bytes, [&](int64_t begin, int64_t end) {
-          while (begin < end) {
-            const int64_t table = begin / b.bags, base = table * b.bags;
-            const int64_t stop = std::min(end, base + b.bags);
-            Bags mine = b;
-            mine.offset_count -= b.fixed > 0 ? 0 : base;
-            const int64_t at =
-                pool_table(tables[table], bits, mine, ids, b.fixed > 0 ? offsets : offsets + base,
-                           begin - base, stop - base, mean, out, out_stride);
-            if (at >= 0) return lower_to(bad, at);
-            begin = stop;
-          }
-        });
-    if (bad == INT64_MAX) return;
-    int64_t table = 0;
-    if (b.fixed == 0)
-      while (table + 1 < (int64_t)tables.size() && (int64_t)offsets[(table + 1) * b.bags] <= bad)
-        ++table;
-    refuse_index(op, ids, bad, table, tables[table].rows);
+  with_ids(b, [&](const auto* ids) {
+    torch::stable::parallel_for(0, items, 1 + kBytesPerTask / bytes,
+                                [&](int64_t begin, int64_t end) {
+                                  const int64_t at = LIRANK_DISPATCH(pool, call, ids, begin, end);
+                                  if (at >= 0) lower_to(bad, at);
+                                });
+    if (bad != INT64_MAX) refuse_index(op, call, ids, bad);
   });
 }
 
 Tensor result(int64_t bags, int64_t width) {
   const int64_t size[2] = {bags, width};
   return torch::stable::empty({size, 2}, ScalarType::Float);
+}
+
+void give_tables(Bags& b, const PoolTable* tables, int64_t count, int64_t bits, bool mean,
+                 float* out, int64_t out_stride) {
+  b.call.tables = tables;
+  b.call.table_count = count;
+  b.call.bits = (int)bits;
+  b.call.mean = mean;
+  b.call.out = out;
+  b.call.out_stride = out_stride;
 }
 
 void check_output_dtype(const char* op, ScalarType type) {
@@ -356,19 +316,23 @@ Tensor quantized_embedding_bag(const Tensor& packed, const Tensor& indices,
   check_packed(op, packed, dim, bits);
   const bool mean = check_mode(op, mode, weights);
   check_output_dtype(op, output_dtype);
-  const Bags b = read_bags(op, indices, offsets, include_last, weights);
-  const Tensor table = to_contiguous(packed);
-  Tensor out = result(b.bags, dim);
-  if (!offsets && b.fixed == 0) {
-    std::memset(out.mutable_data_ptr<float>(), 0, sizeof(float) * (size_t)out.numel());
+  Bags b = read_bags(op, indices, offsets, include_last, weights);
+  const Tensor packed_rows = to_contiguous(packed);
+  const PoolTable table =
+      table_view(packed_rows.const_data_ptr<uint8_t>(), packed_rows.size(0), dim, bits, 0);
+  Tensor out = result(b.call.bags, dim);
+  float* po = out.mutable_data_ptr<float>();
+  if (!offsets && b.call.fixed == 0) {
+    std::memset(po, 0, sizeof(float) * (size_t)out.numel());
   } else {
-    pool_all(op, {{table.const_data_ptr<uint8_t>(), table.size(0), dim, 0}}, (int)bits, b, mean,
-             out.mutable_data_ptr<float>(), dim);
+    give_tables(b, &table, 1, bits, mean, po, dim);
+    pool_all(op, b);
   }
   return as_type(out, output_dtype);
 }
 
-std::vector<TableView> read_tables(const char* op, const Tensor& packed, const Tensor& rows,
+// The tables of a concatenation, one behind the other or each starting on 64 bytes.
+std::vector<PoolTable> read_tables(const char* op, const Tensor& packed, const Tensor& rows,
                                    const Tensor& dims, int64_t bits, int64_t* width) {
   check_same_dtype(op, "packed", packed, ScalarType::Byte);
   check_dim(op, "packed", packed, 1);
@@ -377,35 +341,33 @@ std::vector<TableView> read_tables(const char* op, const Tensor& packed, const T
     check_same_dtype(op, name, *t, ScalarType::Long);
     check_dim(op, name, *t, 1);
   }
-  LIRANK_CHECK(rows.size(0) == dims.size(0) && rows.size(0) > 0, op, "dims",
+  const int64_t count = rows.size(0), size = packed.numel();
+  LIRANK_CHECK(count == dims.size(0) && count > 0, op, "dims",
                "wanted one width per table, at least one, got ", shape(dims), " for rows ",
                shape(rows));
   const Tensor r = to_contiguous(rows), d = to_contiguous(dims);
-  std::vector<TableView> tables;
-  int64_t tight = 0, aligned = 0, columns = 0;
-  std::vector<int64_t> tight_start, aligned_start;
-  for (int64_t t = 0; t < r.size(0); ++t) {
-    const int64_t n = r.const_data_ptr<int64_t>()[t], dim = d.const_data_ptr<int64_t>()[t];
-    check_width(op, dim);
-    LIRANK_CHECK(n >= 0, op, "rows", "wanted no negative number, got ", n, " for table ", t);
-    const int64_t row_bytes = rowwise::layout(dim, (int)bits).row_bytes;
-    LIRANK_CHECK(n <= packed.numel() / row_bytes, op, "packed", "wanted ", n, " rows of ",
-                 row_bytes, " bytes for table ", t, ", got ", packed.numel(), " bytes");
-    const int64_t bytes = n * row_bytes;
-    tight_start.push_back(tight);
-    aligned_start.push_back(aligned);
-    tables.push_back({nullptr, n, dim, columns});
-    tight += bytes;
-    aligned += (bytes + 63) / 64 * 64;
-    columns += dim;
+  const int64_t *n = r.const_data_ptr<int64_t>(), *dim = d.const_data_ptr<int64_t>();
+  int64_t tight = 0, aligned = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    check_width(op, dim[t]);
+    LIRANK_CHECK(n[t] >= 0, op, "rows", "wanted no negative number, got ", n[t], " for table ", t);
+    const int64_t row_bytes = rowwise::layout(dim[t], (int)bits).row_bytes;
+    LIRANK_CHECK(n[t] <= size / row_bytes, op, "packed", "wanted ", n[t], " rows of ", row_bytes,
+                 " bytes for table ", t, ", got ", size, " bytes");
+    tight += n[t] * row_bytes;
+    aligned += (n[t] * row_bytes + 63) / 64 * 64;
   }
-  LIRANK_CHECK(packed.numel() == tight || packed.numel() == aligned, op, "packed", "wanted ", tight,
-               " bytes (tables end to end) or ", aligned, " (each start on 64 bytes), got ",
-               packed.numel());
-  const auto& start = packed.numel() == aligned ? aligned_start : tight_start;
+  LIRANK_CHECK(size == tight || size == aligned, op, "packed", "wanted ", tight,
+               " bytes (tables end to end) or ", aligned, " (each start on 64 bytes), got ", size);
+  std::vector<PoolTable> tables((size_t)count);
   const uint8_t* base = packed.const_data_ptr<uint8_t>();
-  for (size_t t = 0; t < tables.size(); ++t) tables[t].base = base + start[t];
-  *width = columns;
+  *width = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    tables[(size_t)t] = table_view(base, n[t], dim[t], bits, *width);
+    const int64_t bytes = n[t] * rowwise::layout(dim[t], (int)bits).row_bytes;
+    base += size == aligned ? (bytes + 63) / 64 * 64 : bytes;
+    *width += dim[t];
+  }
   return tables;
 }
 
@@ -415,7 +377,7 @@ Bags read_table_bags(const char* op, const Tensor& indices, const Tensor& offset
   LIRANK_CHECK(offsets.numel() % tables == 1 % tables && offsets.numel() > 0, op, "offsets",
                "wanted tables * bags + 1 offsets for ", tables, " tables, got ", offsets.numel());
   Bags b = read_bags(op, indices, offsets, true, weights);
-  b.bags = (offsets.numel() - 1) / tables;
+  b.call.bags = (offsets.numel() - 1) / tables;
   return b;
 }
 
@@ -428,48 +390,45 @@ Tensor quantized_embedding_bags(const Tensor& packed, const Tensor& rows, const 
   check_output_dtype(op, output_dtype);
   const Tensor p = to_contiguous(packed);
   int64_t width = 0;
-  const std::vector<TableView> tables = read_tables(op, p, rows, dims, bits, &width);
+  const std::vector<PoolTable> tables = read_tables(op, p, rows, dims, bits, &width);
   LIRANK_CHECK(total_dim < 0 || total_dim == width, op, "total_dim", "wanted the sum of dims ",
                width, ", got ", total_dim);
-  const Bags b = read_table_bags(op, indices, offsets, (int64_t)tables.size(), weights);
-  Tensor out = result(b.bags, width);
-  pool_all(op, tables, (int)bits, b, mean, out.mutable_data_ptr<float>(), width);
+  Bags b = read_table_bags(op, indices, offsets, (int64_t)tables.size(), weights);
+  Tensor out = result(b.call.bags, width);
+  give_tables(b, tables.data(), (int64_t)tables.size(), bits, mean, out.mutable_data_ptr<float>(),
+              width);
+  pool_all(op, b);
   return as_type(out, output_dtype);
 }
 
 // ---- gradient of per_sample_weights ----------------------------------------------------
 
 // The ids were checked by the forward; they are checked again, since this is an op of its own.
-Tensor weight_gradient(const char* op, const std::vector<TableView>& tables, int bits,
-                       const Bags& b, const Tensor& grad, int64_t width) {
-  LIRANK_CHECK(grad.dim() == 2 && grad.size(0) == b.bags && grad.size(1) == width, op, "grad",
-               "wanted shape (", b.bags, ", ", width, "), got ", shape(grad));
+Tensor weight_gradient(const char* op, const Bags& b, const Tensor& grad, int64_t width) {
+  const PoolCall& call = b.call;
+  LIRANK_CHECK(grad.dim() == 2 && grad.size(0) == call.bags && grad.size(1) == width, op, "grad",
+               "wanted shape (", call.bags, ", ", width, "), got ", shape(grad));
   const Tensor g = as_type(grad, ScalarType::Float);
   Tensor out = empty_like_type(b.indices, ScalarType::Float);
   float* po = out.mutable_data_ptr<float>();
-  std::fill(po, po + b.count, 0.0f);
-  if (b.count == 0) return out;
+  std::fill(po, po + call.count, 0.0f);
+  if (call.count == 0) return out;
   const float* pg = g.const_data_ptr<float>();
   std::atomic<int64_t> bad{INT64_MAX};
-  with_types(b, [&](const auto* ids, const auto* offsets) {
-    const int64_t items = (int64_t)tables.size() * b.bags;
+  with_ids(b, [&](const auto* ids) {
+    const int64_t items = call.table_count * call.bags;
     torch::stable::parallel_for(0, items, 64, [&](int64_t from, int64_t to) {
       for (int64_t item = from; item < to; ++item) {
-        const TableView& t = tables[item / b.bags];
-        const float* row = pg + item % b.bags * width + t.column;
-        const int64_t begin = b.fixed > 0 ? item * b.fixed : (int64_t)offsets[item];
-        const int64_t end = b.fixed > 0                 ? begin + b.fixed
-                            : item + 1 < b.offset_count ? (int64_t)offsets[item + 1]
-                                                        : b.count;
-        for (int64_t i = begin; i < end; ++i) {
+        const PoolTable& t = call.tables[item / call.bags];
+        const float* row = pg + item % call.bags * width + t.column;
+        for (int64_t i = call.start(item); i < call.start(item + 1); ++i) {
           if (ids[i] < 0 || ids[i] >= t.rows) return lower_to(bad, i);
-          po[i] = dot_table(t, bits, (int64_t)ids[i], row);
+          po[i] = LIRANK_DISPATCH(row_dot, call.bits, t, (int64_t)ids[i], row);
         }
       }
     });
+    if (bad != INT64_MAX) refuse_index(op, call, ids, bad);
   });
-  LIRANK_CHECK(bad == INT64_MAX, op, "indices", "wanted rows of the table, got one out of range",
-               " at position ", bad.load());
   return out;
 }
 
@@ -478,10 +437,11 @@ Tensor quantized_embedding_bag_backward(const Tensor& grad, const Tensor& packed
                                         int64_t dim, int64_t bits, bool include_last) {
   const char* op = "quantized_embedding_bag_backward";
   check_packed(op, packed, dim, bits);
-  const Bags b = read_bags(op, indices, offsets, include_last, std::nullopt);
-  const Tensor table = to_contiguous(packed);
-  return weight_gradient(op, {{table.const_data_ptr<uint8_t>(), table.size(0), dim, 0}}, (int)bits,
-                         b, grad, dim);
+  Bags b = read_bags(op, indices, offsets, include_last, std::nullopt);
+  const Tensor p = to_contiguous(packed);
+  const PoolTable table = table_view(p.const_data_ptr<uint8_t>(), p.size(0), dim, bits, 0);
+  give_tables(b, &table, 1, bits, false, nullptr, dim);
+  return weight_gradient(op, b, grad, dim);
 }
 
 Tensor quantized_embedding_bags_backward(const Tensor& grad, const Tensor& packed,
@@ -491,9 +451,10 @@ Tensor quantized_embedding_bags_backward(const Tensor& grad, const Tensor& packe
   const char* op = "quantized_embedding_bags_backward";
   const Tensor p = to_contiguous(packed);
   int64_t width = 0;
-  const std::vector<TableView> tables = read_tables(op, p, rows, dims, bits, &width);
-  const Bags b = read_table_bags(op, indices, offsets, (int64_t)tables.size(), std::nullopt);
-  return weight_gradient(op, tables, (int)bits, b, grad, width);
+  const std::vector<PoolTable> tables = read_tables(op, p, rows, dims, bits, &width);
+  Bags b = read_table_bags(op, indices, offsets, (int64_t)tables.size(), std::nullopt);
+  give_tables(b, tables.data(), (int64_t)tables.size(), bits, false, nullptr, width);
+  return weight_gradient(op, b, grad, width);
 }
 
 }  // namespace

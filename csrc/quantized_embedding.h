@@ -1,0 +1,39 @@
+// What the host side of quantized look-ups hands to its kernels.
+#pragma once
+#include <cstdint>
+
+#include "rowwise.h"
+
+namespace lirank {
+
+struct PoolTable {
+  const uint8_t* codes;
+  const uint8_t* pairs;
+  int64_t code_stride, pair_stride, rows, dim;
+  int64_t column;  // where its results start in a row of the output
+};
+
+// One call. An item is a (table, bag) pair, table-major: item = table * bags + bag. Its ids are
+// those from start(item) to start(item + 1).
+struct PoolCall {
+  const PoolTable* tables;
+  int64_t table_count, bags;
+  const void* offsets;   // int64_t or int32_t; not read where fixed > 0
+  bool wide;             // offsets are int64_t
+  int64_t offset_count;  // items beyond them end at `count`
+  int64_t count;         // ids
+  int64_t fixed;         // ids of every item, or 0
+  const float* weights;  // of the ids, or null
+  bool mean;
+  int bits;
+  float* out;
+  int64_t out_stride;
+
+  int64_t start(int64_t item) const {
+    if (fixed > 0) return item * fixed;
+    if (item >= offset_count) return count;
+    return wide ? ((const int64_t*)offsets)[item] : (int64_t)((const int32_t*)offsets)[item];
+  }
+};
+
+}  // namespace lirank

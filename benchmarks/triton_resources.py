@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from lirank_ext.kernels import _launch
+from lirank_ext.ops import _rowwise
 
 ARCHITECTURES = (80, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -79,6 +80,7 @@ def calls():
     """(label, launcher, arguments): the shapes that the table is made for."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         yield from _cross_calls(dtype)
+    yield from _table_calls()
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         yield from _isotonic_calls(dtype)
 
@@ -99,6 +101,21 @@ def _cross_calls(dtype):
     for token_dim in (1, 4):
         yield "", cross.outer_attention, (q, q, q, 1.0, token_dim)
         yield "", cross.outer_attention_backward, (q, q, q, q, 1.0, token_dim)
+
+
+def _table_calls():
+    from lirank_ext.kernels import hashed_embedding, hashing, quantized_embedding
+
+    ids, offsets = _t(4096, dtype=torch.int64), _t(512, dtype=torch.int64)
+    yield "", hashing.murmur_hash, (ids,)
+    for dim in (16, 64, 128):
+        tables = (_t(1000, dim), _t(100, dim)) * 2
+        yield f"D={dim}", hashed_embedding.hashed_embedding_bag, (ids, offsets, *tables, 100_000)
+        for bits in (8, 4):
+            packed = _t(1000, _rowwise.layout(dim, bits).row_bytes, dtype=torch.uint8)
+            args = (packed, ids, offsets, dim, bits)
+            yield f"D={dim}", quantized_embedding.quantized_embedding_bag, args
+            yield f"D={dim}", quantized_embedding.quantize_rows, (_t(1000, dim), bits)
 
 
 def _isotonic_calls(dtype):
@@ -132,7 +149,7 @@ def _describe(one: _launch.Launch, label: str) -> str:
 
 def compile_one(one: _launch.Launch, architecture: int, name: str, described: str) -> Resources:
     driver.set_active(_Compiler(architecture))
-    built = one.kernel.warmup(*one.args, grid=(1,), enable_fp_fusion=True, **one.constants)
+    built = one.kernel.warmup(*one.args, grid=(1,), **(_launch.FUSION | one.constants))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()

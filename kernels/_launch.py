@@ -24,6 +24,9 @@ Candidate = TypeVar("Candidate")
 INTERPRETED: bool = triton.knobs.runtime.interpret
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
+# Said in full because Triton is changing the default, with a warning on every launch.
+FUSION = {"enable_fp_fusion": True}
+
 _chosen: dict[tuple, int] = {}
 _turn = 0
 _record: list[Launch] | None = None
@@ -39,7 +42,7 @@ class Launch:
 
 
 @triton.jit
-def dot(a, b, total, PRECISION: tl.constexpr = "ieee"):
+def dot(a, b, total, PRECISION: tl.constexpr):
     """total + a @ b; the interpreter multiplies the bits of bfloat16, so it gets float32."""
     if _INTERPRETED and a.dtype == tl.bfloat16:
         found = tl.dot(a.to(tl.float32), b.to(tl.float32), total)
@@ -53,8 +56,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     if _record is not None:
         _record.append(Launch(kernel, args, constants))
     elif 0 not in grid:
-        # Said in full because Triton is changing the default, with a warning on every launch.
-        kernel[grid](*args, enable_fp_fusion=True, **constants)
+        kernel[grid](*args, **(FUSION | constants))
 
 
 def choose(

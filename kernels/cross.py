@@ -49,8 +49,8 @@ def _product(a, b, total, PRECISION: tl.constexpr):
     if b.dtype == tl.bfloat16:
         high = a.to(tl.bfloat16)
         low = (a - high.to(tl.float32)).to(tl.bfloat16)
-        total = dot(low, b, total)
-        total = dot(high, b, total)
+        total = dot(low, b, total, "ieee")
+        total = dot(high, b, total, "ieee")
     else:
         total = dot(a, b.to(tl.float32), total, PRECISION)
     return total

@@ -109,7 +109,7 @@ def _calibrate(
         at = start + tl.arange(0, BLOCK)
         x = tl.load(logits + at, mask=at < n, other=0).to(COMPUTE)
         index, part = _bucket(x, k, low, width)
-        if BUCKETS > 0:  # noqa: SIM108 (a branch not taken must not be compiled)
+        if BUCKETS > 0:
             below = tl.gather(prefix, index, 0)
         else:
             below = tl.load(table + index).to(COMPUTE)
@@ -192,8 +192,8 @@ def _histogram(
             count_now, share_now = count.to(PASS).to(COMPUTE), share.to(PASS).to(COMPUTE)
             to_counts = tl.where(right, count_now[:, None], 0.0).to(PASS)
             to_parts = tl.where(right, share_now[:, None], 0.0).to(PASS)
-            counts = dot(onehot, to_counts, counts)
-            parts = dot(onehot, to_parts, parts)
+            counts = dot(onehot, to_counts, counts, "ieee")
+            parts = dot(onehot, to_parts, parts, "ieee")
             count -= count_now
             share -= share_now
     padded = tl.num_programs(1) * (HIGH * LOW)

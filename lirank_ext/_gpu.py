@@ -32,6 +32,10 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "residual_cross_net": TRITON,
     "isotonic_calibration": TRITON,
     "isotonic_calibration_backward": TRITON,
+    "quantize_rows": BOTH,
+    "quantized_embedding_bag": BOTH,
+    "murmur_hash": BOTH,
+    "hashed_embedding_bag": BOTH,
 }
 
 

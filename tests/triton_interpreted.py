@@ -12,6 +12,7 @@ import json
 import sys
 
 from lirank_ext import _gpu, _library
+from lirank_ext._errors import check_errors
 from lirank_ext.cases import all_cases
 from lirank_ext.kernels import _launch
 from lirank_ext.verify import check_case
@@ -29,6 +30,17 @@ def register(stem: str) -> list[str]:
     return names
 
 
+def implementation(name: str):
+    """The op; what its kernels found wrong is raised at once."""
+
+    def call(*args):
+        result = _library.OPS[name].overload(*args)
+        check_errors()
+        return result
+
+    return call
+
+
 def main(stem: str, turn: int | None = None) -> None:
     assert _launch.INTERPRETED, "set TRITON_INTERPRET=1"
     names, failures, ran = register(stem), [], 0
@@ -39,7 +51,7 @@ def main(stem: str, turn: int | None = None) -> None:
             if case.big:
                 continue
             with _launch.turn(ran if turn is None else turn):
-                outcome = check_case(case, _library.OPS[name].overload)
+                outcome = check_case(case, implementation(name))
             ran += 1
             if not outcome.passed:
                 failures.append(f"{name}: {case.label}: {outcome.problem}")

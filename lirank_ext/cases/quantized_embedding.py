@@ -101,7 +101,7 @@ def _bag_cases(generator) -> list[Case]:
     add("several tasks", packed, long, starts, 40, tolerance=256.0, big=True)
     bad = ids.clone()
     bad[4] = 50
-    low = bad.clone().int()
+    low = ids.clone().int()  # one bad index: on a GPU the first found is any of them
     low[2] = -1
     refused = [
         ("index too high", (packed, bad, offsets, 40, 8, "sum", None, True), "indices[4] = 50 is"),

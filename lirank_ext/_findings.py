@@ -1,0 +1,37 @@
+"""Where Triton kernels count the bad input that they find; read by ``check_errors``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_buffers: list[Tensor] = []
+
+
+def findings(device: torch.device) -> Tensor:
+    """Count, kind, position, value, table and limit (``kernels/errors.cuh``) on the device."""
+    if device.type == "meta":
+        return torch.empty(6, dtype=torch.int64, device=device)
+    index = device.index
+    if device.type == "cuda" and index is None:
+        index = torch.cuda.current_device()
+    return _findings(device.type, index)
+
+
+@cache
+def _findings(kind: str, index: int | None) -> Tensor:
+    made = torch.zeros(6, dtype=torch.int64, device=torch.device(kind, index))
+    _buffers.append(made)
+    return made
+
+
+def take() -> Iterator[tuple[list[int], str]]:
+    """What was found on each device that has findings, cleared there, and the device in words."""
+    for buffer in _buffers:
+        found = buffer.tolist()
+        if found[0]:
+            buffer.zero_()
+            yield found, f" on {buffer.device}"

@@ -2,6 +2,7 @@
 
 from . import nn, ops
 from ._build import build_info
+from ._errors import check_errors
 from ._library import implementations
 from ._quantize import quantize
 from ._swap import swap
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "attention_cross",
     "build_info",
+    "check_errors",
     "hash_strings",
     "hashed_embedding_bag",
     "murmur_hash",

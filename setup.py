@@ -26,6 +26,15 @@ def wants_cuda(nvcc):
     return nvcc is not None and force != "0" and any((ROOT / "kernels").glob("*.cu"))
 
 
+def toolkit_of(nvcc):
+    """The folder of the CUDA toolkit, as nvcc names it: the nvcc on PATH may be a wrapper."""
+    command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+    for line in subprocess.run(command, capture_output=True, text=True).stderr.splitlines():
+        if line.startswith("#$ TOP="):
+            return Path(line.partition("=")[2]).resolve()
+    return Path(nvcc).resolve().parent.parent
+
+
 class NinjaBuild(build_ext):
     """Writes build.ninja and runs it; the results land inside the package."""
 
@@ -89,7 +98,7 @@ class NinjaBuild(build_ext):
         if wants_cuda(nvcc):
             arch = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES)
             lines.append(f"arch = {arch}")
-            toolkit = Path(nvcc).resolve().parent.parent
+            toolkit = toolkit_of(nvcc)
             include = f"-DUSE_CUDA -I{toolkit}/include"
             device = objects(sorted((ROOT / "kernels").glob("*.cu")), "nvcc")
             device += " " + objects(glue, "cxx", f"{stable} {include}")

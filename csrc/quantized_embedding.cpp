@@ -4,7 +4,7 @@
 
 #include "checks.h"
 
-#define LIRANK_KERNELS "quantized_embedding_kernels.h"
+#define LIRANK_KERNELS "quantized_embedding_pool.h"
 #include "foreach_isa.h"
 
 #include <algorithm>

@@ -82,8 +82,8 @@ struct Call {
   HashedParams params;
 };
 
-Call read_call(const OnDevice& on, const Four& given, int64_t dim, int64_t bits,
-               const Tensor& ids, const OptionalTensor& offsets, const std::string& mode,
+Call read_call(const OnDevice& on, const Four& given, int64_t dim, int64_t bits, const Tensor& ids,
+               const OptionalTensor& offsets, const std::string& mode,
                const OptionalTensor& weights, bool include_last) {
   check_same_dtype(on.op, "ids", ids, ScalarType::Long);
   const ScalarType type = bits ? ScalarType::Float : given[0].scalar_type();
@@ -208,8 +208,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_dense(
   check_dim(on.op, "grad", grad, 2);
   check_same_dtype(on.op, "ids", ids, ScalarType::Long);
   const ScalarType type = compute_type(grad.scalar_type());
-  const DeviceBags d = read_device_bags(on.op, "ids", ids, offsets, mode, weights, include_last,
-                                        type, grad);
+  const DeviceBags d =
+      read_device_bags(on.op, "ids", ids, offsets, mode, weights, include_last, type, grad);
   const int64_t n = d.bags.count, dim = grad.size(1);
   LIRANK_CHECK(grad.size(0) == d.bags.bags, on.op, "grad", "wanted ", d.bags.bags, " rows, got ",
                shape(grad));
@@ -270,8 +270,8 @@ Tensor backward_weights(const Tensor& grad, const Tensor& ids, const OptionalTen
   check_rule(on.op, num_buckets, seed);
   check_form(on.op, given);
   check_heights(on.op, given, num_buckets);
-  Call c = read_call(on, given, quotient_b.size(1), 0, ids, offsets, "sum", std::nullopt,
-                     include_last);
+  Call c =
+      read_call(on, given, quotient_b.size(1), 0, ids, offsets, "sum", std::nullopt, include_last);
   c.params.source = source_of(num_buckets, remainder_b.size(0), seed, prehashed);
   return weight_gradient(on, c, grad, compute_type(quotient_b.scalar_type()));
 }

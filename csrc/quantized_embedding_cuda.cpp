@@ -180,8 +180,8 @@ int64_t wait_for_width(const OnDevice& on, const Tables& t, int64_t bits) {
   const char* op = on.op;
   const int64_t n = t.rows.size(0);
   std::vector<int64_t> rows(n), dims(n);
-  for (auto [to, from] : {std::pair<int64_t*, const Tensor*>{rows.data(), &t.rows},
-                          {dims.data(), &t.dims}})
+  for (auto [to, from] :
+       {std::pair<int64_t*, const Tensor*>{rows.data(), &t.rows}, {dims.data(), &t.dims}})
     on.check(cudaMemcpyAsync(to, from->const_data_ptr(), n * 8, cudaMemcpyDeviceToHost, on.stream));
   on.check(cudaStreamSynchronize(on.stream));
   int64_t width = 0, tight = 0, whole = 0;
@@ -203,8 +203,8 @@ int64_t wait_for_width(const OnDevice& on, const Tables& t, int64_t bits) {
   return width;
 }
 
-Tables many_tables(const OnDevice& on, const Tensor& packed, const Tensor& rows,
-                   const Tensor& dims, int64_t bits, int64_t width) {
+Tables many_tables(const OnDevice& on, const Tensor& packed, const Tensor& rows, const Tensor& dims,
+                   int64_t bits, int64_t width) {
   const char* op = on.op;
   check_same_dtype(op, "packed", packed, ScalarType::Byte);
   check_dim(op, "packed", packed, 1);
@@ -268,8 +268,7 @@ Tensor quantized_embedding_bags(const Tensor& packed, const Tensor& rows, const 
   const OnDevice on("quantized_embedding_bags", packed);
   check_output_dtype(on.op, output_dtype);
   const Tables t = many_tables(on, packed, rows, dims, bits, total_dim);
-  const DeviceBags d =
-      table_bags(on.op, indices, offsets, t.set.tables, mode, weights, packed);
+  const DeviceBags d = table_bags(on.op, indices, offsets, t.set.tables, mode, weights, packed);
   return pool(on, t, d, output_dtype);
 }
 
@@ -277,9 +276,8 @@ Tensor quantized_embedding_bags(const Tensor& packed, const Tensor& rows, const 
 
 Tensor weight_gradient(const OnDevice& on, const Tables& t, const DeviceBags& d,
                        const Tensor& grad) {
-  LIRANK_CHECK(grad.dim() == 2 && grad.size(0) == d.bags.bags && grad.size(1) == t.set.width,
-               on.op, "grad", "wanted shape (", d.bags.bags, ", ", t.set.width, "), got ",
-               shape(grad));
+  LIRANK_CHECK(grad.dim() == 2 && grad.size(0) == d.bags.bags && grad.size(1) == t.set.width, on.op,
+               "grad", "wanted shape (", d.bags.bags, ", ", t.set.width, "), got ", shape(grad));
   check_together(on.op, "grad", grad, t.packed);
   const Tensor g = as_type(grad, ScalarType::Float);
   Tensor out = torch::stable::new_zeros(d.ids, d.ids.sizes(), ScalarType::Float);

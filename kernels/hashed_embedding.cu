@@ -73,8 +73,8 @@ struct FloatReader {
       part[k] = *(const Part*)((const E*)t.base[k] + r.row[k] * t.dim + first);
 #pragma unroll
     for (int c = 0; c < columns; ++c)
-      x[c] = (widen(part[0].x[c]) + widen(part[1].x[c])) +
-             (widen(part[2].x[c]) + widen(part[3].x[c]));
+      x[c] =
+          (widen(part[0].x[c]) + widen(part[1].x[c])) + (widen(part[2].x[c]) + widen(part[3].x[c]));
   }
 };
 
@@ -93,8 +93,7 @@ struct PackedReader {
     for (int k = 0; k < 4; ++k) {
       const uint8_t* base = (const uint8_t*)t.base[k];
       codes[k] = load_words(base + r.row[k] * l.code_stride + first * bits / 8, codes + k);
-      pair[k] =
-          load_pair(base + rowwise::first_pair(l, t.heights[k]) + r.row[k] * l.pair_stride);
+      pair[k] = load_pair(base + rowwise::first_pair(l, t.heights[k]) + r.row[k] * l.pair_stride);
     }
     const float mids = (pair[0].mid + pair[1].mid) + (pair[2].mid + pair[3].mid);
 #pragma unroll
@@ -269,7 +268,7 @@ __device__ inline void write_out(Sum (&total)[kRunColumns], Sum* to, int64_t fir
 
 // One warp a chunk; 128 columns at a time, so that loads of a row are whole lines.
 template <typename Sum>
-__global__ void __launch_bounds__(kBlock) sum_runs_kernel(const RunsParams p) {
+__global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p) {
   const int lane = threadIdx.x % 32;
   const int64_t n = p.bags.count, warps = (int64_t)gridDim.x * (kBlock / 32);
   for (int64_t chunk = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; chunk * kChunk < n;
@@ -298,11 +297,11 @@ __global__ void __launch_bounds__(kBlock) sum_runs_kernel(const RunsParams p) {
 
 // One warp a chunk in which a run starts that goes on: adds its parts in the order of the chunks.
 template <typename Sum>
-__global__ void __launch_bounds__(kBlock) join_runs_kernel(const RunsParams p) {
+__global__ void __launch_bounds__(kBlock, 2) join_runs_kernel(const RunsParams p) {
   const int lane = threadIdx.x % 32;
   const int64_t n = p.bags.count, warps = (int64_t)gridDim.x * (kBlock / 32);
-  for (int64_t chunk = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32;
-       (chunk + 1) * kChunk < n; chunk += warps) {
+  for (int64_t chunk = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; (chunk + 1) * kChunk < n;
+       chunk += warps) {
     const int64_t begin = chunk * kChunk, next = begin + kChunk;
     const int32_t row = p.rows[next - 1];
     const bool whole = p.rows[begin] == row;
@@ -382,8 +381,10 @@ cudaError_t hashed_embedding_bag_launch(const HashedParams& p, cudaStream_t stre
 }
 
 cudaError_t hashed_weight_gradient_launch(const HashedParams& p, cudaStream_t stream) {
-  if (p.tables.bits == 8) return launch(hashed_dot_kernel<PackedReader<8>>, hashed_grid(p), stream, p);
-  if (p.tables.bits == 4) return launch(hashed_dot_kernel<PackedReader<4>>, hashed_grid(p), stream, p);
+  if (p.tables.bits == 8)
+    return launch(hashed_dot_kernel<PackedReader<8>>, hashed_grid(p), stream, p);
+  if (p.tables.bits == 4)
+    return launch(hashed_dot_kernel<PackedReader<4>>, hashed_grid(p), stream, p);
   switch (p.tables.element) {
     case Element::float64:
       return float_dot<double, 2>(p, stream);

@@ -40,8 +40,7 @@ struct Range {
 // The ids of an item; none where the offsets around it do not fit, which `tell` counts.
 __device__ inline Range range_of(const Bags& b, int64_t item, Errors* errors, bool tell) {
   const int64_t begin = start_of(b, item), end = start_of(b, item + 1);
-  if (begin >= 0 && end >= begin && end <= b.count && (item > 0 || begin == 0))
-    return {begin, end};
+  if (begin >= 0 && end >= begin && end <= b.count && (item > 0 || begin == 0)) return {begin, end};
   if (tell) report(errors, Wrong::offsets, item, begin, end, b.count);
   return {0, 0};
 }

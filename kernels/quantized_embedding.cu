@@ -16,15 +16,9 @@ __device__ Table table_at(const uint8_t* base, int64_t rows, int64_t dim, int64_
                           int bits) {
   const rowwise::Layout l = rowwise::layout(dim, bits);
   const uint8_t* pairs = base + rowwise::first_pair(l, rows);
-  return {base,
-          pairs,
-          rows,
-          dim,
-          column,
-          l.code_bytes,
-          l.code_stride,
-          l.pair_stride,
-          l.apart && (uintptr_t)base % 16 == 0};
+  return {base,          pairs,         rows,
+          dim,           column,        l.code_bytes,
+          l.code_stride, l.pair_stride, l.apart && (uintptr_t)base % 16 == 0};
 }
 
 // Where table `index` lies, found by one warp: the tables before it are summed, 32 at a time, so
@@ -233,9 +227,7 @@ cudaError_t pool_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
 
 // ---- rows ------------------------------------------------------------------------------
 
-__device__ inline int64_t first_row() {
-  return ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32;
-}
+__device__ inline int64_t first_row() { return ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; }
 __device__ inline int64_t row_step() { return (int64_t)gridDim.x * (kBlock / 32); }
 
 __device__ inline void tell_row(const RowsParams& p, Wrong kind, int64_t row) {

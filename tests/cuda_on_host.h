@@ -181,8 +181,7 @@ T __ldg(const T* at) {
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
   const uint64_t all = (uint64_t)y << 32 | x;
   uint32_t out = 0;
-  for (int i = 0; i < 4; ++i)
-    out |= (uint32_t)(all >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  for (int i = 0; i < 4; ++i) out |= (uint32_t)(all >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
   return out;
 }
 inline float __uint_as_float(uint32_t bits) {

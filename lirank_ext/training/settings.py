@@ -19,6 +19,8 @@ class Settings:
         batch_size, epochs: of the run; ``max_steps`` ends it earlier.
         lr: of AdamW, which trains the dense parameters; ``table_lr`` of the row-wise AdaGrad of
             the tables (AdaGrad for sparse features is the paper's).
+            0.02 leaves pairs of ids unlearnt: made-up clicks by latent factors, AUC after twelve
+            epochs 0.54, with 0.3 0.70; UCI Adult after two epochs 0.9355 and 0.9358.
         lr_scale: factor on both. The paper went to 3 once the warm-up was long.
         warmup: share of all steps. The paper's cross nets diverged at 0.05 and not at 0.5.
         schedule: of the learning rate after the warm-up; "plateau" divides it by ten whenever
@@ -44,7 +46,7 @@ class Settings:
     epochs: int = 20
     max_steps: int | None = None
     lr: float = 1e-3
-    table_lr: float = 0.02
+    table_lr: float = 0.3
     lr_scale: float = 1.0
     warmup: float = 0.05
     schedule: Literal["constant", "linear", "cosine", "plateau"] = "plateau"

@@ -19,8 +19,10 @@ class Settings:
         batch_size, epochs: of the run; ``max_steps`` ends it earlier.
         lr: of AdamW, which trains the dense parameters; ``table_lr`` of the row-wise AdaGrad of
             the tables (AdaGrad for sparse features is the paper's).
-            0.02 leaves pairs of ids unlearnt: made-up clicks by latent factors, AUC after twelve
-            epochs 0.54, with 0.3 0.70; UCI Adult after two epochs 0.9355 and 0.9358.
+            0.02 leaves pairs of ids unlearnt: made-up clicks by latent factors, validation AUC of
+            the best of twelve epochs, one seed, MLP of 64: 0.585 against 0.699 at a constant
+            rate, 0.548 against 0.699 with "plateau"; UCI Adult after two epochs, the whole
+            default model: 0.9355 against 0.9358, no difference.
         lr_scale: factor on both. The paper went to 3 once the warm-up was long.
         warmup: share of all steps. The paper's cross nets diverged at 0.05 and not at 0.5.
         schedule: of the learning rate after the warm-up; "plateau" divides it by ten whenever

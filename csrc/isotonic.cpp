@@ -14,6 +14,9 @@ constexpr const char* kOp = "isotonic_calibration";
 // Samples per task. The weight gradient keeps one histogram per task and adds them in
 // order, so it is bit-equal for any number of threads.
 constexpr int64_t kChunk = 16384;
+// With an embedding: rows whose gradients are added up in the input's precision while they are
+// in cache, before they go into double precision. Fixed, for the same reason.
+constexpr int64_t kSumRows = 64;
 
 void check_arguments(const char* op, const Tensor& logits, const Tensor& weight, const Tensor& bias,
                      double step, const OptionalTensor& embedding) {
@@ -95,17 +98,6 @@ Tensor isotonic_calibration(const Tensor& logits, const Tensor& weight, const Te
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// Column sums of grad_e in a fixed order: tasks own columns, rows are added top to bottom.
-template <typename T>
-void column_sums(const T* grad_e, int64_t n, int64_t k, T* out) {
-  torch::stable::parallel_for(0, k, 64, [&](int64_t begin, int64_t end) {
-    std::vector<double> total(end - begin, 0.0);
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = begin; j < end; ++j) total[j - begin] += (double)grad_e[i * k + j];
-    for (int64_t j = begin; j < end; ++j) out[j] = (T)total[j - begin];
-  });
-}
-
 // grad_weight[i] = [w_i > 0] * (parts[i] + step * sum_{j>i} counts[j])
 template <typename T>
 void weight_gradient(const std::vector<double>& histograms, int64_t tasks, int64_t k, T step,
@@ -138,11 +130,19 @@ Gradients backward(const Tensor& grad, const Tensor& logits, const Tensor& weigh
     const Tensor e = as_type(*embedding, type);
     const T* pe = e.const_data_ptr<T>();
     T* pge = grad_e.mutable_data_ptr<T>();
-    torch::stable::parallel_for(0, n, 1 + kChunk / k, [&](int64_t begin, int64_t end) {
-      LIRANK_DISPATCH(calibrate_rows_backward, pg, px, pe, pw, begin, end, k, lower, step, pgx,
-                      pge);
+    const int64_t tasks = (n + kSumRows - 1) / kSumRows, most = 1 + kChunk / k / kSumRows;
+    std::vector<T> sums(tasks * k, T(0));
+    torch::stable::parallel_for(0, tasks, most, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        const int64_t from = t * kSumRows, to = n - from < kSumRows ? n : from + kSumRows;
+        LIRANK_DISPATCH(calibrate_rows_backward, pg, px, pe, pw, from, to, k, lower, step, pgx, pge,
+                        sums.data() + t * k);
+      }
     });
-    column_sums(pge, n, k, grad_w.mutable_data_ptr<T>());
+    std::vector<double> total(k, 0.0);
+    for (int64_t t = 0; t < tasks; ++t)
+      for (int64_t i = 0; i < k; ++i) total[i] += (double)sums[t * k + i];
+    for (int64_t i = 0; i < k; ++i) grad_w.mutable_data_ptr<T>()[i] = (T)total[i];
     return {grad_x, grad_w, grad_b, grad_e};
   }
   const std::vector<T> slope = slopes(pw, k);

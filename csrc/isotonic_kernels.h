@@ -89,12 +89,15 @@ LR_INLINE typename V::T calibrate_row(typename V::T x, const typename V::T* e,
   return base + step * sum(total) + (at > 0 ? at : (T)0) * lane[0];
 }
 
-// The same sample backward: grad_e_i = g * v_i where e_i + w_i > 0. Returns grad_x.
+// The same sample backward: grad_e_i = g * v_i where e_i + w_i > 0, added to `sums` as well.
+// Returns grad_x. Tried and dropped: column sums of grad_e in a pass of their own (read it
+// again from beyond the cache, and not in vectors).
 template <typename V>
 LR_INLINE typename V::T calibrate_row_backward(typename V::T g, typename V::T x,
                                                const typename V::T* e, const typename V::T* w,
                                                int64_t buckets, typename V::T lower,
-                                               typename V::T step, typename V::T* grad_e) {
+                                               typename V::T step, typename V::T* grad_e,
+                                               typename V::T* sums) {
   using T = typename V::T;
   const Bucket<V> b = bucket_of(V::set1(x), V::set1(lower), V::set1((T)buckets * step),
                                 V::set1(step), V::set1((T)1 / step), V::set1((T)(buckets - 1)));
@@ -102,21 +105,21 @@ LR_INLINE typename V::T calibrate_row_backward(typename V::T g, typename V::T x,
   b.index.store(lane);
   const int64_t full = (int64_t)lane[0];
   b.part.store(lane);
-  for (int64_t i = 0; i < buckets; i += V::N) {
-    const int64_t left = buckets - i < V::N ? buckets - i : V::N;
-    const V a = V::load(e + i, left) + V::load(w + i, left);
-    V share = where_positive(a, V::set1(g * step));
-    if (i + left > full) {
-      T value[V::N];
-      share.store(value);
-      for (int64_t j = 0; j < left; ++j)
-        if (i + j >= full) value[j] = 0;
-      share = V::load(value);
-    }
-    share.store(grad_e + i, left);
+  const V whole = V::set1(g * step);
+  int64_t i = 0;
+  for (; i + V::N <= full; i += V::N) {
+    const V share = where_positive(V::load(e + i) + V::load(w + i), whole);
+    share.store(grad_e + i);
+    (V::load(sums + i) + share).store(sums + i);
+  }
+  for (; i < full; ++i) {
+    grad_e[i] = e[i] + w[i] > 0 ? g * step : (T)0;
+    sums[i] += grad_e[i];
   }
   const T at = e[full] + w[full];
   grad_e[full] = at > 0 ? g * lane[0] : (T)0;
+  sums[full] += grad_e[full];
+  memset(grad_e + full + 1, 0, (buckets - full - 1) * sizeof(T));
   const bool inside = x >= lower && x <= lower + (T)buckets * step;
   return inside && at > 0 ? g * at : (T)0;
 }
@@ -138,10 +141,10 @@ LR_INLINE typename V::T calibrate_row_backward(typename V::T g, typename V::T x,
   }                                                                                               \
   static void calibrate_rows_backward(const T* g, const T* x, const T* e, const T* w,             \
                                       int64_t begin, int64_t end, int64_t buckets, T lower,       \
-                                      T step, T* grad_x, T* grad_e) {                             \
+                                      T step, T* grad_x, T* grad_e, T* sums) {                    \
     for (int64_t i = begin; i < end; ++i)                                                         \
       grad_x[i] = calibrate_row_backward<V>(g[i], x[i], e + i * buckets, w, buckets, lower, step, \
-                                            grad_e + i * buckets);                                \
+                                            grad_e + i * buckets, sums);                          \
   }
 LR_ISOTONIC(f32, float)
 LR_ISOTONIC(f64, double)

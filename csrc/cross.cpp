@@ -112,6 +112,43 @@ std::vector<Tensor> forward(const char* op, const Arguments& a, bool keep) {
                                                   : forward<float>(a, keep);
 }
 
+// The weights of a layer transposed: in (d, r), u (r, d), rows padded to whole vectors.
+template <typename T>
+class Turned {
+ public:
+  explicit Turned(const Layer<T>& layer)
+      : in_size_(layer.d * LIRANK_DISPATCH(turned_width, layer.r, (const T*)nullptr)),
+        projections_(layer.projections),
+        memory_(1, projections_ * in_size_ +
+                       layer.r * LIRANK_DISPATCH(turned_width, layer.d, (const T*)nullptr)) {
+    torch::stable::parallel_for(0, projections_ + 1, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        T* to = memory_.of(0) + i * in_size_;
+        if (i < projections_)
+          LIRANK_DISPATCH(turn_weights, layer.in[i], layer.r, layer.d, to);
+        else
+          LIRANK_DISPATCH(turn_weights, layer.u, layer.d, layer.r, to);
+      }
+    });
+  }
+  const T* in(int i) const { return memory_.of(0) + i * in_size_; }
+  const T* u() const { return in(projections_); }
+
+ private:
+  int64_t in_size_;
+  int projections_;
+  Scratch<T> memory_;
+};
+
+// Blocks of at most sum_columns columns, evenly on the threads, in whole panels.
+Tiles column_tiles(int64_t d, int64_t panel, int64_t threads) {
+  threads = threads > 1 ? threads : 1;
+  const int64_t panels = (d + panel - 1) / panel, most = LIRANK_DISPATCH(sum_columns) / panel;
+  const int64_t share = (panels + threads - 1) / threads, each = share < most ? share : most;
+  const int64_t count = (panels + each - 1) / each;
+  return {each * panel, count, threads < count ? threads : count, 0};
+}
+
 // Gradients of x0, x, the kernels, u and bias, in that order.
 template <typename T>
 std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const OptionalTensor& hidden,
@@ -128,15 +165,20 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
   out.push_back(torch::stable::empty({d}, p.type));
   Tensor kept = torch::stable::empty({batch, (n + 1) * r}, p.type);
   T* own = kept.mutable_data_ptr<T>();
-  const Backward<T> io = {g.const_data_ptr<T>(),
-                          p.x0,
-                          p.x,
-                          hidden ? kept_hidden->template const_data_ptr<T>() : nullptr,
-                          kept_mixed ? kept_mixed->template const_data_ptr<T>() : nullptr,
-                          out[0].mutable_data_ptr<T>(),
-                          out[1].mutable_data_ptr<T>(),
-                          own,
-                          own + batch * r};
+  Backward<T> io = {g.const_data_ptr<T>(),
+                    p.x0,
+                    p.x,
+                    hidden ? kept_hidden->template const_data_ptr<T>() : nullptr,
+                    kept_mixed ? kept_mixed->template const_data_ptr<T>() : nullptr,
+                    out[0].mutable_data_ptr<T>(),
+                    out[1].mutable_data_ptr<T>(),
+                    own,
+                    own + batch * r,
+                    {},
+                    nullptr};
+  const Turned<T> turned(p.layer);
+  for (int i = 0; i < n; ++i) io.turned[i] = turned.in(i);
+  io.turned_u = turned.u();
   const Tiles tiles = tiles_of<T>(batch, 3 * work_of(p.layer));
   over_tiles<T>(tiles, batch, scratch_of(p.layer, tiles.samples),
                 [&](int64_t begin, int64_t end, T* scratch) {
@@ -146,11 +188,9 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
   for (int i = 0; i < n; ++i) to.in[i] = out[2 + i].mutable_data_ptr<T>();
   to.u = out[2 + n].mutable_data_ptr<T>();
   to.bias = out[3 + n].mutable_data_ptr<T>();
-  const int64_t most = LIRANK_DISPATCH(tile_vectors);
-  const int64_t width = most * LIRANK_DISPATCH(lanes, (const T*)nullptr);
-  const int64_t blocks = (d + width - 1) / width, threads = tiles.tasks > 1 ? tiles.tasks : 1;
-  const Tiles columns = {width, blocks, threads < blocks ? threads : blocks, (int)most};
-  over_tiles<T>(columns, d, LIRANK_DISPATCH(sum_scratch, r, (int)n, width),
+  const int64_t panel = LIRANK_DISPATCH(tile_vectors) * LIRANK_DISPATCH(lanes, (const T*)nullptr);
+  const Tiles columns = column_tiles(d, panel, tiles.tasks);
+  over_tiles<T>(columns, d, LIRANK_DISPATCH(sum_scratch, r, (int)n, panel),
                 [&](int64_t begin, int64_t end, T* scratch) {
                   LIRANK_DISPATCH(cross_weights, p.layer, io, batch, begin, end - begin, to,
                                   scratch);

@@ -2,7 +2,8 @@
 //
 // Idea: a tile holds W samples transposed, T[column][W], so the batch runs along the vector
 // lanes. Every product of a layer then reads its weights where they lie, one broadcast per
-// scalar, and nothing is ever packed: h = V x, t = U h, U^T dt, V^T dh differ only in two
+// scalar, and the forward packs nothing: h = V x, t = U h. U^T dt and V^T dh take the weights
+// transposed once per call (Turned in cross.cpp), and so are the same product in other
 // strides. A sample's sums run over k in order, alone in their lane, so that results do not
 // depend on the tile's width, the batch or the number of threads.
 //

@@ -40,12 +40,15 @@ struct Kept {
 
 // Inputs and outputs of the first backward pass. Where nothing was kept the projections are
 // computed again. p (B, r), what went into u, and dh (B, projections * r) serve the second pass;
-// p is written unless `mixed` (or, low rank, `hidden`) already is it.
+// p is written unless `mixed` (or, low rank, `hidden`) already is it. turned, turned_u: the
+// weights transposed, rows padded to whole vectors: read as they lie, a column of 4 KB rows
+// would sit in one L1 set and in a page per element.
 template <typename T>
 struct Backward {
   const T *grad, *x0, *x, *hidden, *mixed;
   T *grad_x0, *grad_x;
   T *p, *dh;
+  const T *turned[3], *turned_u;
 };
 
 template <typename T>

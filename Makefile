@@ -13,7 +13,7 @@ SOURCES = $(wildcard csrc/* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
 $(VENV)/installed: $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q "$(TORCH)" numpy "setuptools>=77" wheel pybind11 ninja
-	$(PIP) install -q --no-build-isolation -e ".[demo,bench,test,lint]"
+	$(PIP) install -q --no-build-isolation -e ".[demo,bench,test,train,lint]"
 	touch $@
 
 demo: $(VENV)/installed

@@ -58,8 +58,9 @@ def unpack(packed: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]
         pairs = packed[:, form.code_bytes : form.code_bytes + 8]
     pairs = pairs.contiguous().view(torch.float32).reshape(rows, 2)
     if bits == 8:
-        codes = stored[:, :dim].contiguous().view(torch.int8)
+        codes = stored[:, :dim].clone(memory_format=torch.contiguous_format).view(torch.int8)
     else:
         both = torch.stack([stored & 15, stored >> 4], 2).flatten(1)
         codes = both[:, :dim].to(torch.int8) - 8
-    return codes, pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
+    # Copies: an op's result must not share memory with its input, even where it could be a view.
+    return codes, pairs[:, 0].clone(), pairs[:, 1].clone()

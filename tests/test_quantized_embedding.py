@@ -177,7 +177,7 @@ def test_bit_equal_for_any_number_of_threads(threads, shape, bits):
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-@pytest.mark.parametrize("rows", [5, 50_000])  # small tables and those with huge pages
+@pytest.mark.parametrize("rows", [5, 50_000])
 def test_a_bag_does_not_depend_on_its_neighbours(rows):
     packed, _ = make(rows, 128)
     ids, offsets = some_bags(50, 30, rows)

@@ -151,7 +151,8 @@ extern "C" void layout(int64_t dim, int bits, int64_t* out) {
 def shared(tmp_path_factory) -> ctypes.CDLL:
     work = tmp_path_factory.mktemp("shared")
     (work / "shared.cpp").write_text(SHARED)
-    _run([*HOST, *FOLDERS, "-O2", "-shared", work / "shared.cpp", "-o", work / "shared.so"])
+    flags = [*HOST, "-fvisibility=default", *FOLDERS, "-O2", "-shared"]
+    _run([*flags, work / "shared.cpp", "-o", work / "shared.so"])
     return ctypes.CDLL(str(work / "shared.so"))
 
 

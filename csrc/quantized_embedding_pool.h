@@ -7,10 +7,11 @@
 // vectors known to the compiler; wider rows take several passes over a bag that lies in the
 // first-level cache by then, all of one width, the last overlapping the one before it.
 //
-// Tried and dropped, on one thread of a Zen 3, 20,000 rows of 64 int8 codes:
-// - the state of the stream in a struct that every id writes to, and two passes of 4 vectors in
-//   place of one of 8: 8.4 ns a row against 3.7, the call included;
-// - loops over vectors left to the compiler to unroll: accumulators of 8 vectors went to memory;
+// Tried and dropped, on one thread of an AVX2 machine, 20,000 rows of 64 int8 codes:
+// - prefetching a whole bag before it is pooled, in two passes of 4 vectors: 8.4 ns a row against
+//   3.7, the call included;
+// - the place of the stream in a struct that every id writes to, weights tested for every id:
+//   4.9 ns against 3.7, the call included;
 // - kAhead = 32 and 48: 3.8 and 3.9 ns against 3.3, the loop alone; 8 gives 3.2 here but 11.7
 //   against 9.5 where 4M rows of 32 codes lie beyond the cache (a noisy reading).
 // Not done: folding the 8 of 4-bit codes into mid. A constant row has scale 1 and would lose all

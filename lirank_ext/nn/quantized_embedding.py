@@ -101,7 +101,7 @@ class _QuantizedTable(nn.Module):
 class QuantizedEmbedding(_QuantizedTable):
     """``torch.nn.Embedding`` over int8 or int4 rows, for inference.
 
-    ``forward(indices)``: int32 or int64 of any shape to float32 ``(*indices.shape, D)``.
+    ``forward(input)``: int32 or int64 of any shape to float32 ``(*indices.shape, D)``.
     """
 
     @classmethod
@@ -123,16 +123,16 @@ class QuantizedEmbedding(_QuantizedTable):
         """The float module with the values that the look-ups give."""
         return nn.Embedding.from_pretrained(self.dequantize_weight())
 
-    def forward(self, indices: Tensor) -> Tensor:
-        flat = indices.reshape(-1)
+    def forward(self, input: Tensor) -> Tensor:
+        flat = input.reshape(-1)
         out = quantized_embedding_bag(self.packed, flat, None, self.embedding_dim, self.bits)
-        return out.reshape(*indices.shape, self.embedding_dim)
+        return out.reshape(*input.shape, self.embedding_dim)
 
 
 class QuantizedEmbeddingBag(_QuantizedTable):
     """``torch.nn.EmbeddingBag`` (sum, mean) over int8 or int4 rows, for inference.
 
-    ``forward(indices, offsets=None, per_sample_weights=None)`` as there: (len,) with offsets
+    ``forward(input, offsets=None, per_sample_weights=None)`` as there: (len,) with offsets
     (B,), or (B, L) without.
     """
 
@@ -183,18 +183,18 @@ class QuantizedEmbeddingBag(_QuantizedTable):
 
     def forward(
         self,
-        indices: Tensor,
+        input: Tensor,
         offsets: Tensor | None = None,
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
-        if offsets is None and indices.dim() == 1:
+        if offsets is None and input.dim() == 1:
             raise ValueError(
-                "QuantizedEmbeddingBag: offsets: wanted offsets with indices of one dimension, "
+                "QuantizedEmbeddingBag: offsets: wanted offsets with input of one dimension, "
                 "got None"
             )
         return quantized_embedding_bag(
             self.packed,
-            indices,
+            input,
             offsets,
             self.embedding_dim,
             self.bits,

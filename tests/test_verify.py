@@ -409,6 +409,12 @@ BUGS: dict[str, dict[str, Callable]] = {
         "7 bits of each byte": wrong_arguments(lambda a: {"bytes": a["bytes"] & 0x7F}),
         "sign lost": wrong_result(lambda h, a: h & 0x7FFFFFFFFFFFFFFF),
     },
+    "vocabulary_lookup": {
+        "oov ignored": wrong_arguments(lambda a: {"oov": -2}),
+        "32 bits of the key": wrong_arguments(lambda a: {"keys": a["keys"] & 0xFFFFFFFF}),
+        "the row before": wrong_result(lambda r, a: (r - 1).clamp(min=-1)),
+        "tags ignored": wrong_result(lambda r, a: r.clamp(min=0)),
+    },
     "hashed_embedding_bag": HASHED,
     "quantized_hashed_embedding_bag": HASHED,
 }

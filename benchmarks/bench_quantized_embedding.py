@@ -92,6 +92,7 @@ def shapes(quick: bool) -> Iterator[Shape]:
     if quick:
         yield from (replace(s, rows=min(s.rows, M)) for s in READINGS[:6])
         yield from SMALL[:2]
+        yield from (Shape(1, rows, 64, 8000, 1) for rows in (100 * K, M))
         yield replace(READINGS[0], rows=M, bits=4)
         return
     for bits in (8, 4):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _gpu
 from ._build import build_info, why_absent
 from ._library import OPS, implementations
 from .cases import Case, all_cases
@@ -167,7 +168,7 @@ def _raise_late_errors(args: tuple) -> None:
     """On a GPU an index out of range is counted, and raised by ``check_errors()``."""
     import lirank_ext
 
-    if any(t.is_cuda for t in _tensors(args)) and hasattr(lirank_ext, "check_errors"):
+    if any(t.is_cuda for t in _tensors(args)):
         lirank_ext.check_errors()
 
 
@@ -276,7 +277,8 @@ def public_ops() -> list[str]:
 
 def _backends(name: str, device: str | None) -> list[tuple[str, str]]:
     """(backend, device) of the rows of one op; one GPU backend is registered for an op."""
-    gpu = [b for b in ("triton", "cuda") if b in implementations(name)] or ["triton"]
+    served = [b for b in ("triton", "cuda") if b in implementations(name)]
+    gpu = served or [_gpu.KERNELS.get(name, ("cuda",))[0]]  # absent: the one that is meant to be
     on_gpu = [(b, "cuda") for b in gpu]
     if device == "cuda":
         return [("reference", "cuda"), *on_gpu]

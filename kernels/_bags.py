@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lirank_ext._findings import findings
 
-INDEX, OFFSETS, ROW = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
+INDEX, OFFSETS, TABLES = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+ROW, CODES, VOCABULARY = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
 
 
 @triton.jit
@@ -52,6 +53,26 @@ def spans(offsets, errors, bag, bags, known, count, fixed):
 
 
 @triton.jit
+def ids_at(ids, place, inside, rows):
+    """Ids at these places, and which of them are rows."""
+    row = tl.load(ids + place, mask=inside, other=0).to(tl.int64)
+    return row, inside & (row >= 0) & (row < rows)
+
+
+@triton.jit
+def tell_ids(errors, ids, begin, length, rows, table):
+    """Report every id of these bags that is no row.
+
+    A walk of its own, for the program that has met one: reports among the loads of the pooling
+    loop would keep the compiler from sending the next loads before the last have come.
+    """
+    for step in range(0, tl.max(length, 0)):
+        inside, place = step < length, begin + step
+        row, valid = ids_at(ids, place, inside, rows)
+        report(errors, INDEX, inside & (valid == 0), place, row, table, rows)
+
+
+@triton.jit
 def pool(total, weights, place, valid, row, MEAN: tl.constexpr):
     """total + the rows of one step, weighted where there are weights."""
     if weights is not None:
@@ -77,8 +98,29 @@ def shape(ids: Tensor, offsets: Tensor | None, include_last: bool) -> tuple[int,
     return ids.shape[0], 0, count, ids.shape[1] if ids.dim() == 2 else 1
 
 
+def unroll(bags: int, count: int) -> int:
+    """Steps whose loads are under way together: 1 where bags hold one id or few."""
+    return 4 if count >= 4 * bags else 1
+
+
 def columns(dim: int) -> int:
     return min(128, max(16, triton.next_power_of_2(dim)))
 
 
-__all__ = ["findings", "keep", "pool", "report", "shape", "spans", "columns"]
+def contiguous(*given: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in given]
+
+
+__all__ = [
+    "columns",
+    "contiguous",
+    "findings",
+    "ids_at",
+    "keep",
+    "pool",
+    "report",
+    "shape",
+    "spans",
+    "tell_ids",
+    "unroll",
+]

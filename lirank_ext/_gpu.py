@@ -33,7 +33,13 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "isotonic_calibration": TRITON,
     "isotonic_calibration_backward": TRITON,
     "quantize_rows": BOTH,
+    "dequantize_rows": BOTH,
+    "pack_rows": BOTH,
+    "unpack_rows": BOTH,
     "quantized_embedding_bag": BOTH,
+    "quantized_embedding_bag_backward": BOTH,
+    "quantized_embedding_bags": BOTH,
+    "quantized_embedding_bags_backward": BOTH,
     "murmur_hash": BOTH,
     "hashed_embedding_bag": BOTH,
 }

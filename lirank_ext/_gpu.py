@@ -42,6 +42,12 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "quantized_embedding_bags_backward": BOTH,
     "murmur_hash": BOTH,
     "hashed_embedding_bag": BOTH,
+    "hashed_embedding_bag_backward": BOTH,
+    "hashed_embedding_bag_backward_sparse": TRITON,
+    "hashed_embedding_bag_backward_weights": BOTH,
+    "hashed_embedding_bag_of_rows": BOTH,
+    "quantized_hashed_embedding_bag": BOTH,
+    "quantized_hashed_embedding_bag_backward": BOTH,
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from . import _findings
 from ._library import cuda_loaded, extension
 
-_INDEX, _OFFSETS, _TABLES, _ROW, _CODES = range(1, 6)
+_INDEX, _OFFSETS, _TABLES, _ROW, _CODES, _VOCABULARY = range(1, 7)
 
 
 def check_errors() -> None:
@@ -65,6 +65,10 @@ def _describe(found: list[int], where: str = "") -> Exception:
         return ValueError(f"lirank: {text}columns by rows and dims, got {limit} and {value}{more}")
     if kind == _ROW:
         text = f"got row {position} that is not finite, too wide, or not among {limit} rows"
+        return ValueError(f"lirank: {text}{more}")
+    if kind == _VOCABULARY:
+        what = "a damaged header" if position < 0 else f"part {position} with its rows out of order"
+        text = f"argument 'table': wanted the table of a StaticVocabulary, got {what}"
         return ValueError(f"lirank: {text}{more}")
     return ValueError(
         f"lirank: argument 'codes': wanted [-8, 7], got row {position} with others{more}"

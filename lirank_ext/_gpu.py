@@ -41,6 +41,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "quantized_embedding_bags": BOTH,
     "quantized_embedding_bags_backward": BOTH,
     "murmur_hash": BOTH,
+    "hash_strings": BOTH,
+    "vocabulary_lookup": TRITON,
     "hashed_embedding_bag": BOTH,
     "hashed_embedding_bag_backward": BOTH,
     "hashed_embedding_bag_backward_sparse": TRITON,

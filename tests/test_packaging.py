@@ -40,7 +40,12 @@ def test_every_package_folder_is_shipped():
         ".".join(p.parent.relative_to(REPOSITORY).parts)
         for p in (REPOSITORY / "lirank_ext").rglob("__init__.py")
     }
-    assert listed == found | {"lirank_ext.kernels", "lirank_ext.benchmarks"}
+    found |= {
+        ".".join(("lirank_ext", *p.parent.relative_to(REPOSITORY).parts))
+        for folder in ("kernels", "benchmarks")
+        for p in (REPOSITORY / folder).rglob("__init__.py")
+    }
+    assert listed == found
 
 
 def test_kernels_and_benchmarks_live_inside_the_package():

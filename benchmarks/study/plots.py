@@ -1,0 +1,134 @@
+"""The pictures of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lirank_ext.datasets import require
+
+from .results import Results, Row
+
+COLOURS = {"+": "#2a7f3f", "-": "#b3352b", "0": "#8a8a8a", "?": "#8a8a8a"}
+MEANING = {"+": "better", "-": "worse", "0": "inside the noise"}
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    require("matplotlib").use("Agg")
+    plot = require("matplotlib.pyplot")
+    figure, axes = plot.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    require("matplotlib.pyplot").close(figure)
+    return path
+
+
+def ablations(results: Results, rows: Sequence[Row], path: Path) -> Path:
+    """AUC of every comparison with its noise, beside the paper's sign."""
+    shown = [row for row in rows if "auc" in row.differences]
+    figure, axes = _figure(1, 1, 9, 1.3 + 0.34 * len(shown))
+    axis = axes[0][0]
+    for place, row in enumerate(shown):
+        gap = row.differences["auc"]
+        colour = COLOURS[gap.sign]
+        bound = 0.0 if np.isinf(gap.bound) else gap.bound
+        axis.barh(place, 2 * bound, left=-bound, height=0.62, color="#e4e4e4", zorder=1)
+        axis.errorbar(
+            gap.mean, place, xerr=np.nan_to_num(gap.deviation), fmt="o", color=colour, capsize=3
+        )
+    labels = [f"{r.label} vs {r.against}  (paper {r.sign or 'n/a'})" for r in shown]
+    axis.set_yticks(range(len(shown)), labels, fontsize=9)
+    axis.invert_yaxis()
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_xlabel("difference in AUC: mean and deviation over the seeds; grey: the noise")
+    axis.set_title(results.data.title)
+    for sign, text in MEANING.items():
+        axis.plot([], [], "o", color=COLOURS[sign], label=text)
+    axis.legend(loc="best", fontsize=8)
+    return _save(figure, path)
+
+
+def history(results: Results, path: Path) -> Path:
+    """Quality and cost by the length of the history."""
+    lengths = [n for n in results.plan.lengths if f"history-{n}" in results.runs]
+    figure, axes = _figure(1, 2, 9, 3.4)
+    names = ["ids", *(f"history-{n}" for n in lengths)]
+    x = [0, *lengths]
+    values = [results.metric(name, "auc") for name in names]
+    spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in values]
+    axes[0][0].errorbar(x, [v.mean() for v in values], yerr=spread, marker="o", capsize=3)
+    axes[0][0].set_ylabel("AUC, mean of both tasks")
+    seconds = [np.mean([r["seconds"] for r in results.runs[name]]) for name in names]
+    axes[0][1].plot(x, seconds, "o-")
+    axes[0][1].set_ylabel("processor seconds of a training")
+    axes[0][1].set_ylim(bottom=0)
+    for axis in axes[0]:
+        axis.set_xlabel("length of the history (0: none)")
+        axis.set_xticks(x)
+        axis.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def increments(results: Results, path: Path) -> Path:
+    """Quality round by round, and what the updates cost."""
+    names = {
+        "retrained": "full retraining",
+        "incremental": "incremental, penalty",
+        "unpenalised": "incremental, no penalty",
+        "stale": "no update",
+    }
+    names = {n: text for n, text in names.items() if n in results.runs}
+    figure, axes = _figure(1, 2, 9, 3.4)
+    for name, text in names.items():
+        each = np.array([r["auc_of_iteration"] for r in results.runs[name]])
+        spread = each.std(0, ddof=1) if len(each) > 1 else np.zeros(each.shape[1])
+        rounds = np.arange(1, each.shape[1] + 1)
+        axes[0][0].errorbar(rounds, each.mean(0), yerr=spread, marker="o", capsize=3, label=text)
+    axes[0][0].set_xlabel("round (one test set for all)")
+    axes[0][0].set_xticks(rounds)
+    axes[0][0].set_ylabel("AUC, mean of both tasks")
+    axes[0][0].legend(fontsize=8)
+    seconds = [np.mean([r["seconds"] for r in results.runs[n]]) for n in names]
+    bars = axes[0][1].barh(list(names.values()), seconds, color="#4477aa")
+    axes[0][1].bar_label(bars, fmt="%.1f s", padding=3)
+    axes[0][1].set_xlim(right=1.2 * max(seconds) or 1)
+    axes[0][1].invert_yaxis()
+    axes[0][1].set_xlabel("processor seconds of all rounds")
+    return _save(figure, path)
+
+
+def bandit(found: dict[str, Any], path: Path) -> Path:
+    """Values of the policies with their intervals."""
+    first = found["runs"][0]
+    bars = [
+        ("logged Thompson, as logged", first["logged"]["rate"], first["logged"]["interval"]),
+        ("uniform, as logged", first["uniform"]["rate"], first["uniform"]["interval"]),
+    ]
+    check = first["uniform_from_logged"]
+    bars.append(("uniform, from the Thompson log (SNIPS)", check["snips"], check["snips_interval"]))
+    for run in found["runs"]:
+        for policy in ("thompson", "greedy"):
+            value, label = run["values"][policy], f"learned {policy}, seed {run['seed']}"
+            bars.append((f"{label} (IPS)", value["ips"], value["ips_interval"]))
+            bars.append((f"{label} (SNIPS)", value["snips"], value["snips_interval"]))
+    figure, axes = _figure(1, 1, 9, 1.2 + 0.32 * len(bars))
+    axis = axes[0][0]
+    for place, (label, value, interval) in enumerate(bars):
+        colour = "#4477aa" if "learned" in label else "#333333"
+        if interval is not None:
+            axis.plot([100 * v for v in interval], [place, place], color=colour)
+        axis.plot(100 * value, place, "o", color=colour)
+    axis.set_yticks(range(len(bars)), [label for label, *_ in bars], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("clicks per 100 impressions, with 95 % interval")
+    axis.set_title("Open Bandit logs")
+    return _save(figure, path)

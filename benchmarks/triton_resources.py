@@ -80,6 +80,7 @@ def calls():
     """(label, launcher, arguments): the shapes that the table is made for."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         yield from _cross_calls(dtype)
+        yield from _net_calls(dtype)
     yield from _table_calls()
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         yield from _isotonic_calls(dtype)
@@ -103,19 +104,77 @@ def _cross_calls(dtype):
         yield "", cross.outer_attention_backward, (q, q, q, q, 1.0, token_dim)
 
 
-def _table_calls():
-    from lirank_ext.kernels import hashed_embedding, hashing, quantized_embedding
+def _net_calls(dtype):
+    from lirank_ext.kernels import cross
 
-    ids, offsets = _t(4096, dtype=torch.int64), _t(512, dtype=torch.int64)
-    yield "", hashing.murmur_hash, (ids,)
+    # (rank, layers): as large as one launch takes, as large as two take, and the usual net.
+    largest = ((128, 1), (256, 2), (64, 2)) if dtype == torch.bfloat16 else ((32, 2), (128, 1))
+    for r, layers in largest:
+        x, v, u, bias = (
+            _t(*size, dtype=dtype) for size in ((512, 1024), (r, 1024), (1024, r), (1024,))
+        )
+        net = ([v, u, bias] * layers, [v, v, v, u, bias] * layers, 1.0, [], 1, True, 0)
+        yield "", cross.residual_cross_net, (x, *net)
+
+
+def _table_calls():
+    yield from _hash_calls()
     for dim in (16, 64, 128):
-        tables = (_t(1000, dim), _t(100, dim)) * 2
-        yield f"D={dim}", hashed_embedding.hashed_embedding_bag, (ids, offsets, *tables, 100_000)
         for bits in (8, 4):
-            packed = _t(1000, _rowwise.layout(dim, bits).row_bytes, dtype=torch.uint8)
-            args = (packed, ids, offsets, dim, bits)
-            yield f"D={dim}", quantized_embedding.quantized_embedding_bag, args
-            yield f"D={dim}", quantized_embedding.quantize_rows, (_t(1000, dim), bits)
+            yield from _quantized_calls(dim, bits)
+
+
+def _hash_calls():
+    from lirank_ext.kernels import hashed_embedding as h
+    from lirank_ext.kernels import hashing, static_vocabulary
+
+    ids, offsets, rule = _t(4096, dtype=torch.int64), _t(512, dtype=torch.int64), (100_000, 0)
+    yield "", hashing.murmur_hash, (ids,)
+    yield "", hashing.hash_strings, (_t(50_000, dtype=torch.uint8), offsets)
+    table = _t(100_000, dtype=torch.uint8)
+    yield "", static_vocabulary.vocabulary_lookup, (ids, table)
+    for dim in (16, 64, 128):
+        label, grad, tables = f"D={dim}", _t(512, dim), (_t(1000, dim), _t(100, dim)) * 2
+        yield label, h.hashed_embedding_bag, (ids, offsets, *tables, 100_000)
+        args = (grad, ids, offsets, *tables, *rule, False, False)
+        yield label, h.hashed_embedding_bag_backward_weights, args
+        args = (grad, ids, offsets, None, 100_000, 100, 0, "mean", False, False)
+        yield label, h.hashed_embedding_bag_backward, args
+        for bits in (8, 4):
+            width = _rowwise.layout(dim, bits).row_bytes
+            packed = (_t(1000, width, dtype=torch.uint8), _t(100, width, dtype=torch.uint8)) * 2
+            args = (ids, offsets, *packed, 100_000, dim, bits)
+            yield label, h.quantized_hashed_embedding_bag, args
+            args = (grad, ids, offsets, *packed, 100_000, dim, bits, 0, False, False)
+            yield label, h.quantized_hashed_embedding_bag_backward, args
+    args = (_t(4096, dim).double(), ids, None, _t(4096), 100_000, 100, 0, "sum", False, True)
+    yield f"float64, {label}", h.hashed_embedding_bag_backward, args
+    rows = _t(4, 4096, dtype=torch.int64)
+    yield label, h.hashed_embedding_bag_of_rows, (rows, offsets, *tables)
+
+
+def _quantized_calls(dim, bits):
+    from lirank_ext.kernels import quantized_embedding as q
+
+    label, width = f"D={dim}", _rowwise.layout(dim, bits).row_bytes
+    ids, offsets = _t(4096, dtype=torch.int64), _t(512, dtype=torch.int64)
+    packed, grad = _t(1000, width, dtype=torch.uint8), _t(512, dim)
+    yield label, q.quantized_embedding_bag, (packed, ids, offsets, dim, bits)
+    yield label, q.quantized_embedding_bag_backward, (grad, packed, ids, offsets, dim, bits, False)
+    codes, pair = _t(1000, dim, dtype=torch.int8), _t(1000)
+    yield label, q.quantize_rows, (_t(1000, dim), bits)
+    yield label, q.pack_rows, (codes, pair, pair, bits)
+    yield label, q.unpack_rows, (packed, dim, bits)
+    yield label, q.dequantize_rows, (codes, pair, pair)
+    rows, ends = _t(8, dtype=torch.int64), _t(513, dtype=torch.int64)
+    packed, weights, grad = _t(8000 * width, dtype=torch.uint8), _t(4096), _t(64, 8 * dim)
+    tables = (packed, rows, rows, ids, ends, bits)
+    args = (*tables, "sum", weights, torch.float32, 8 * dim)
+    yield f"8 tables, {label}", q.quantized_embedding_bags, args
+    yield f"8 tables, {label}", q.quantized_embedding_bags_backward, (grad, *tables)
+    if dim == 64:  # one id a bag
+        args = (packed.view(-1, width), ids, None, dim, bits)
+        yield label, q.quantized_embedding_bag, args
 
 
 def _isotonic_calls(dtype):

@@ -34,47 +34,14 @@ from torch import Tensor
 
 from lirank_ext.ops._cross_checks import check_cross, check_grad, check_net, check_tokens
 
-from . import cross_attention
+from . import cross_attention, cross_net
 from ._launch import batch_class, choose, dot, launch, rows, size_class
+from ._tiles import keep, padded, precision, product, tile, turned
 
 FORWARD_RANK = 256  # largest rank of the kernels that keep (ROWS, r) on chip
 BACKWARD_RANK = 128
 
 COMPUTED, STORED, GIVEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-
-
-@triton.jit
-def _product(a, b, total, PRECISION: tl.constexpr):
-    """total + a @ b, a in float32 that no rounding may shorten, b as it was loaded."""
-    if b.dtype == tl.bfloat16:
-        high = a.to(tl.bfloat16)
-        low = (a - high.to(tl.float32)).to(tl.bfloat16)
-        total = dot(low, b, total, "ieee")
-        total = dot(high, b, total, "ieee")
-    else:
-        total = dot(a, b.to(tl.float32), total, PRECISION)
-    return total
-
-
-@triton.jit
-def _tile(t, row, column, stride, n, d):
-    """(rows, columns) of a matrix; zeros outside."""
-    inside = (row < n)[:, None] & (column < d)[None, :]
-    return tl.load(t + row[:, None] * stride + column[None, :], mask=inside, other=0)
-
-
-@triton.jit
-def _keep(t, value, row, column, stride, n, d):
-    inside = (row < n)[:, None] & (column < d)[None, :]
-    at = t + row[:, None] * stride + column[None, :]
-    tl.store(at, value.to(t.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _turned(t, row, column, stride, n, d):
-    """The transpose of ``_tile(t, column, row, ...)``: element [i, j] is t[column j, row i]."""
-    inside = (row < n)[:, None] & (column < d)[None, :]
-    return tl.load(t + column[None, :] * stride + row[:, None], mask=inside, other=0)
 
 
 @triton.jit
@@ -96,8 +63,8 @@ def _project(
     h = tl.zeros((ROWS, RANK), tl.float32)
     for start in range(0, d, COLUMNS):
         column = (start + tl.arange(0, COLUMNS)).to(tl.int64)
-        a = _tile(x, row, column, x_row, n, d)
-        h = dot(a, _turned(v, column, rank, d, d, r), h, PRECISION)
+        a = tile(x, row, column, x_row, n, d)
+        h = dot(a, turned(v, column, rank, d, d, r), h, PRECISION)
     return h
 
 
@@ -124,20 +91,20 @@ def _cross(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     rank = tl.arange(0, RANK).to(tl.int64)
     if HIDDEN == GIVEN:
-        h = _tile(hidden, row, rank, r, n, r).to(tl.float32)
+        h = tile(hidden, row, rank, r, n, r).to(tl.float32)
     else:
         h = _project(x, v, row, rank, x_row, n, d, r, PRECISION, RANK, ROWS, COLUMNS)
     if HIDDEN == STORED:
-        _keep(hidden, h, row, rank, r, n, r)
+        keep(hidden, h, row, rank, r, n, r)
     for start in range(0, d, COLUMNS):
         column = (start + tl.arange(0, COLUMNS)).to(tl.int64)
         t = tl.zeros((ROWS, COLUMNS), tl.float32)
-        t = _product(h, _turned(u, rank, column, r, r, d), t, PRECISION)
+        t = product(h, turned(u, rank, column, r, r, d), t, PRECISION)
         if bias is not None:
             t += tl.load(bias + column, mask=column < d, other=0).to(tl.float32)[None, :]
-        y = _tile(x0, row, column, x0_row, n, d).to(tl.float32) * t
-        y += _tile(x, row, column, x_row, n, d).to(tl.float32)
-        _keep(out, y, row, column, d, n, d)
+        y = tile(x0, row, column, x0_row, n, d).to(tl.float32) * t
+        y += tile(x, row, column, x_row, n, d).to(tl.float32)
+        keep(out, y, row, column, d, n, d)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -171,27 +138,27 @@ def _cross_backward(
     dh = tl.zeros((ROWS, RANK), tl.float32)
     for start in range(0, d, COLUMNS):
         column = (start + tl.arange(0, COLUMNS)).to(tl.int64)
-        dt = _tile(grad, row, column, grad_row, n, d).to(tl.float32)
-        dt *= _tile(x0, row, column, x0_row, n, d).to(tl.float32)
-        _keep(dt_out, dt, row, column, d, n, d)
+        dt = tile(grad, row, column, grad_row, n, d).to(tl.float32)
+        dt *= tile(x0, row, column, x0_row, n, d).to(tl.float32)
+        keep(dt_out, dt, row, column, d, n, d)
         mine = partial + tl.program_id(0).to(tl.int64) * d + column
         tl.store(mine, tl.sum(dt, 0), mask=column < d)
-        dh = _product(dt, _tile(u, column, rank, r, d, r), dh, PRECISION)
-    _keep(dh_out, dh, row, rank, r, n, r)
+        dh = product(dt, tile(u, column, rank, r, d, r), dh, PRECISION)
+    keep(dh_out, dh, row, rank, r, n, r)
     if HIDDEN == GIVEN:
-        h = _tile(hidden, row, rank, r, n, r).to(tl.float32)
+        h = tile(hidden, row, rank, r, n, r).to(tl.float32)
     else:
         h = _project(x, v, row, rank, x_row, n, d, r, PRECISION, RANK, ROWS, COLUMNS)
-        _keep(hidden, h, row, rank, r, n, r)
+        keep(hidden, h, row, rank, r, n, r)
     for start in range(0, d, COLUMNS):
         column = (start + tl.arange(0, COLUMNS)).to(tl.int64)
-        g = _tile(grad, row, column, grad_row, n, d).to(tl.float32)
+        g = tile(grad, row, column, grad_row, n, d).to(tl.float32)
         t = tl.zeros((ROWS, COLUMNS), tl.float32)
-        t = _product(h, _turned(u, rank, column, r, r, d), t, PRECISION)
+        t = product(h, turned(u, rank, column, r, r, d), t, PRECISION)
         if bias is not None:
             t += tl.load(bias + column, mask=column < d, other=0).to(tl.float32)[None, :]
-        _keep(dx0, g * t, row, column, d, n, d)
-        _keep(dx, _product(dh, _tile(v, rank, column, d, r, d), g, PRECISION), row, column, d, n, d)
+        keep(dx0, g * t, row, column, d, n, d)
+        keep(dx, product(dh, tile(v, rank, column, d, r, d), g, PRECISION), row, column, d, n, d)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -212,13 +179,13 @@ def _epilogue(
     """out = x0 * (t + bias) + x, without bias or x where they are None; t and out (n, d)."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
-    y = _tile(t, row, column, d, n, d).to(COMPUTE)
+    y = tile(t, row, column, d, n, d).to(COMPUTE)
     if bias is not None:
         y += tl.load(bias + column, mask=column < d, other=0).to(COMPUTE)[None, :]
-    y *= _tile(x0, row, column, x0_row, n, d).to(COMPUTE)
+    y *= tile(x0, row, column, x0_row, n, d).to(COMPUTE)
     if x is not None:
-        y += _tile(x, row, column, x_row, n, d).to(COMPUTE)
-    _keep(out, y, row, column, d, n, d)
+        y += tile(x, row, column, x_row, n, d).to(COMPUTE)
+    keep(out, y, row, column, d, n, d)
 
 
 # ---- launchers ---------------------------------------------------------------------------
@@ -249,21 +216,12 @@ _FLOAT32_BACKWARD = {
 
 
 def _tiles(dtype: torch.dtype, rank: int, backward: bool) -> tuple[dict[str, int], ...]:
-    """float16 is multiplied as float32: see ``_product``."""
+    """float16 is multiplied as float32: see ``_tiles.product``."""
     if dtype == torch.bfloat16:
         table = _BFLOAT16_BACKWARD if backward else _BFLOAT16
     else:
         table = _FLOAT32_BACKWARD if backward else _FLOAT32
     return next(tiles for largest, tiles in table.items() if rank <= largest)
-
-
-def precision() -> str:
-    """Of float32 products: as cuBLAS may, and never less than the user allows."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
-
-
-def _rank(r: int) -> int:
-    return max(16, triton.next_power_of_2(r))
 
 
 def _fused(t: Tensor, r: int, largest: int) -> bool:
@@ -295,10 +253,10 @@ def _layer(x0, x, v, u, bias, hidden, state) -> Tensor:
     )
 
     def run(c):
-        launch(_cross, (triton.cdiv(n, c["ROWS"]),), *args, _rank(r), **c)
+        launch(_cross, (triton.cdiv(n, c["ROWS"]),), *args, padded(r), **c)
 
-    key = ("cross", x.dtype, precision(), state.value, _rank(r), size_class(d), batch_class(n))
-    choose(key, _tiles(x.dtype, _rank(r), False), run)
+    key = ("cross", x.dtype, precision(), state.value, padded(r), size_class(d), batch_class(n))
+    choose(key, _tiles(x.dtype, padded(r), False), run)
     return out
 
 
@@ -362,11 +320,11 @@ def _fused_backward(grad, x0, x, v, u, bias, hidden) -> tuple[Tensor, ...]:
         programs = triton.cdiv(n, c["ROWS"])
         partial = x.new_empty((programs, d), dtype=torch.float32)
         args = (grad, x0, x, v, u, bias, h, dh, dt, dx0, dx, partial, n, d, r, *strides)
-        launch(_cross_backward, (programs,), *args, precision(), state.value, _rank(r), **c)
+        launch(_cross_backward, (programs,), *args, precision(), state.value, padded(r), **c)
         sums["bias"] = partial
 
-    key = ("back", x.dtype, precision(), state.value, _rank(r), size_class(d), batch_class(n))
-    choose(key, _tiles(x.dtype, _rank(r), True), run)
+    key = ("back", x.dtype, precision(), state.value, padded(r), size_class(d), batch_class(n))
+    choose(key, _tiles(x.dtype, padded(r), True), run)
     return dx0, dx, dh.T @ x, dt.T @ h, sums["bias"].sum(0).to(x.dtype)
 
 
@@ -430,8 +388,22 @@ def attention_cross_backward(
 def residual_cross_net(
     x, low_rank, attention, temperature, log_temperatures, token_dim=1, skip=True, merge=0
 ) -> Tensor:
-    """Two stacks on one input; a learnt temperature divides q, so that nothing is waited for."""
+    """Two stacks on one input: in one kernel or two where that fits, see ``cross_net``."""
     check_net(x, low_rank, attention, temperature, log_temperatures, token_dim, merge)
+    args = (temperature, log_temperatures)
+
+    def layered():
+        return _layer_by_layer(x, low_rank, attention, *args, token_dim, skip, merge)
+
+    if not cross_net.fits(x, low_rank, attention, token_dim):
+        return layered()
+    return cross_net.forward(x, low_rank, attention, *args, skip, merge, layered)
+
+
+def _layer_by_layer(
+    x, low_rank, attention, temperature, log_temperatures, token_dim, skip, merge
+) -> Tensor:
+    """A learnt temperature divides q, so that nothing is waited for."""
     low, high = x, x
     for i in range(0, len(low_rank), 3):
         low = low_rank_cross(x, low, *low_rank[i : i + 3])

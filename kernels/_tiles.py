@@ -1,0 +1,54 @@
+"""Pieces of the cross kernels: tiles of matrices, and products that round no more than asked."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ._launch import dot
+
+
+@triton.jit
+def product(a, b, total, PRECISION: tl.constexpr):
+    """total + a @ b, a in float32 that no rounding may shorten, b as it was loaded."""
+    if b.dtype == tl.bfloat16:
+        high = a.to(tl.bfloat16)
+        low = (a - high.to(tl.float32)).to(tl.bfloat16)
+        total = dot(low, b, total, "ieee")
+        total = dot(high, b, total, "ieee")
+    else:
+        total = dot(a, b.to(tl.float32), total, PRECISION)
+    return total
+
+
+@triton.jit
+def tile(t, row, column, stride, n, d):
+    """(rows, columns) of a matrix; zeros outside."""
+    inside = (row < n)[:, None] & (column < d)[None, :]
+    return tl.load(t + row[:, None] * stride + column[None, :], mask=inside, other=0)
+
+
+@triton.jit
+def keep(t, value, row, column, stride, n, d):
+    """Store what ``tile`` would load."""
+    inside = (row < n)[:, None] & (column < d)[None, :]
+    at = t + row[:, None] * stride + column[None, :]
+    tl.store(at, value.to(t.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def turned(t, row, column, stride, n, d):
+    """The transpose of ``tile(t, column, row, ...)``: element [i, j] is t[column j, row i]."""
+    inside = (row < n)[:, None] & (column < d)[None, :]
+    return tl.load(t + column[None, :] * stride + row[:, None], mask=inside, other=0)
+
+
+def precision() -> str:
+    """Of float32 products: as cuBLAS may, and never less than the user allows."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def padded(r: int) -> int:
+    """The rank as the tensor cores take it."""
+    return max(16, triton.next_power_of_2(r))

@@ -286,8 +286,35 @@ def test_quantized_model_serves(name):
 def test_model_exports(name):
     config = small(name)
     model, features = LiRank(config).eval(), make_features(config)
-    del features["popularity"]
-    model.effects = None  # looks up ids by sorting, which no compiled graph holds
     program = torch.export.export(model, (features,))
     with torch.inference_mode():
         torch.testing.assert_close(program.module()(features), model(features))
+
+
+def test_model_with_fitted_popularity_exports():
+    """Known and unknown ids get their effects from the exported program too."""
+    config = small("feed")
+    model, features = LiRank(config).eval(), make_features(config, 40)
+    features["popularity"] = torch.arange(40) % 2
+    labels = (torch.arange(40) % 2).float().unsqueeze(1).expand(40, 3)
+    with torch.no_grad():
+        model.fit_popularity(model.logits(features), features["popularity"], labels)
+    program = torch.export.export(model, (features,)).module()
+    other = {**features, "popularity": torch.arange(40) % 3}
+    with torch.inference_mode():
+        torch.testing.assert_close(program(features), model(features))
+        torch.testing.assert_close(program(other), model(other))
+        assert not torch.equal(program(features), program(other))
+
+
+def test_start_of_the_tables_has_the_norm_asked_for():
+    norms = []
+    for norm in (1.0, 0.03):
+        config = small("jobs")
+        embedding = dataclasses.replace(config.embedding, dim=32, init_norm=norm)
+        config = dataclasses.replace(config, embedding=embedding)
+        bags = LiRank(config).bags(make_features(config, 40))
+        found = torch.cat([b.flatten(0, 1) for b in bags.values()]).norm(dim=1)
+        norms.append(found[found > 0].mean().item())
+    assert norms[0] == pytest.approx(0.8, abs=0.2)  # below 1: cells of several ids are averaged
+    assert norms[1] == pytest.approx(0.03 * norms[0], rel=0.1)

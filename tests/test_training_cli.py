@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -22,6 +17,7 @@ from lirank_ext.training.trainer import CHECKPOINT  # noqa: E402
 
 SMALL = ["--set", "model.embedding.dim=4", "--set", "model.mlp.dims=[8]"]
 SMALL += ["--set", "model.cross.rank=4", "--set", "training.batch_size=64", "--epochs", "2"]
+SMALL += ["--set", "training.tune=off", "--set", "training.fisher_rows=20"]
 
 
 @pytest.fixture(autouse=True)
@@ -96,27 +92,6 @@ def test_predict_needs_no_labels(data, tmp_path, capsys):
     capsys.readouterr()
     assert run("predict", out, tmp_path / "new.csv") == 0
     assert len(capsys.readouterr().out.split()) == 4
-
-
-def test_killed_process_resumes_bit_equal(data, tmp_path):
-    options = ["--label", "click", *SMALL, "--set", "training.checkpoint_every=3"]
-    options += ["--epochs", "8", "--set", "training.patience=0"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run("train", data, "--output", whole, *options) == 0
-    command = [sys.executable, "-m", "lirank_ext", "train", str(data), "--output", str(cut)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, *options], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment
-    )
-    deadline = time.monotonic() + 120
-    while not (cut / CHECKPOINT).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (cut / "model.safetensors").exists()
-    assert run("train", data, "--output", cut, "--resume") == 0
-    ours, theirs = load_model(cut)[0].state_dict(), load_model(whole)[0].state_dict()
-    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
 def test_bad_input_is_one_sentence(data, tmp_path, capsys):

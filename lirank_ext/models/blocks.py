@@ -18,7 +18,11 @@ def make_table(block: Embedding, table: str) -> HashedEmbeddingBag:
     size = block.tables.get(table, Table())
     buckets = size.num_buckets or block.num_buckets
     remainders = size.num_remainders or block.num_remainders
-    return HashedEmbeddingBag(block.dim, buckets, remainders, block.mode, prehashed=True)
+    made = HashedEmbeddingBag(block.dim, buckets, remainders, block.mode, prehashed=True)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(block.init_norm)
+    return made
 
 
 class CrossStack(nn.Module):

@@ -89,6 +89,32 @@ class History:
 
 
 @dataclass
+class Dwell:
+    """A label that is 1 where the time spent is above the percentile of its cluster.
+
+    The thresholds are measured on the rows trained on, one update of
+    :class:`lirank_ext.nn.LongDwellLabels` for each training, and kept with the model: every
+    increment measures them again. The paper: the 90th percentile (as an example), clusters of
+    ranking position, content type and platform, a measurement a day.
+
+    Attributes:
+        clusters: columns whose values tell the clusters apart; none is one cluster.
+        quantile, window, min_count: as in :class:`lirank_ext.nn.LongDwellLabels`.
+    """
+
+    clusters: list[str] = field(default_factory=list)
+    quantile: float = 0.9
+    window: int = 1
+    min_count: int = 100
+
+    def __post_init__(self) -> None:
+        _refuse_twice("clusters", self.clusters)
+        _at_least(1, window=self.window, min_count=self.min_count)
+        if not 0 < self.quantile < 1:
+            raise ConfigError(f"quantile: wanted a number in (0, 1), got {self.quantile}")
+
+
+@dataclass
 class Task:
     """A label to predict.
 
@@ -97,16 +123,20 @@ class Task:
         column: of the labels, 0 or 1; the task's name if None.
         positive: the value that counts as 1, all others as 0; None wants 0 and 1.
         weight: of its loss. The paper's weights are not given; 1 is a free choice.
+        dwell: the column holds times, and the label is "stayed long".
     """
 
     name: str
     column: str | None = None
     positive: str | None = None
     weight: float = 1.0
+    dwell: Dwell | None = None
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
             raise ConfigError(f"task '{self.name}': weight: wanted 0 or more, got {self.weight}")
+        if self.dwell is not None and self.positive is not None:
+            raise ConfigError(f"task '{self.name}': a time has no positive value: leave one out")
 
     @property
     def source(self) -> str:
@@ -186,6 +216,8 @@ class Embedding:
         mode: how the ids of a cell are pooled.
         dropout: probability of dropping a whole column in training, so that none is relied on
             alone (a free choice).
+        init_norm: of an id's embedding before training, about (a free choice). An id that was
+            not trained on keeps it: at 1 it speaks as loudly as a known one.
         tables: sizes of tables of their own.
     """
 
@@ -195,10 +227,12 @@ class Embedding:
     num_remainders: int = 1000
     mode: Literal["sum", "mean"] = "mean"
     dropout: float = 0.0
+    init_norm: float = 1.0
     tables: dict[str, Table] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _at_least(1, dim=self.dim, num_buckets=self.num_buckets, num_remainders=self.num_remainders)
+        _at_least(0, init_norm=self.init_norm)
         _share(dropout=self.dropout)
 
 

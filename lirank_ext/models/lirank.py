@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..nn._common import check_shape, refuse
+from ..nn.dwell import LongDwellLabels
 from ..nn.explore import NeuralLinear
 from ..nn.inputs import NumericBatchNorm
 from ..nn.isotonic import IsotonicCalibration
 from ..nn.random_effect import RandomEffect
 from .blocks import HistoryFeature, SeparateHead, SharedHead, make_table
-from .config import ConfigError, LiRankConfig
+from .config import ConfigError, Dwell, LiRankConfig
 
 Features = Mapping[str, Tensor]
 
@@ -114,6 +115,10 @@ class LiRank(nn.Module):
             widths = [_last(self.head.towers[self._tower(t)]).in_features for t in tasks]
             # One more than the tower's width: the intercept.
             self.posteriors = nn.ModuleList(NeuralLinear(w + 1, 1, precision) for w in widths)
+
+        # What made the labels of these tasks; the model itself does not read it.
+        dwell = {t.name: t.dwell for t in config.schema.tasks if t.dwell is not None}
+        self.dwell = nn.ModuleDict({_safe(n): make_dwell(d) for n, d in dwell.items()})
 
     def forward(self, features: Features) -> Tensor:
         """Features -> calibrated logits (B, T)."""
@@ -262,6 +267,13 @@ class LiRank(nn.Module):
         """All other parameters."""
         tables = {id(p) for p in self.table_parameters()}
         return [p for p in self.parameters() if id(p) not in tables]
+
+
+def make_dwell(block: Dwell) -> LongDwellLabels:
+    """The labels of a long dwell, not measured yet."""
+    # Without a column of clusters every row carries the same number.
+    columns = max(1, len(block.clusters))
+    return LongDwellLabels(block.quantile, columns, block.window, block.min_count)
 
 
 def _get(features: Features, key: str) -> Tensor:

@@ -67,6 +67,14 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="rows to validate on (default: a tenth of FILE, at random)",
     )
+    add(
+        "--long-dwell",
+        action="append",
+        default=[],
+        metavar="COLUMN[:A,B]",
+        help="a task: the time in COLUMN is above the 90th percentile of the rows' cluster, "
+        "told by the columns A and B",
+    )
     add("--config", metavar="FILE.yaml", help="model and training; see config.yaml in the output")
     add("--preset", choices=("feed", "jobs", "ads"), help="blocks of one of the paper's models")
     add(
@@ -99,6 +107,26 @@ def _add_train(subparsers: Any) -> None:
     add("--output", metavar="DIR", default="lirank_model", help="default: lirank_model")
     add("--resume", action="store_true", help="go on from the checkpoint in DIR")
     add("--overwrite", action="store_true", help="replace what is in DIR")
+    add(
+        "--tune",
+        choices=("auto", "on", "off"),
+        help="try a short list of regularisations and keep the one that validates best "
+        "(default auto: up to 500,000 rows)",
+    )
+    add("--from", dest="past", metavar="DIR", help="go on from the model in DIR, on newer files")
+    add("--cold", metavar="DIR", help="with --from: the model of the cold start")
+    add(
+        "--forgetting",
+        type=float,
+        metavar="NUMBER",
+        help="with --from: strength of the pull to the older weights (default 1)",
+    )
+    add(
+        "--cold-weight",
+        type=float,
+        metavar="SHARE",
+        help="with --from: share of the cold start in it, 0 to 1 (default 0)",
+    )
 
 
 def _add_evaluate(subparsers: Any) -> None:
@@ -179,11 +207,10 @@ def _folder(name: str) -> Path:
     return Path(name)
 
 
-def _config(args: argparse.Namespace) -> Any:
-    """The configuration: defaults for files, then the preset or the YAML, then the options."""
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``--config`` holds."""
     from ..models import ConfigError
-    from ..models._parse import override, read_yaml
-    from .defaults import for_files
+    from ..models._parse import read_yaml
     from .settings import Config
 
     given: dict[str, Any] = read_yaml(args.config) if args.config else {}
@@ -191,54 +218,125 @@ def _config(args: argparse.Namespace) -> Any:
         raise ConfigError(f"{args.config}: wanted keys and values, got {given!r}")
     if given:
         Config.from_dict(given, args.config)  # its own mistakes, before the data are looked at
+    return given
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Values that options give, by key."""
+    from ..models import ConfigError
+    from ..models._parse import override
+
+    data: dict[str, Any] = {}
+    for item in args.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {item}: wanted KEY=VALUE")
+        override(data, key, value)
+    training = {"epochs": args.epochs, "seed": args.seed}
+    training.update({n: getattr(args, n, None) for n in ("tune", "forgetting", "cold_weight")})
+    if args.skip_bad_rows:
+        training["bad_rows"] = "skip"
+    for name, value in training.items():
+        if value is not None:
+            data.setdefault("training", {})[name] = value
+    return data
+
+
+def _tasks(args: argparse.Namespace) -> list[Any]:
+    """``--label`` and ``--long-dwell``."""
+    from ..models import Dwell, Task
+
+    tasks: list[Any] = list(args.label)
+    for item in args.long_dwell:
+        column, _, clusters = item.partition(":")
+        name = "long_dwell" if len(args.long_dwell) == 1 else f"long_{column}"
+        tasks.append(Task(name, column, dwell=Dwell(_names(clusters))))
+    return tasks
+
+
+def _config(args: argparse.Namespace) -> Any:
+    """The configuration: defaults for files, then the preset or the YAML, then the options."""
+    from .defaults import for_files, merge
+    from .settings import Config
+
     data = for_files(
         args.data,
-        args.label,
-        given,
+        _tasks(args),
+        _given(args),
         preset=args.preset,
         numeric=_names(args.numeric),
         categorical=_names(args.categorical),
         ignore=_names(args.ignore),
         skip=args.skip_bad_rows,
     ).to_dict()
-    for item in args.set:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {item}: wanted KEY=VALUE")
-        override(data, key, value)
-    for name in ("epochs", "seed"):
-        if getattr(args, name) is not None:
-            data["training"][name] = getattr(args, name)
-    if args.skip_bad_rows:
-        data["training"]["bad_rows"] = "skip"
+    merge(data, _overrides(args))
     return Config.from_dict(data)
 
 
+def _increment_config(args: argparse.Namespace, past: Any) -> Any:
+    """The configuration of the model gone on from, with the training that the options give."""
+    from .defaults import merge
+    from .incremental import same_model
+    from .settings import Config
+
+    columns = ("preset", "numeric", "categorical", "ignore", "long_dwell")
+    for name in columns:
+        if getattr(args, name):
+            option = name.replace("_", "-")
+            raise DataError(f"--{option}: the model of --from names its columns and blocks itself")
+    known = past.config.model.schema.tasks
+    if args.label and sorted(args.label) != sorted(t.name for t in known):
+        names = ", ".join(t.name for t in known)
+        raise DataError(f"--label: the model of --from predicts {names}: leave the option out")
+    data = past.config.to_dict()
+    merge(data, _given(args))
+    merge(data, _overrides(args))
+    data["training"].update(tune="off", start_from=str(args.past), cold=args.cold)
+    config = Config.from_dict(data)
+    same_model(past, config, "--from")
+    return config
+
+
 def _train(args: argparse.Namespace) -> int:
+    from . import incremental, tuning
     from .files import Broken
-    from .session import MODEL, open_trainer, save_model
+    from .session import MODEL, save_model
     from .settings import Config
     from .trainer import CHECKPOINT
 
     output, device = _folder(args.output), _device(args)
-    kept = output / CHECKPOINT
-    if kept.exists() and not (args.resume or args.overwrite):
-        raise DataError(f"{kept} is there: give --resume to go on, or --overwrite to start again")
-    if args.resume and not kept.exists():
-        raise DataError(f"--resume: {kept}: no such file")
-    own = output / "config.yaml"
-    config = Config.load(own) if args.resume and own.exists() else _config(args)
+    own, kept, trials = output / "config.yaml", output / CHECKPOINT, output / tuning.FOLDER
+    found = kept if kept.exists() else trials
+    if found.exists() and not (args.resume or args.overwrite):
+        raise DataError(f"{found} is there: give --resume to go on, or --overwrite to start again")
+    if args.resume and not found.exists():
+        raise DataError(f"--resume: {found}: no such file")
+    state = tuning.read_state(output) if args.resume else None
+    past = None
+    if state is not None:
+        config = Config.from_dict(state["config"])
+    elif args.resume and own.exists():
+        config = Config.load(own)
+        past = _past(config.training.start_from, output)
+    else:
+        past = _past(args.past, output)
+        config = _increment_config(args, past) if past else _config(args)
+    _check_increment(args, past)
+    if args.overwrite:
+        tuning.remove(output)
+    fixed = set(state["fixed"]) if state else tuning.given_keys(_fixed(args))
     broken = Broken(config.training.bad_rows == "skip")
-    trainer = open_trainer(
-        config, args.data, args.valid, output=output, device=device, bar=True, broken=broken
-    )
-    if args.resume:
-        trainer.resume()
-    _write_yaml(own, config)
-    progress = trainer.fit()
+    run = _Run(args, config, output, device, broken, past)
+    trainer, report = run.tune(fixed) if run.tunes(state) else run.once()
+    config = trainer.config
+    if config.training.fisher_rows:
+        incremental.keep(trainer, output)
     save_model(output, trainer.model, config)
-    report = {"best_step": progress.best_step, "steps": progress.step, "broken_rows": broken.count}
-    report["evaluations"] = progress.evaluations
+    _write_yaml(own, config)
+    tuning.remove(output)
+    progress = trainer.progress
+    report = {"best_step": progress.best_step, "steps": progress.step, **report}
+    report["broken_rows"], report["evaluations"] = broken.count, progress.evaluations
     (output / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     best = next((e for e in progress.evaluations if e["step"] == progress.best_step), None)
     if best is not None and "tasks" in best:
@@ -246,6 +344,103 @@ def _train(args: argparse.Namespace) -> int:
     _say_broken(broken)
     print_line(f"model: {output / MODEL}; configuration: {own}")
     return 0
+
+
+def _fixed(args: argparse.Namespace) -> dict[str, Any]:
+    """What the user asked for, which no trial changes."""
+    from .defaults import merge
+
+    data = _given(args)
+    merge(data, _overrides(args))
+    return data
+
+
+def _past(folder: str | None, output: Path) -> Any:
+    """The training that ``--from`` goes on from; None where there is none."""
+    from .incremental import load_past
+
+    if folder is None:
+        return None
+    if Path(folder).resolve() == output.resolve():
+        raise DataError(f"--from {folder}: --output must be another folder")
+    return load_past(folder)
+
+
+def _check_increment(args: argparse.Namespace, past: Any) -> None:
+    for name in ("cold", "forgetting", "cold_weight"):
+        if getattr(args, name) is not None and past is None:
+            raise DataError(f"--{name.replace('_', '-')}: goes with --from DIR")
+    if past is not None and args.tune == "on":
+        raise DataError("--tune on: an increment keeps the settings of the model it goes on from")
+
+
+class _Run:
+    """One ``train``: files opened, then one training or several."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        config: Any,
+        output: Path,
+        device: str,
+        broken: Any,
+        past: Any,
+    ) -> None:
+        from .session import open_data
+
+        self.args, self.config, self.output, self.device = args, config, output, device
+        self.past = past
+        before = past.model if past else None
+        self.data = open_data(config, args.data, args.valid, broken, before)
+
+    def tunes(self, state: dict[str, Any] | None) -> bool:
+        """Whether there are trials to train, or to go on with."""
+        from . import tuning
+
+        if state is not None:
+            return True
+        going_on = self.args.resume or self.past is not None
+        validates = self.data.valid is not None
+        return not going_on and tuning.wanted(self.config, self.data.rows, validates)
+
+    def tune(self, fixed: set[str]) -> tuple[Any, dict[str, Any]]:
+        """The best trial's trainer, and what the report says of the trials."""
+        from .tuning import Tuner
+
+        tuner = Tuner(self.config, fixed, self.data, self.output, self.device, bar=True)
+        trainer, best = tuner.run()
+        trainer.output = self.output
+        trainer.checkpoint()
+        _show_trials(tuner.trials, best)
+        trials = [t.as_json() for t in tuner.trials]
+        return trainer, {"chosen": best.name, "trials": trials}
+
+    def once(self) -> tuple[Any, dict[str, Any]]:
+        """The trainer after one training."""
+        from .incremental import begin, load_past
+        from .session import trainer_on
+
+        trainer = trainer_on(self.data, self.config, self.output, self.device, bar=True)
+        if self.past is not None:
+            cold = self.config.training.cold
+            begin(trainer, self.past, load_past(cold) if cold else None)
+        if self.args.resume:
+            trainer.resume()
+        _write_yaml(self.output / "config.yaml", self.config)
+        trainer.fit()
+        return trainer, {}
+
+
+def _show_trials(trials: list[Any], best: Any) -> None:
+    def cells(trial: Any) -> list[str]:
+        tasks = list(trial.tasks.values())
+        means = [sum(t[n] for t in tasks) / len(tasks) for n in ("auc", "log_loss")]
+        mark = " (kept)" if trial is best else ""
+        return [trial.name + mark, *(f"{m:.4f}" for m in means), str(trial.best_step)]
+
+    if len(trials) > 1:
+        columns = ("regularisation", ">AUC", ">log-loss", ">best step")
+        print_table("Trials, on the rows to validate on", columns, [cells(t) for t in trials])
 
 
 def _write_yaml(path: Path, config: Any) -> None:
@@ -273,12 +468,13 @@ def _say_broken(broken: Any) -> None:
 def _open(args: argparse.Namespace, labels: bool) -> tuple[Any, Any, Any, Any, str]:
     """Model, configuration, loader, broken rows and device of a command on a trained model."""
     from .files import Broken
-    from .session import load_model, open_loader
+    from .session import dwell_of, load_model, open_loader
 
     device = _device(args)
     model, config = load_model(args.model, device)
     broken = Broken(args.skip_bad_rows)
-    return model, config, open_loader(config, args.data, broken, labels=labels), broken, device
+    loader = open_loader(config, args.data, broken, labels=labels, dwell=dwell_of(model))
+    return model, config, loader, broken, device
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -357,7 +553,7 @@ def _ablate(args: argparse.Namespace) -> int:
     from . import ablation
     from .files import Broken
     from .metrics import evaluate
-    from .session import open_loader, open_trainer
+    from .session import dwell_of, open_loader, open_trainer
 
     switches = args.switch or ["cross", "attention", "mlp", "gate", "calibration"]
     for name in switches:
@@ -373,7 +569,9 @@ def _ablate(args: argparse.Namespace) -> int:
         trainer = open_trainer(variant, args.data, args.valid, device=device, bar=True)
         trainer.fit()
         broken = Broken(variant.training.bad_rows == "skip")
-        rows = open_loader(variant, args.test, broken) if args.test else trainer.valid_loader
+        dwell = dwell_of(trainer.model)
+        tests = open_loader(variant, args.test, broken, dwell=dwell) if args.test else None
+        rows = tests or trainer.valid_loader
         return evaluate(trainer.model, rows, device)
 
     path = Path(args.output) if args.output else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..datasets import DataError
 from ..datasets.dataset import ranges
 from ..datasets.table import MISSING, NUMBER, _zero_or_one
 from ..models import Categorical, History, Schema, Task
+from ..nn.dwell import LongDwellLabels
 from .files import Broken, Chunk
 from .packages import need
 
@@ -94,19 +95,29 @@ class Converter:
         broken: what to do with rows whose values do not fit.
         labels: whether to read the labels.
         max_len: longest history that is kept.
+        dwell: thresholds of the tasks that are long dwells, by task.
     """
 
     def __init__(
-        self, schema: Schema, broken: Broken, labels: bool = True, max_len: int = 100
+        self,
+        schema: Schema,
+        broken: Broken,
+        labels: bool = True,
+        max_len: int = 100,
+        dwell: Mapping[str, LongDwellLabels] | None = None,
     ) -> None:
         self.schema, self.broken = schema, broken
         self.tasks = schema.tasks if labels else []
         self.max_len = max_len
+        self.dwell = dwell or {}
 
     @property
     def columns(self) -> list[str]:
         """The columns to read."""
-        return list(dict.fromkeys([*self.schema.columns, *(t.source for t in self.tasks)]))
+        names = [*self.schema.columns, *(t.source for t in self.tasks)]
+        for task in self.tasks:
+            names += task.dwell.clusters if task.dwell else []
+        return list(dict.fromkeys(names))
 
     def rows(self, chunk: Chunk) -> Rows:
         """All rows of a chunk whose values fit.
@@ -123,7 +134,7 @@ class Converter:
             bags.update(self._history(reader, history))
         if self.schema.popularity:
             bags["popularity"] = reader.bag(Categorical(self.schema.popularity))
-        labels = [reader.labels(task) for task in self.tasks]
+        labels = [self._labels(reader, task) for task in self.tasks]
         rows = Rows(
             np.stack(numeric, 1).astype(np.float32) if numeric else np.zeros((n, 0), np.float32),
             bags,
@@ -131,6 +142,23 @@ class Converter:
             chunk.first + np.arange(n),
         )
         return self._without_broken(rows, reader, chunk)
+
+    def _labels(self, reader: _ChunkReader, task: Task) -> np.ndarray:
+        if task.dwell is None:
+            return reader.labels(task)
+        dwell, columns = reader.dwell(task.source, task.dwell.clusters)
+        if task.name not in self.dwell:
+            raise DataError(f"task '{task.name}': its dwell thresholds are not measured yet")
+        return self.dwell[task.name].label(dwell, columns).numpy()
+
+    def dwell_of(self, chunk: Chunk, task: Task) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Times and clusters of the rows that have a time, and their row numbers."""
+        reader = _ChunkReader(chunk)
+        dwell, columns = reader.dwell(task.source, task.dwell.clusters)
+        kept = np.ones(len(dwell), bool)
+        kept[list(reader.broken)] = False
+        numbers = chunk.first + np.flatnonzero(kept)
+        return dwell[kept], columns[kept], numbers
 
     def _without_broken(self, rows: Rows, reader: _ChunkReader, chunk: Chunk) -> Rows:
         if not reader.broken:
@@ -295,6 +323,20 @@ class _ChunkReader:
             return f"{found} {items[i]} items"
 
         self._mark(np.flatnonzero(items != actions), message)
+
+    def dwell(self, column: str, clusters: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Times (n,) float64 and clusters (n, columns) as hashes; 0 where the row is broken."""
+        times = self.numbers(column)
+        bad = ~(np.isfinite(times) & (times >= 0))
+        self._mark(
+            np.flatnonzero(bad),
+            lambda i: f"the dwell time '{column}' is {times[i]:g}, where 0 or more was wanted",
+        )
+        times = np.where(bad, 0.0, times)
+        table = self.chunk.table
+        codes = [self._hashes(table[name], Categorical(name)) for name in clusters]
+        columns = np.stack(codes, 1) if codes else np.zeros((len(times), 1), np.int64)
+        return torch.from_numpy(times), torch.from_numpy(columns)
 
     def labels(self, task: Task) -> np.ndarray:
         """0 or 1, float64."""

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..datasets import DataError
-from ..datasets.table import _lines, _raise_broken, _records, _sentence
+from ..datasets.table import _lines, _open, _raise_broken, _records, _sentence
 from .packages import need
 
-CSV_BLOCK = 4 << 20  # bytes parsed at a time
+CSV_BLOCK = 1 << 20  # bytes parsed at a time
 PARQUET_ROWS = 65_536
+PLACES = 32  # where a shuffled source is read at once; each holds a piece of its file in memory
+# A quoted field, line breaks and doubled quotes in it included, behind a delimiter.
+QUOTED = rb'(?<![^%s\r\n])"(?:[^"]|"")*"'
+OPENED = rb'(?<![^%s\r\n])"'
 NAMED_AT_MOST = 5  # broken rows that a summary names
 
 
@@ -78,6 +85,14 @@ class Chunk:
         return self.file.where(self.row + row)
 
 
+class _Piece(NamedTuple):
+    """Where a piece of a CSV file starts: its byte, row, and record (broken ones counted too)."""
+
+    offset: int
+    row: int
+    record: int
+
+
 class File:
     """One CSV or Parquet file.
 
@@ -96,6 +111,8 @@ class File:
             raise DataError(f"{path}: empty file")
         self.is_parquet = self.path.suffix.lower() in (".parquet", ".pq")
         self.delimiter = ","
+        self._index: list[_Piece] = []
+        self._rows = -1
         self.columns = self._parquet_columns() if self.is_parquet else self._header()
         twice = {c for c in self.columns if self.columns.count(c) > 1}
         if twice:
@@ -142,60 +159,148 @@ class File:
         line = next((line for i, (line, _) in enumerate(records) if i == row + 1), None)
         return f"{self.path}:{line}" if line else f"{self.path}, row {row + 1}"
 
-    def tables(self, columns: Sequence[str], broken: Broken, skip: int = 0) -> Iterator[Any]:
-        """Arrow tables of these columns, in order; row groups before row ``skip`` stay unread."""
+    def count(self, columns: Sequence[str], skip: bool) -> int:
+        """How many rows it has: from the metadata of Parquet, by parsing one column of CSV."""
         if self.is_parquet:
-            yield from self._parquet_tables(columns, skip)
-        else:
-            yield from self._csv_tables(columns, broken)
+            return self._parquet().metadata.num_rows
+        if self._rows < 0:
+            one = columns[:1] or self.columns[:1]
+            self._rows = sum(table.num_rows for table in self._csv_tables(one, Broken(skip), 0))
+        return self._rows
 
-    def _parquet_tables(self, columns: Sequence[str], skip: int) -> Iterator[Any]:
+    def tables(
+        self, columns: Sequence[str], broken: Broken, skip: int = 0, rows: int = PARQUET_ROWS
+    ) -> Iterator[Any]:
+        """Arrow tables of these columns, in order, of ``rows`` at most where it is Parquet.
+
+        What lies before row ``skip`` is passed over where it can be (row groups of Parquet, pieces
+        of a CSV file read before): a number in place of a table says how many rows.
+        """
+        if self.is_parquet:
+            yield from self._parquet_tables(columns, skip, rows)
+        else:
+            yield from self._csv_tables(columns, broken, skip)
+
+    def _parquet_tables(self, columns: Sequence[str], skip: int, rows: int) -> Iterator[Any]:
         pa, file = need("pyarrow"), self._parquet()
         at, groups = 0, []
         for i in range(file.num_row_groups):
-            rows = file.metadata.row_group(i).num_rows
-            if at + rows > skip:
+            held = file.metadata.row_group(i).num_rows
+            if at + held > skip:
                 groups.append(i)
             else:
-                yield rows  # so many rows were passed over
-            at += rows
+                yield held
+            at += held
         try:
             options = {"row_groups": groups, "columns": list(columns)}
-            for batch in file.iter_batches(PARQUET_ROWS, **options) if groups else ():
+            for batch in file.iter_batches(rows, **options) if groups else ():
                 yield pa.table(batch)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable("Parquet", error) from error
 
-    def _csv_tables(self, columns: Sequence[str], broken: Broken) -> Iterator[Any]:
+    def _csv_tables(self, columns: Sequence[str], broken: Broken, skip: int) -> Iterator[Any]:
         """Every column as text: what it holds is for the schema to say."""
+        pa = need("pyarrow")
+        try:
+            if not self._index:
+                self._index.append(_Piece(self._body(), 0, 0))
+            # The last piece that starts at or before the row.
+            at = bisect_right(self._index, max(0, skip), key=lambda piece: piece.row) - 1
+            offset, row, record = self._index[at]
+            if row:
+                yield row
+            for text in self._pieces(offset):
+                table, bad = self._parse(text, columns, broken, record)
+                if table.num_rows:
+                    yield table
+                row, record = row + table.num_rows, record + table.num_rows + bad
+                offset += len(text)
+                if offset > self._index[-1].offset:
+                    self._index.append(_Piece(offset, row, record))
+        except pa.ArrowException as error:
+            _raise_broken(self.path, self.delimiter)
+            raise self._unreadable("CSV", error) from error
+        except (OSError, EOFError) as error:
+            raise self._unreadable("CSV", error) from error
+
+    def _body(self) -> int:
+        """The byte behind the header."""
+        at = 0
+        with _open(self.path) as file:
+            for line in file:
+                at += len(line)
+                if line.strip():
+                    break
+        return at
+
+    def _pieces(self, offset: int) -> Iterator[bytes]:
+        """Whole records, about a block of bytes at a time."""
+        with _open(self.path) as file:
+            file.seek(offset)
+            held = b""
+            while block := file.read(CSV_BLOCK):
+                held += block
+                end = _last_record(held, self.delimiter.encode())
+                if end:
+                    yield held[:end]
+                    held = held[end:]
+            if held:
+                yield held
+
+    def _parse(
+        self, text: bytes, columns: Sequence[str], broken: Broken, record: int
+    ) -> tuple[Any, int]:
+        """A piece as an Arrow table, and how many records of it are broken."""
         pa, reader = need("pyarrow"), need("pyarrow.csv")
+        bad: list[int] = []
 
         def handle(row: Any) -> str:
             if not broken.skip:
                 return "error"
+            number = record + row.number + 1  # the header is the first
             found = f"{row.actual_columns} fields, where the header has {row.expected_columns}"
-            message = f"{self.path}:{row.number}: {found}"
-            broken.add((self.path, "line", row.number), lambda: message)
+            message = f"{self.path}:{number}: {found}"
+            broken.add((self.path, "line", number), lambda: message)
+            bad.append(number)
             return "skip"
 
-        options = {
+        kinds = {name: pa.string() for name in columns}
+        if not text.strip():
+            return pa.table({name: pa.array([], kind) for name, kind in kinds.items()}), 0
+        table = reader.read_csv(
+            pa.BufferReader(text),
             # One thread, or the handler is not told which row it has.
-            "read_options": reader.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-            "parse_options": reader.ParseOptions(
+            reader.ReadOptions(
+                use_threads=False, block_size=len(text) + 1, column_names=self.columns
+            ),
+            reader.ParseOptions(
                 delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=handle
             ),
-            "convert_options": reader.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()), include_columns=list(columns)
-            ),
-        }
-        try:
-            for batch in reader.open_csv(self.path, **options):
-                yield pa.table(batch)
-        except pa.ArrowException as error:
-            _raise_broken(self.path, self.delimiter)
-            raise self._unreadable("CSV", error) from error
-        except OSError as error:
-            raise self._unreadable("CSV", error) from error
+            reader.ConvertOptions(column_types=kinds, include_columns=list(columns)),
+        )
+        return table, len(bad)
+
+
+def _last_record(text: bytes, delimiter: bytes) -> int:
+    """Where the last whole record of a text ends; 0 where there is none.
+
+    An even number of quotes lies before the end of a record. A stray quote, in a field that is
+    not quoted, upsets the count; the quoted fields are then looked for one by one.
+    """
+    end, quotes = len(text), text.count(b'"')
+    while (start := text.rfind(b"\n", 0, end)) >= 0:
+        quotes -= text.count(b'"', start, end)
+        if quotes % 2 == 0:
+            return start + 1
+        end = start
+    delimiter, best, at = re.escape(delimiter), -1, 0
+    for quoted in re.finditer(QUOTED % delimiter, text):
+        best = max(best, text.rfind(b"\n", at, quoted.start()))
+        at = quoted.end()
+    # Behind the last of them another one may have begun.
+    begun = re.compile(OPENED % delimiter).search(text, at)
+    best = max(best, text.rfind(b"\n", at, begun.start() if begun else len(text)))
+    return best + 1
 
 
 class Source:
@@ -216,16 +321,20 @@ class Source:
         self.files = [File(path) for path in paths]
         self.columns = list(dict.fromkeys(columns))
         self.broken = Broken() if broken is None else broken
+        self._counts: dict[File, int] = {}
         for file in self.files:
             for column in self.columns:
                 file.check(column)
 
-    def chunks(self, skip: int = 0) -> Iterator[Chunk]:
-        """All rows from number ``skip`` on."""
+    def chunks(self, skip: int = 0, rows: int = PARQUET_ROWS) -> Iterator[Chunk]:
+        """All rows from number ``skip`` on, in chunks of ``rows`` at most where it is Parquet."""
         first = 0
         for file in self.files:
             row = 0
-            for table in file.tables(self.columns, self.broken, skip - first):
+            if self._counts and first + self._counts[file] <= skip:
+                first += self._counts[file]
+                continue
+            for table in file.tables(self.columns, self.broken, skip - first, rows):
                 if isinstance(table, int):
                     row += table
                     continue
@@ -252,14 +361,58 @@ class Source:
         if held:
             yield held
 
+    def mixed(self, rows: int, start: int = 0) -> Iterator[list[Chunk]]:
+        """The rows in blocks of about ``rows``, each gathered from places all over the files.
+
+        The files are cut into :data:`PLACES` stretches, and a block takes its share of every one,
+        so that it is like the whole even where the files are sorted. Each stretch is read
+        forward, by a reader of its own.
+
+        Args:
+            rows: of a block, at most.
+            start: the block to begin with.
+        """
+        total = self.count()
+        blocks = -(-total // rows)
+        if blocks < 2:
+            yield from self.blocks(rows, start)
+            return
+        if start >= blocks:
+            return
+        places = min(PLACES, total)
+        edges = [total * i // places for i in range(places + 1)]
+        cuts = [
+            [low + (high - low) * b // blocks for b in range(blocks + 1)]
+            for low, high in pairwise(edges)
+        ]
+        readers = [_Reader(self.chunks(cut[start], max(1, rows // places))) for cut in cuts]
+        for b in range(start, blocks):
+            taken = [r.take(cut[b + 1] - cut[b]) for r, cut in zip(readers, cuts, strict=True)]
+            yield [chunk for chunks in taken for chunk in chunks]
+
     def count(self) -> int:
-        """How many rows there are: from the metadata of Parquet, by reading one column of CSV."""
-        total = 0
-        for file in self.files:
-            if file.is_parquet:
-                total += file._parquet().metadata.num_rows
-                continue
-            quiet = Broken(self.broken.skip)
-            one = self.columns[:1] or file.columns[:1]
-            total += sum(table.num_rows for table in file.tables(one, quiet))
-        return total
+        """How many rows there are; CSV files are read once for it."""
+        if not self._counts:
+            skip = self.broken.skip
+            self._counts = {f: f.count(self.columns, skip) for f in self.files}
+        return sum(self._counts.values())
+
+
+class _Reader:
+    """Takes a stream of chunks by number of rows."""
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        self.chunks = chunks
+        self.rest: Chunk | None = None
+
+    def take(self, rows: int) -> list[Chunk]:
+        """The next rows."""
+        taken = []
+        while rows:
+            chunk = self.rest or next(self.chunks)
+            some = min(rows, chunk.table.num_rows)
+            taken.append(chunk.slice(0, some))
+            rows -= some
+            left = chunk.table.num_rows - some
+            self.rest = chunk.slice(some, some + left) if left else None
+        return taken

@@ -20,6 +20,7 @@ from .packages import need
 SAMPLE_ROWS = 500_000
 MAX_VALUES = 128  # a number with no more distinct values also gets an id per value
 NUM_BINS = 32  # any other also gets an id per quantile bin
+PADDED = r"^0\d+$"
 FILLED = 0.5  # whole numbers that fill so much of their range are codes, not amounts
 
 
@@ -33,7 +34,7 @@ class Inferred:
 
 def infer(
     paths: Sequence[str | Path],
-    labels: Sequence[str],
+    labels: Sequence[str | Task],
     *,
     numeric: Sequence[str] = (),
     categorical: Sequence[str] = (),
@@ -44,11 +45,13 @@ def infer(
 
     Text is categorical. Numbers are numeric, and also ids: one for each value where there are at
     most 128, else one for each of 32 quantile bins. Whole numbers in a column called "id" or
-    "user_id", or that fill their range as codes do (0, 1, 2...), are ids only.
+    "user_id", that fill their range as codes do (0, 1, 2...), or of which one is written with a
+    zero in front (01060), are ids only.
 
     Args:
         paths: the files.
-        labels: label columns, ``NAME`` or ``NAME=VALUE`` (1 where the column holds VALUE).
+        labels: label columns, ``NAME`` or ``NAME=VALUE`` (1 where the column holds VALUE),
+            or whole tasks.
         numeric, categorical: columns to read as such, whatever they look like.
         ignore: columns to leave out.
         broken: what to do with broken rows.
@@ -84,7 +87,7 @@ def table_for(ids: int) -> Table:
     return Table(buckets, max(1, -(-buckets // 1_000_000)))
 
 
-def _tasks(file: Any, labels: Sequence[str]) -> list[Task]:
+def _tasks(file: Any, labels: Sequence[str | Task]) -> list[Task]:
     if not labels:
         found = next((c for c in file.columns if c.lower() in LABEL_NAMES), None)
         if found is None:
@@ -93,6 +96,11 @@ def _tasks(file: Any, labels: Sequence[str]) -> list[Task]:
         labels = [found]
     tasks = []
     for label in labels:
+        if isinstance(label, Task):
+            for column in (label.source, *(label.dwell.clusters if label.dwell else ())):
+                file.check(column)
+            tasks.append(label)
+            continue
         name, equals, value = label.partition("=")
         if label in file.columns or not equals:
             file.check(label)
@@ -128,6 +136,8 @@ class _Looks:
         self.distinct = pc.count_distinct(text).as_py()
         there = pc.not_equal(text, "").to_numpy(zero_copy_only=False)
         number = pc.match_substring_regex(text, NUMBER).to_numpy(zero_copy_only=False)
+        # A zero in front, as in the postal code 01060: no amount is written so.
+        self.padded = bool(pc.any(pc.match_substring_regex(text, PADDED)).as_py())
         self.values = None
         if there.any() and number.sum() >= MOSTLY * there.sum():
             numbers = text.filter(pa.array(number)).cast(pa.float64()).to_numpy()
@@ -136,6 +146,8 @@ class _Looks:
     def is_code(self, column: str) -> bool:
         """Names written as whole numbers."""
         values = self.values
+        if self.padded:
+            return True
         if np.any(values != np.floor(values)):
             return False
         if _is_id(column, values):

@@ -55,9 +55,10 @@ class Split:
 class Loader:
     """Batches of some of the rows of a source.
 
-    Rows are read in blocks of ``block_rows``; a block is shuffled by the seed, the epoch and its
-    number, and cut into batches of equal size, so that any position can be reached again. Files
-    larger than a block stay on disk; a source of one block is converted once and kept.
+    Rows are read in blocks of ``block_rows``. To shuffle, a block is gathered from places all over
+    the files, so that sorted files do no harm, and ordered by the seed, the epoch and its number.
+    A block is cut into batches of equal size, and any position can be reached again. Files larger
+    than a block stay on disk; a source of one block is converted once and kept.
 
     Args:
         source, converter: files, and how rows become tensors.
@@ -65,7 +66,7 @@ class Loader:
         block_rows: rows shuffled together, and held in memory.
         split: which rows validate; None takes all rows.
         valid: take those rows, or else all others.
-        shuffle: False keeps the order of the files.
+        shuffle: mix the rows; False keeps the order of the files.
         seed: of the order.
         prefetch: batches made ahead by a thread; 0 for none.
     """
@@ -121,7 +122,8 @@ class Loader:
                 yield 0, self._only
             return
         number = start - 1
-        for number, chunks in enumerate(self.source.blocks(self.block_rows, start), start):
+        read = self.source.mixed if self.shuffle else self.source.blocks
+        for number, chunks in enumerate(read(self.block_rows, start), start):
             rows = Rows.concatenate([self._mine(self.converter.rows(c)) for c in chunks])
             if number == 0:
                 first = rows

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..datasets import DataError
 from ..models import ConfigError, LiRank
+from ..models.lirank import _safe, make_dwell
+from ..nn.dwell import LongDwellLabels
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .features import Converter
@@ -32,14 +37,24 @@ def open_loader(
     split: Split | None = None,
     valid: bool = False,
     shuffle: bool = False,
+    dwell: Mapping[str, LongDwellLabels] | None = None,
 ) -> Loader:
     """Batches of files, as a configuration describes their columns.
+
+    Args:
+        config: model and training.
+        paths: the files.
+        broken: what to do with broken rows.
+        labels: read them too.
+        split, valid: which rows; see :class:`Loader`.
+        shuffle: in blocks, by the seed.
+        dwell: thresholds of the tasks that are long dwells, as :func:`dwell_of` gives them.
 
     Raises:
         DataError: a file or a column is missing.
     """
     settings, schema = config.training, config.model.schema
-    converter = Converter(schema, broken, labels, config.model.history.max_len)
+    converter = Converter(schema, broken, labels, config.model.history.max_len, dwell)
     return Loader(
         Source(paths, converter.columns, broken),
         converter,
@@ -53,29 +68,40 @@ def open_loader(
     )
 
 
-def open_trainer(
+@dataclass
+class Data:
+    """Files opened once, for one trainer or several.
+
+    Attributes:
+        train, valid: rows to learn from and to evaluate on; None evaluates nothing.
+        rows: of the files to train on, those to validate on included.
+        steps: of an epoch, about.
+        files: names and sizes, which tell these data from others.
+        dwell: thresholds of the tasks that are long dwells, by task.
+    """
+
+    train: Loader
+    valid: Loader | None
+    rows: int
+    steps: int
+    files: list[list[Any]]
+    dwell: dict[str, LongDwellLabels]
+
+
+def open_data(
     config: Config,
     paths: Paths,
     valid_paths: Paths = (),
-    *,
-    output: Path | None = None,
-    device: str | torch.device = "cpu",
-    bar: bool = False,
     broken: Broken | None = None,
-) -> Trainer:
-    """A trainer on files.
+    before: LiRank | None = None,
+) -> Data:
+    """The files of a training; see :func:`open_trainer`.
 
     Args:
-        config: model and training.
-        paths: files to train on; a share of their rows validates where there are no others.
-        valid_paths: files to validate on.
-        output: folder for checkpoints.
-        device: of the model.
-        bar: show a progress bar.
-        broken: counts broken rows.
+        before: the model to go on from; its window of dwell times moves on by these rows.
 
     Raises:
-        DataError: a file or a column is missing.
+        DataError: a file or a column is missing, or there is no row.
     """
     settings = config.training
     if broken is None:
@@ -96,7 +122,82 @@ def open_trainer(
     steps = math.ceil(total * (1 - share) / settings.batch_size)
     files = [[f.path.name, f.path.stat().st_size] for f in train.source.files]
     files += [[Path(p).name, Path(p).stat().st_size] for p in valid_paths]
-    return Trainer(config, train, valid, steps, output, device, files, bar)
+    dwell = _measured(config, train, dwell_of(before) if before else {})
+    for loader in (train, valid):
+        if loader is not None:
+            loader.converter.dwell = dwell
+    return Data(train, valid, total, steps, files, dwell)
+
+
+def dwell_of(model: LiRank) -> dict[str, LongDwellLabels]:
+    """The thresholds of a model's long dwells, by task."""
+    tasks = [t.name for t in model.config.schema.tasks if t.dwell is not None]
+    return {name: copy.deepcopy(model.dwell[_safe(name)]).cpu() for name in tasks}
+
+
+def _measured(
+    config: Config, train: Loader, before: dict[str, LongDwellLabels]
+) -> dict[str, LongDwellLabels]:
+    """Thresholds after one more update, by the rows to train on."""
+    tasks = [t for t in config.model.schema.tasks if t.dwell is not None]
+    found = {t.name: before.get(t.name) or make_dwell(t.dwell) for t in tasks}
+    if not tasks:
+        return found
+    parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {t.name: [] for t in tasks}
+    for chunk in train.source.chunks():
+        for task in tasks:
+            times, clusters, numbers = train.converter.dwell_of(chunk, task)
+            if train.split is not None:
+                mine = torch.from_numpy(~train.split.is_valid(numbers))
+                times, clusters = times[mine], clusters[mine]
+            parts[task.name].append((times, clusters))
+    for task in tasks:
+        times, clusters = (torch.cat(p) for p in zip(*parts[task.name], strict=True))
+        if not len(times):
+            raise DataError(f"no dwell time in column '{task.source}' to measure thresholds on")
+        found[task.name].update(times, clusters)
+    return found
+
+
+def trainer_on(
+    data: Data,
+    config: Config,
+    output: Path | None = None,
+    device: str | torch.device = "cpu",
+    bar: bool | str = False,
+) -> Trainer:
+    """A trainer on opened files, whose columns, batches and split are those of ``config``."""
+    made = Trainer(config, data.train, data.valid, data.steps, output, device, data.files, bar)
+    for name, labels in data.dwell.items():
+        made.model.dwell[_safe(name)].load_state_dict(labels.state_dict())
+    return made
+
+
+def open_trainer(
+    config: Config,
+    paths: Paths,
+    valid_paths: Paths = (),
+    *,
+    output: Path | None = None,
+    device: str | torch.device = "cpu",
+    bar: bool | str = False,
+    broken: Broken | None = None,
+) -> Trainer:
+    """A trainer on files.
+
+    Args:
+        config: model and training.
+        paths: files to train on; a share of their rows validates where there are no others.
+        valid_paths: files to validate on.
+        output: folder for checkpoints.
+        device: of the model.
+        bar: show a progress bar, under this name where it is text.
+        broken: counts broken rows.
+
+    Raises:
+        DataError: a file or a column is missing.
+    """
+    return trainer_on(open_data(config, paths, valid_paths, broken), config, output, device, bar)
 
 
 def save_model(folder: Path, model: LiRank, config: Config) -> Path:

@@ -23,6 +23,9 @@ class Settings:
             the best of twelve epochs, one seed, MLP of 64: 0.585 against 0.699 at a constant
             rate, 0.548 against 0.699 with "plateau"; UCI Adult after two epochs, the whole
             default model: 0.9355 against 0.9358, no difference.
+        table_start: AdaGrad's accumulators start at ``table_start / batch_size^2``. Until a row
+            has gathered as much, it moves in proportion to its gradients, so that an id seen once
+            or twice stays near its start; at 0 its first step is a whole ``table_lr``.
         lr_scale: factor on both. The paper went to 3 once the warm-up was long.
         warmup: share of all steps. The paper's cross nets diverged at 0.05 and not at 0.5.
         schedule: of the learning rate after the warm-up; "plateau" divides it by ten whenever
@@ -42,6 +45,12 @@ class Settings:
         bad_rows: "raise" at a broken row or "skip" and count it.
         tensorboard: write events beside the model.
         seed: of weights, dropout, split and order.
+        tune: try the short list of regularisations in ``training.tuning`` and keep the one that
+            validates best: "on", "off", or "auto" for up to half a million rows.
+        start_from: folder of a trained model to go on from; ``cold`` that of the cold start.
+        forgetting, cold_weight: of :class:`lirank_ext.nn.IncrementalPenalty`, which holds the
+            dense weights where older data put them; both matter with ``start_from`` alone.
+        fisher_rows: rows whose Fisher information is kept for a later increment; 0 keeps none.
     """
 
     batch_size: int = 1024
@@ -49,6 +58,7 @@ class Settings:
     max_steps: int | None = None
     lr: float = 1e-3
     table_lr: float = 0.3
+    table_start: float = 0.0
     lr_scale: float = 1.0
     warmup: float = 0.05
     schedule: Literal["constant", "linear", "cosine", "plateau"] = "plateau"
@@ -68,15 +78,23 @@ class Settings:
     bad_rows: Literal["raise", "skip"] = "raise"
     tensorboard: bool = False
     seed: int = 0
+    tune: Literal["auto", "on", "off"] = "auto"
+    start_from: str | None = None
+    cold: str | None = None
+    forgetting: float = 1.0
+    cold_weight: float = 0.0
+    fisher_rows: int = 1000
 
     def __post_init__(self) -> None:
         _check(self, 2, "batch_size")
         _check(self, 1, "epochs", "shuffle_rows")
         _check(self, 0, "lr", "table_lr", "lr_scale", "weight_decay", "table_l2", "clip", "seed")
         _check(self, 0, "calibration_l2", "patience", "evaluate_every", "checkpoint_every")
-        _check(self, 0, "prefetch")
+        _check(self, 0, "prefetch", "forgetting", "fisher_rows", "table_start")
         if self.max_steps is not None:
             _check(self, 1, "max_steps")
+        if not 0 <= self.cold_weight <= 1:
+            raise ConfigError(f"cold_weight: wanted a share from 0 to 1, got {self.cold_weight}")
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"warmup: wanted a share from 0 to 1, got {self.warmup}")
         if not 0 <= self.valid < 1:

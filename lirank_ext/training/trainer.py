@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..datasets import DataError
 from ..models import LiRank
+from ..nn.incremental import IncrementalPenalty
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .features import Batch
@@ -76,12 +77,13 @@ class Trainer:
         output: folder for checkpoints; None writes none.
         device: "cpu", "cuda"...
         fingerprint: what tells these data from others, kept in checkpoints.
-        bar: show a progress bar on stderr.
+        bar: show a progress bar on stderr, under this name where it is text.
         after_step: called with the trainer after every step.
 
     Attributes:
         model: the :class:`lirank_ext.models.LiRank`.
         progress: where the training stands.
+        penalty: keeps the weights near those of older data; None for none.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Trainer:
         output: Path | None = None,
         device: torch.device | str = "cpu",
         fingerprint: Any = None,
-        bar: bool = False,
+        bar: bool | str = False,
         after_step: Callable[[Trainer], None] | None = None,
     ) -> None:
         self.config, self.settings = config, config.training
@@ -111,7 +113,10 @@ class Trainer:
             torch.optim.AdamW(dense, options.lr, weight_decay=options.weight_decay)
         ]
         if tables:
-            self.optimizers.append(RowwiseAdagrad(tables, options.table_lr, options.table_l2))
+            start = options.table_start / options.batch_size**2
+            self.optimizers.append(
+                RowwiseAdagrad(tables, options.table_lr, options.table_l2, initial=start)
+            )
         self.rates = [options.lr, options.table_lr]
         on = options.amp == "on" or (options.amp == "auto" and self.device.type == "cuda")
         self.amp = on
@@ -119,6 +124,7 @@ class Trainer:
         self.task_weights = torch.tensor(weights, device=self.device)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.penalty: IncrementalPenalty | None = None
         self.stop_signal = 0
         self.writer: Any = None
 
@@ -163,7 +169,7 @@ class Trainer:
             self._evaluate(bar)
         progress.position = Position(progress.position.epoch + 1)
         progress.done |= progress.position.epoch >= settings.epochs
-        self._checkpoint()
+        self.checkpoint()
 
     def _after(self, done: bool) -> None:
         """What follows a step: a look at the loss, a checkpoint, the end."""
@@ -171,12 +177,12 @@ class Trainer:
         if self.after_step is not None:
             self.after_step(self)
         if self.stop_signal:
-            self._checkpoint()
+            self.checkpoint()
             step, folder = self.progress.step, self.output
             kept = f"; --resume goes on from {folder}" if folder else ""
             raise Interrupted(f"stopped after step {step}{kept}", self.stop_signal)
         if done or (every and self.progress.step % every == 0):
-            self._checkpoint()
+            self.checkpoint()
 
     def _step(self, batch: Batch) -> None:
         settings, step = self.settings, self.progress.step
@@ -206,9 +212,12 @@ class Trainer:
 
     def _penalty(self) -> Tensor | float:
         strength, layers = self.settings.calibration_l2, self.model.calibration
-        if not strength or layers is None:
-            return 0.0
-        return strength / 2 * sum((layer.weight - 1).square().sum() for layer in layers)
+        total: Tensor | float = 0.0
+        if strength and layers is not None:
+            total = strength / 2 * sum((layer.weight - 1).square().sum() for layer in layers)
+        if self.penalty is not None and self.penalty.forgetting:
+            total = total + self.penalty(self.model)
+        return total
 
     def _note(self, loss: Tensor) -> None:
         """Add up the loss; looked at now and then, and before anything is kept."""
@@ -293,7 +302,8 @@ class Trainer:
 
     # Checkpoints
 
-    def _checkpoint(self) -> None:
+    def checkpoint(self) -> None:
+        """Write the checkpoint, where there is a folder for it."""
         if self.output is None:
             return
         self._look()
@@ -302,6 +312,8 @@ class Trainer:
         for i, optimizer in enumerate(self.optimizers):
             state = checkpoint.optimizer_tensors(optimizer)
             tensors.update(checkpoint.prefixed(f"optimizer/{i}", state))
+        if self.penalty is not None:
+            tensors.update(checkpoint.prefixed("penalty", self.penalty.state_dict()))
         tensors["rng/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
@@ -331,6 +343,8 @@ class Trainer:
         for i, optimizer in enumerate(self.optimizers):
             state = checkpoint.under(f"optimizer/{i}", tensors)
             checkpoint.restore_optimizer(optimizer, state)
+        if self.penalty is not None:
+            self.penalty.load_state_dict(checkpoint.under("penalty", tensors))
         torch.set_rng_state(tensors["rng/cpu"])
         if self.device.type == "cuda" and "rng/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
@@ -360,7 +374,8 @@ class Trainer:
 
     def _progress_bar(self) -> Any:
         options = {"total": self.steps, "initial": self.progress.step, "unit": " steps"}
-        options.update(desc="training", mininterval=0.3, disable=not self.bar)
+        name = self.bar if isinstance(self.bar, str) else "training"
+        options.update(desc=name, mininterval=0.3, disable=not self.bar)
         return need("tqdm").tqdm(**options)
 
     def _open_writer(self) -> None:

@@ -1,0 +1,174 @@
+"""Going on from a trained model: the weighted start, the penalty, and what the next one needs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import LiRank
+from ..nn.incremental import IncrementalPenalty
+from . import checkpoint
+from .checkpoint import CheckpointError
+from .loader import Loader, Position
+from .session import load_model
+from .settings import Config
+from .trainer import Trainer
+
+FILE = "incremental.safetensors"
+
+
+@dataclass
+class Past:
+    """What a finished training left for the next.
+
+    Attributes:
+        folder: where it stands.
+        model, config: as :func:`load_model` gives them.
+        anchors: state of its :class:`IncrementalPenalty`.
+        sums: accumulators of the tables' AdaGrad, one tensor a table.
+    """
+
+    folder: Path
+    model: LiRank
+    config: Config
+    anchors: dict[str, Tensor]
+    sums: dict[str, Tensor]
+
+
+def load_past(folder: str | Path) -> Past:
+    """The model in a folder with its anchors.
+
+    Raises:
+        CheckpointError: there is none, or it was trained with ``fisher_rows = 0``.
+    """
+    folder = Path(folder)
+    model, config = load_model(folder)
+    path = folder / FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: no Fisher information to go on from: train it with training.fisher_rows "
+            "above 0"
+        )
+    tensors, _ = checkpoint.load(path)
+    anchors, sums = checkpoint.under("anchors", tensors), checkpoint.under("sums", tensors)
+    return Past(folder, model, config, anchors, sums)
+
+
+def same_model(past: Past, config: Config, what: str) -> None:
+    """Refuse a configuration whose model is another.
+
+    Raises:
+        CheckpointError: naming the first key that differs.
+    """
+    key = _difference(past.config.to_dict()["model"], config.to_dict()["model"], "model")
+    if key is not None:
+        raise CheckpointError(f"{what} {past.folder}: a model of another configuration: {key}")
+
+
+def _difference(there: Any, here: Any, key: str) -> str | None:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in [*there, *(n for n in here if n not in there)]:
+            found = _difference(there.get(name), here.get(name), f"{key}.{name}")
+            if found is not None:
+                return found
+        return None
+    return None if there == here else f"{key} is {there!r} there and {here!r} here"
+
+
+def make_penalty(model: LiRank, config: Config) -> IncrementalPenalty:
+    """The penalty on the dense weights.
+
+    The tables are left out: each step would touch every row of them, and rows without a gradient
+    stay where they were in any case.
+    """
+    tables = {id(p) for p in model.table_parameters()}
+    skip = [name for name, p in model.named_parameters() if id(p) in tables]
+    settings = config.training
+    return IncrementalPenalty(model, settings.forgetting, settings.cold_weight, skip)
+
+
+@torch.no_grad()
+def begin(trainer: Trainer, past: Past, cold: Past | None = None) -> None:
+    """Set a fresh trainer to where an increment starts.
+
+    The weights are ``cold_weight * w_0 + (1 - cold_weight) * w_p``, tables included; buffers and
+    AdaGrad's accumulators are the last model's. Random effects start empty, as they are fitted
+    to the finished model.
+
+    Args:
+        trainer: not trained yet.
+        past: the last training.
+        cold: the cold start; None takes the one that ``past`` remembers.
+
+    Raises:
+        CheckpointError: the models differ, or a cold weight has no cold start.
+    """
+    config, model = trainer.config, trainer.model
+    weight = config.training.cold_weight
+    if weight and cold is None:
+        raise CheckpointError(f"cold_weight {weight}: name the cold start with --cold")
+    dwell = {k: v for k, v in model.state_dict().items() if k.startswith("dwell.")}
+    for what, given in (("--from", past), ("--cold", cold)):
+        if given is not None:
+            same_model(given, config, what)
+    model.load_state_dict({**past.model.state_dict(), **dwell})
+    for effect in model.effects or ():
+        effect.ids, effect.coefficients = effect.ids[:0], effect.coefficients[:0]
+    penalty = make_penalty(model, config).to(trainer.device)
+    penalty.load_state_dict(past.anchors)
+    if cold is not None:
+        penalty.cold_weights.copy_(cold.anchors["last_weights"])
+        penalty.cold_fisher.copy_(cold.anchors["last_fisher"])
+    if weight:
+        penalty.start(model)
+        first = dict(cold.model.named_parameters())
+        tables = {id(p) for p in model.table_parameters()}
+        for name, p in model.named_parameters():
+            if id(p) in tables:
+                p.copy_(weight * first[name].to(p.device) + (1 - weight) * p)
+    for name, value in _sums(trainer).items():
+        value.copy_(past.sums[name])
+    trainer.penalty = penalty
+
+
+def _sums(trainer: Trainer) -> dict[str, Tensor]:
+    tables = trainer.model.table_parameters()
+    if not tables:
+        return {}
+    state = trainer.optimizers[1].state
+    return {str(i): state[p]["sum"] for i, p in enumerate(tables)}
+
+
+def keep(trainer: Trainer, folder: Path) -> int:
+    """Record the finished weights and their Fisher information for the next increment.
+
+    Args:
+        trainer: after ``fit``.
+        folder: where :data:`FILE` is written.
+
+    Returns:
+        The number of rows that the Fisher information rests on.
+    """
+    model, rows = trainer.model, trainer.settings.fisher_rows
+    penalty = trainer.penalty or make_penalty(model, trainer.config).to(trainer.device)
+    used = penalty.record(model, _single_rows(trainer, rows), method="batch")
+    tensors = checkpoint.prefixed("anchors", penalty.state_dict())
+    tensors.update(checkpoint.prefixed("sums", _sums(trainer)))
+    checkpoint.save(folder / FILE, tensors, {"rows": used})
+    return used
+
+
+def _single_rows(trainer: Trainer, rows: int) -> Iterator[tuple[Any, Tensor]]:
+    """Rows drawn from the training's, each a batch of its own: its bags are ragged."""
+    loader: Loader = copy.copy(trainer.train_loader)
+    loader.batch_size, loader.prefetch, loader.shuffle = 1, 0, True
+    for _, batch in islice(loader.epoch(Position()), rows):
+        moved = batch.to(trainer.device)
+        yield moved.features, moved.labels

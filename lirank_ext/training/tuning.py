@@ -1,0 +1,235 @@
+"""Regularisation chosen on the rows to validate on: a short list of settings, each trained once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models import ConfigError
+from ..models._parse import override
+from .checkpoint import CheckpointError
+from .session import Data, trainer_on
+from .settings import Config
+from .trainer import CHECKPOINT, Interrupted, Trainer
+
+FOLDER = "trials"
+MAX_ROWS = 500_000  # "auto" tunes up to here: the trials together cost about a pass for each row
+
+
+# How strongly ids and dense layers are held; the first is what the configuration says.
+TRIALS: dict[str, dict[str, Any]] = {
+    "middle": {},
+    "light": {"model.embedding.dropout": 0.0, "model.mlp.dropout": 0.0},
+    "strong": {
+        "model.embedding.dropout": 0.2,
+        "model.mlp.dropout": 0.4,
+        "training.table_start": 100.0,
+    },
+    # Ids learn whatever they can from a few rows each, as pairs of ids need it.
+    "free": {
+        "model.embedding.init_norm": 1.0,
+        "training.table_lr": 0.3,
+        "training.table_start": 0.0,
+    },
+}
+
+
+@dataclass
+class Trial:
+    """One setting and what came of it.
+
+    Attributes:
+        name: of the setting.
+        changes: its values, by key.
+        config: the whole configuration.
+        best: the monitored metric at the best evaluation; None before it is trained.
+        best_step, steps: of the training.
+        tasks: the metrics there, by task.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    config: Config
+    best: float | None = None
+    best_step: int = 0
+    steps: int = 0
+    tasks: dict[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``report.json`` says of it."""
+        names = ("name", "changes", "best", "best_step", "steps", "tasks")
+        return {n: getattr(self, n) for n in names}
+
+
+def wanted(config: Config, rows: int, validates: bool) -> bool:
+    """Whether ``train`` tries settings on so many rows."""
+    settings = config.training
+    if settings.tune == "auto":
+        return validates and rows <= MAX_ROWS and settings.max_steps is None
+    if settings.tune == "on" and not validates:
+        raise ConfigError("training.tune: there are no rows to validate on: raise valid")
+    return settings.tune == "on"
+
+
+def trials(config: Config, fixed: set[str]) -> list[Trial]:
+    """The settings to try, each once.
+
+    Args:
+        config: what they change.
+        fixed: keys that the user gave, which no trial changes.
+    """
+    found: list[Trial] = []
+    for name, changes in TRIALS.items():
+        kept = {key: value for key, value in changes.items() if key not in fixed}
+        data = config.to_dict()
+        for key, value in kept.items():
+            override(data, key, json.dumps(value))
+        data["training"]["tune"] = "off"
+        made = Trial(name, kept, Config.from_dict(data))
+        if all(made.config != other.config for other in found):
+            found.append(made)
+    return found
+
+
+def given_keys(data: dict[str, Any], where: str = "") -> set[str]:
+    """The keys ``a.b.c`` of nested values."""
+    keys: set[str] = set()
+    for name, value in data.items():
+        key = f"{where}.{name}" if where else name
+        keys |= given_keys(value, key) if isinstance(value, dict) else {key}
+    return keys
+
+
+class Tuner:
+    """Trains every trial and keeps the best; can be killed at any moment and goes on.
+
+    Under ``output/trials`` stand the configuration, the results, and a checkpoint of the trial
+    under way and of the best so far.
+
+    Args:
+        config: what the trials change.
+        fixed: keys that no trial changes.
+        data: opened files.
+        output: folder of the run.
+        device: of the models.
+        bar: show progress bars.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        fixed: set[str],
+        data: Data,
+        output: Path,
+        device: str | torch.device = "cpu",
+        bar: bool = False,
+    ) -> None:
+        self.data, self.output, self.device, self.bar = data, output, device, bar
+        self.folder = output / FOLDER
+        self.trials = trials(config, fixed)
+        self.config, self.fixed = config, fixed
+        self.larger = config.training.monitor == "auc"
+
+    def run(self) -> tuple[Trainer, Trial]:
+        """The trainer of the best trial, with its best weights, and the trial.
+
+        Raises:
+            DataError: the data cannot be used, or what stands in the folder is of another run.
+            Interrupted: a signal came; a checkpoint was written first.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._read()
+        self._write()
+        for i, trial in enumerate(self.trials):
+            if trial.best is None:
+                self._train(i, trial)
+                self._write()
+            self._tidy()
+        best = self.best()
+        trainer = self._open(self.trials.index(best), best)
+        trainer.resume()
+        trainer.fit()
+        return trainer, best
+
+    def best(self) -> Trial:
+        """The best of the trained trials, the first of equals."""
+        done = [t for t in self.trials if t.best is not None]
+        return (max if self.larger else min)(done, key=lambda t: t.best)
+
+    def _train(self, number: int, trial: Trial) -> None:
+        trainer = self._open(number, trial)
+        if (trainer.output / CHECKPOINT).exists():
+            trainer.resume()
+        try:
+            progress = trainer.fit()
+        except Interrupted as stop:
+            text = f"stopped in trial '{trial.name}'; --resume goes on from {self.output}"
+            raise Interrupted(text, stop.number) from None
+        trial.best, trial.best_step, trial.steps = progress.best, progress.best_step, progress.step
+        trial.tasks = next(
+            e["tasks"] for e in progress.evaluations if e["step"] == progress.best_step
+        )
+
+    def _open(self, number: int, trial: Trial) -> Trainer:
+        folder = self.folder / str(number)
+        folder.mkdir(exist_ok=True)
+        bar = f"{trial.name} ({number + 1} of {len(self.trials)})" if self.bar else False
+        return trainer_on(self.data, trial.config, folder, self.device, bar)
+
+    def _tidy(self) -> None:
+        """Drop the checkpoints of trials that lost."""
+        best = self.best()
+        for i, trial in enumerate(self.trials):
+            if trial.best is not None and trial is not best:
+                shutil.rmtree(self.folder / str(i), ignore_errors=True)
+
+    def _write(self) -> None:
+        content = {
+            "config": self.config.to_dict(),
+            "fixed": sorted(self.fixed),
+            "trials": [t.as_json() for t in self.trials],
+        }
+        new = self.folder / "trials.json.new"
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.folder / "trials.json")
+
+    def _read(self) -> None:
+        held = read_state(self.output)
+        if held is None:
+            return
+        for trial, kept in zip(self.trials, held["trials"], strict=False):
+            if kept["name"] != trial.name or kept["changes"] != trial.changes:
+                where = self.folder / "trials.json"
+                raise CheckpointError(f"{where}: trials of another list: give --overwrite")
+            for name, value in kept.items():
+                setattr(trial, name, value)
+
+
+def read_state(output: Path) -> dict[str, Any] | None:
+    """What an unfinished run wrote under its folder; None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = output / FOLDER / "trials.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+
+
+def remove(output: Path) -> None:
+    """Remove what only the trials needed."""
+    if (output / FOLDER).exists():
+        shutil.rmtree(output / FOLDER)

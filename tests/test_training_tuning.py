@@ -1,0 +1,137 @@
+"""Regularisation chosen on the rows to validate on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+for name in ("pyarrow", "yaml", "safetensors", "sklearn", "tqdm"):
+    pytest.importorskip(name)
+
+from test_training import make_config, weights, write_csv  # noqa: E402
+
+from lirank_ext.__main__ import main  # noqa: E402
+from lirank_ext.datasets import DataError  # noqa: E402
+from lirank_ext.models import ConfigError  # noqa: E402
+from lirank_ext.training import tuning  # noqa: E402
+from lirank_ext.training.session import load_model, open_data, open_trainer  # noqa: E402
+from lirank_ext.training.settings import Config  # noqa: E402
+from lirank_ext.training.trainer import CHECKPOINT, Interrupted  # noqa: E402
+from lirank_ext.training.tuning import Tuner  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(threads):
+    threads(1)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_csv(tmp_path / "clicks.csv", 300)
+
+
+def test_the_trial_that_validates_best_is_kept(data, tmp_path):
+    config = make_config(epochs=3)
+    files = open_data(config, [data])
+    tuner = Tuner(config, set(), files, tmp_path)
+    trainer, best = tuner.run()
+    assert len(tuner.trials) == len(tuning.TRIALS)
+    assert best.best == max(t.best for t in tuner.trials)
+    assert len({t.best for t in tuner.trials}) > 1  # the settings do differ
+    # Bit for bit what a training with these settings gives.
+    alone = open_trainer(best.config, [data])
+    assert alone.fit().best == best.best
+    ours, theirs = weights(trainer), weights(alone)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_log_loss_is_to_fall(data, tmp_path):
+    config = make_config(epochs=2, monitor="log_loss")
+    tuner = Tuner(config, set(), open_data(config, [data]), tmp_path)
+    _, best = tuner.run()
+    assert best.best == min(t.best for t in tuner.trials)
+
+
+def test_what_the_user_gave_is_not_tried():
+    config = make_config()
+    assert [t.name for t in tuning.trials(config, set())] == list(tuning.TRIALS)
+    fixed = {"model.embedding.dropout", "model.mlp.dropout"}
+    made = tuning.trials(config, fixed)
+    assert "light" not in [t.name for t in made]  # nothing is left of it
+    assert all(t.config.model.mlp.dropout == config.model.mlp.dropout for t in made)
+    keys = {k for changes in tuning.TRIALS.values() for k in changes}
+    assert [t.name for t in tuning.trials(config, keys)] == ["middle"]
+    assert tuning.given_keys({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b", "a.c.d", "e"}
+
+
+def test_when_trials_are_trained():
+    config = make_config()
+    assert tuning.wanted(config, 1000, True)
+    assert not tuning.wanted(config, tuning.MAX_ROWS + 1, True)
+    assert not tuning.wanted(config, 1000, False)
+    assert not tuning.wanted(make_config(max_steps=5), 1000, True)
+    assert tuning.wanted(make_config(tune="on"), tuning.MAX_ROWS + 1, True)
+    assert not tuning.wanted(make_config(tune="off"), 1000, True)
+    with pytest.raises(ConfigError, match="no rows to validate on"):
+        tuning.wanted(make_config(tune="on"), 1000, False)
+
+
+@pytest.mark.parametrize("stop_at", [3, 12, 25])
+def test_stopped_trials_go_on_bit_equal(data, tmp_path, monkeypatch, stop_at):
+    config = make_config(epochs=2, checkpoint_every=2)
+    whole, best = Tuner(config, set(), open_data(config, [data]), tmp_path / "a").run()
+    steps = [0]
+
+    def stop(trainer):
+        steps[0] += 1
+        if steps[0] == stop_at:
+            raise Interrupted("stopped", 15)
+
+    made = tuning.trainer_on
+
+    def stopping(*args):
+        trainer = made(*args)
+        trainer.after_step = stop
+        return trainer
+
+    monkeypatch.setattr(tuning, "trainer_on", stopping)
+    with pytest.raises(Interrupted, match=r"in trial .*--resume goes on from"):
+        Tuner(config, set(), open_data(config, [data]), tmp_path / "b").run()
+    monkeypatch.setattr(tuning, "trainer_on", made)
+    again = Tuner(config, set(), open_data(config, [data]), tmp_path / "b")
+    trainer, same = again.run()
+    assert (same.name, same.best) == (best.name, best.best)
+    ours, theirs = weights(trainer), weights(whole)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_trials_of_another_list_are_refused(data, tmp_path, monkeypatch):
+    config = make_config(epochs=1)
+    files = open_data(config, [data])
+    Tuner(config, set(), files, tmp_path).run()
+    monkeypatch.setitem(tuning.TRIALS, "light", {"training.table_lr": 0.5})
+    with pytest.raises(DataError, match="trials of another list"):
+        Tuner(config, set(), files, tmp_path).run()
+
+
+def test_train_tunes_by_itself(data, tmp_path, capsys):
+    out = tmp_path / "model"
+    small = ["--set", "model.embedding.dim=4", "--set", "model.mlp.dims=[8]", "--epochs", "2"]
+    train = ["train", str(data), "--label", "click", "--output", str(out), *small]
+    train += ["--set", "training.fisher_rows=0", "--set", "training.batch_size=64"]
+    assert main(train) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert [t["name"] for t in report["trials"]] == list(tuning.TRIALS)
+    assert "Trials" in capsys.readouterr().out
+    best = max(report["trials"], key=lambda t: t["best"])
+    assert report["chosen"] == best["name"]
+    config = load_model(out)[1]
+    assert config == Config.load(out / "config.yaml")
+    assert config.training.tune == "off"
+    assert not (out / tuning.FOLDER).exists()
+    assert (out / CHECKPOINT).exists()
+    assert main([*train, "--resume"]) == 0  # done: nothing is trained again
+    assert main([*train, "--overwrite", "--tune", "off"]) == 0
+    assert "trials" not in json.loads((out / "report.json").read_text())

@@ -1,7 +1,9 @@
 // The Torch side of a CUDA call: device, stream, results on the device, errors of the runtime.
 //
 // Nothing here names a symbol of libtorch_cuda.so at link time: the library builds where torch is
-// a CPU build, and finds the current stream in the process that loads it.
+// a CPU build, and finds the current stream in the process that loads it. The CUDA runtime is
+// linked into the library (setup.py): a stream is a handle of the driver, good in every runtime
+// of a process, and so is memory.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -41,8 +43,10 @@ struct OnDevice {
 #if !defined(LIRANK_ON_HOST)
         guard(index),
 #endif
-        stream(current_stream(index)),
-        errors(gpu::errors_address()) {
+        stream(current_stream(index)) {
+    // This library's runtime is not torch's: each keeps a current device of its own.
+    check(cudaSetDevice(index));
+    errors = gpu::errors_address();
     if (errors == nullptr) throw std::runtime_error(std::string("lirank::") + op + ": no device");
   }
 

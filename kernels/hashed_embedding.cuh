@@ -35,19 +35,24 @@ struct HashedParams {
   const void* grad;  // (bags, dim) float, or double for float64 tables
 };
 
-// One table's gradient. `rows[i]` is the row of sorted entry i, `positions[i]` its id.
+// One table's gradient. Entry i of the sorted list is the id at `positions[i]`; its row is
+// `sorted[i]` with the top bit turned, so that signed order is that of the rows.
 struct RunsParams {
   Bags bags;
   HashedSource source;
-  const int32_t* rows;
+  int table;              // 0 to 3: whose rows `keys` receives
+  int64_t count;          // entries
+  int32_t* keys;          // (count) by position, as `sorted`
+  int32_t* bag_of;        // (count) bag of each position, -1 outside every bag
+  const int32_t* sorted;  // (count)
   const int64_t* positions;
-  int32_t* row_of[4];  // row of each position in each table
-  int32_t* bag_of;     // bag of each position, -1 outside every bag
-  const void* grad;
-  void* out;       // (height, dim), zeros
-  void* partials;  // (chunks, 2, dim): of runs that cross a chunk
+  const void* grad;  // (bags, dim) of `element`
+  void* out;         // dense: (height, dim) of `element`, zeros; sparse: a line per row that occurs
+  void* partials;    // (chunks, 2, dim), float or double: of runs that cross a chunk
   int64_t dim;
-  bool wide;  // float64
+  Element element;
+  int64_t* starts;  // sparse: (chunks + 1) rows that occur before each chunk; null: dense
+  int64_t* found;   // sparse: the rows that occur, rising
   Errors* errors;
 };
 
@@ -55,7 +60,11 @@ constexpr int kChunk = 64;  // sorted entries that one group of lanes sums
 
 cudaError_t hashed_embedding_bag_launch(const HashedParams& params, cudaStream_t stream);
 cudaError_t hashed_weight_gradient_launch(const HashedParams& params, cudaStream_t stream);
+// Fills bag_of; then, for each table: fills keys (to be sorted), for sparse gradients counts the
+// rows that occur into starts, whose last item is their number, and sums.
+cudaError_t hashed_bags_launch(const RunsParams& params, cudaStream_t stream);
 cudaError_t hashed_rows_launch(const RunsParams& params, cudaStream_t stream);
+cudaError_t hashed_count_launch(const RunsParams& params, cudaStream_t stream);
 cudaError_t hashed_runs_launch(const RunsParams& params, cudaStream_t stream);
 
 }  // namespace lirank::gpu

@@ -204,6 +204,7 @@ inline cudaError_t lirank_host_copy(void* to, const void* from, size_t n) {
 }
 #define cudaGetLastError() cudaSuccess
 #define cudaGetErrorString(status) "on the host"
+#define cudaSetDevice(device) cudaSuccess
 #define cudaGetDevice(device) (*(device) = 0, cudaSuccess)
 #define cudaGetSymbolAddress(to, symbol) (*(to) = (void*)&(symbol), cudaSuccess)
 #define cudaDeviceSynchronize() cudaSuccess

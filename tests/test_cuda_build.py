@@ -30,7 +30,9 @@ OPS = {
         "quantized_embedding_bags"
     ),
     "hashing": "murmur_hash hash_strings",
-    "hashed_embedding": "hashed_embedding_bag quantized_hashed_embedding_bag",
+    "hashed_embedding": (
+        "hashed_embedding_bag quantized_hashed_embedding_bag hashed_embedding_bag_backward_sparse"
+    ),
 }
 NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH: CUDA is not compiled here")

@@ -6,6 +6,7 @@
 
 #include "ceilings.h"
 #include "export.h"
+#include "huge_pages.h"
 #include "text_hashing.h"
 #include "vocabulary_bindings.h"
 
@@ -25,6 +26,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("ceiling_gather", &lirank_ceiling_gather, nogil());
   m.def("ceiling_fma", &lirank_ceiling_fma, nogil());
   m.def("ceiling_exp", &lirank_ceiling_exp, nogil());
+  m.def(
+      "move_to_huge_pages",
+      [](uintptr_t start, int64_t bytes) {
+        return lirank::move_to_huge_pages((const void*)start, bytes);
+      },
+      nogil(), "Bytes of [start, start + bytes) for which huge pages were asked.");
   // String hashing for lirank_ext/ops/_text.py; see text_hashing.h.
   m.def("hash_sequence", &lirank::hash_sequence);
   m.def("hash_fixed_width", &lirank::hash_fixed_width);

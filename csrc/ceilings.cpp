@@ -118,10 +118,11 @@ double lirank_ceiling_gather(int64_t row_bytes, int64_t table_bytes, int threads
     for (int64_t i = 0; i < n * slices; ++i) drawn[t][i] = (uint32_t)(mix(i * threads + t) % rows);
   std::vector<int64_t> turn(threads * 16, 0);  // on cache lines of their own
   double best = 0;
-  for (const int64_t ahead : {8, 16, 32, 64}) {
-    const double calls = rate(threads, seconds / 4, [&](int t) {
+  const std::pair<int64_t, int64_t> distances[] = {{8, 0}, {16, 0}, {32, 0}, {32, 6}, {64, 6}};
+  for (const auto& [ahead, near] : distances) {
+    const double calls = rate(threads, seconds / 5, [&, ahead = ahead, near = near](int t) {
       const uint32_t* slice = drawn[t].data() + turn[t * 16]++ % slices * n;
-      sink = (double)LIRANK_DISPATCH(gather_rows, table.get(), row_bytes, slice, n, ahead);
+      sink = (double)LIRANK_DISPATCH(gather_rows, table.get(), row_bytes, slice, n, ahead, near);
     });
     best = std::max(best, calls * n);
   }

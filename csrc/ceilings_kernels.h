@@ -16,16 +16,24 @@ static void stream_copy(char* to, const char* from, int64_t bytes) {
 #endif
 }
 
-// Touches every cache line of rows drawn at random, `ahead` rows prefetched: what a look-up
-// would cost if the rows only had to arrive. Returns a number that depends on every load, so
-// that none is dropped. The table starts on a cache line.
+// Touches every cache line of rows drawn at random, `ahead` rows prefetched into the first-level
+// cache, or with `near` into the second and `near` rows ahead from there into the first: what a
+// look-up would cost if the rows only had to arrive. Returns a number that depends on every load,
+// so that none is dropped. The table starts on a cache line.
 static uint64_t gather_rows(const char* table, int64_t row_bytes, const uint32_t* rows, int64_t n,
-                            int64_t ahead) {
+                            int64_t ahead, int64_t near) {
   uint64_t sum = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (i + ahead < n) {
       const int64_t next = (int64_t)rows[i + ahead] * row_bytes;
-      for (int64_t j = next & ~63; j < next + row_bytes; j += 64) __builtin_prefetch(table + j);
+      if (near > 0) {
+        const int64_t soon = (int64_t)rows[i + near] * row_bytes;
+        for (int64_t j = next & ~63; j < next + row_bytes; j += 64)
+          __builtin_prefetch(table + j, 0, 2);
+        for (int64_t j = soon & ~63; j < soon + row_bytes; j += 64) __builtin_prefetch(table + j);
+      } else {
+        for (int64_t j = next & ~63; j < next + row_bytes; j += 64) __builtin_prefetch(table + j);
+      }
     }
     const int64_t row = (int64_t)rows[i] * row_bytes;
     for (int64_t j = row & ~63; j < row + row_bytes; j += 64) sum += *(const uint64_t*)(table + j);

@@ -2,6 +2,7 @@
 // Source: LiRank (arXiv 2402.06859), middle-max row-wise quantization.
 #include "quantized_embedding.h"
 
+#include "allocate.h"
 #include "checks.h"
 
 #define LIRANK_KERNELS "quantized_embedding_pool.h"
@@ -17,8 +18,12 @@ namespace {
 using rowwise::Layout;
 using Triple = std::tuple<Tensor, Tensor, Tensor>;
 
-// Bytes of codes below which a second thread costs more than it brings (a wake-up is ~5 us).
+// Bytes read and written below which a second thread costs more than it brings.
 constexpr int64_t kBytesPerTask = 64 * 1024;
+// The same for look-ups, whose result is read at once: a thread that sleeps wakes after 20 to 40 us
+// on a virtual machine, and look-ups in cache move about 15 bytes a ns (5,000 rows of 24 bytes
+// in bags of one: 31 us on one thread, 40 on two).
+constexpr int64_t kBytesPerLookUpTask = 384 * 1024;
 
 void check_bits(const char* op, int64_t bits) {
   LIRANK_CHECK(bits == 8 || bits == 4, op, "bits", "wanted 8 or 4, got ", bits);
@@ -47,10 +52,9 @@ Triple quantize_rows(const Tensor& weight, int64_t bits) {
                shape(weight));
   const Tensor w = as_type(weight, ScalarType::Float);
   const int64_t rows = w.size(0), dim = w.size(1);
-  const int64_t row_shape[1] = {rows};
   Tensor codes = empty_like_type(w, ScalarType::Char);
-  Tensor scale = torch::stable::empty({row_shape, 1}, ScalarType::Float);
-  Tensor mid = torch::stable::empty({row_shape, 1}, ScalarType::Float);
+  Tensor scale = new_tensor({rows}, ScalarType::Float);
+  Tensor mid = new_tensor({rows}, ScalarType::Float);
   const float* pw = w.const_data_ptr<float>();
   int8_t* pc = codes.mutable_data_ptr<int8_t>();
   float *ps = scale.mutable_data_ptr<float>(), *pm = mid.mutable_data_ptr<float>();
@@ -102,11 +106,11 @@ Tensor pack_rows(const Tensor& codes, const Tensor& scale, const Tensor& mid, in
   const Tensor c = to_contiguous(codes), s = to_contiguous(scale), m = to_contiguous(mid);
   const int64_t rows = c.size(0), dim = c.size(1);
   const Layout l = rowwise::layout(dim, (int)bits);
-  const int64_t out_shape[2] = {rows, l.row_bytes};
-  Tensor packed = torch::stable::empty({out_shape, 2}, ScalarType::Byte);
+  Tensor packed = new_tensor({rows, l.row_bytes}, ScalarType::Byte);
   const int8_t* pc = c.const_data_ptr<int8_t>();
   const float *ps = s.const_data_ptr<float>(), *pm = m.const_data_ptr<float>();
   uint8_t* table = packed.mutable_data_ptr<uint8_t>();
+  use_huge_pages(table, rows * l.row_bytes);
   std::atomic<int64_t> bad{INT64_MAX};
   const int64_t used = l.apart ? l.code_bytes : l.row_bytes;
   torch::stable::parallel_for(0, rows, 1 + kBytesPerTask / dim, [&](int64_t begin, int64_t end) {
@@ -146,10 +150,9 @@ Triple unpack_rows(const Tensor& packed, int64_t dim, int64_t bits) {
   const Tensor p = to_contiguous(packed);
   const int64_t rows = p.size(0);
   const Layout l = rowwise::layout(dim, (int)bits);
-  const int64_t code_shape[2] = {rows, dim};
-  Tensor codes = torch::stable::empty({code_shape, 2}, ScalarType::Char);
-  Tensor scale = torch::stable::empty({code_shape, 1}, ScalarType::Float);
-  Tensor mid = torch::stable::empty({code_shape, 1}, ScalarType::Float);
+  Tensor codes = new_tensor({rows, dim}, ScalarType::Char);
+  Tensor scale = new_tensor({rows}, ScalarType::Float);
+  Tensor mid = new_tensor({rows}, ScalarType::Float);
   const uint8_t* table = p.const_data_ptr<uint8_t>();
   int8_t* pc = codes.mutable_data_ptr<int8_t>();
   float *ps = scale.mutable_data_ptr<float>(), *pm = mid.mutable_data_ptr<float>();
@@ -276,21 +279,18 @@ void pool_all(const char* op, const Bags& b) {
   if (items == 0) return;
   int64_t bytes = 0;
   for (int64_t t = 0; t < call.table_count; ++t) bytes += call.tables[t].code_stride + 8;
-  bytes = 1 + bytes / call.table_count * (1 + call.count / items);
+  int64_t width = 0;
+  for (int64_t t = 0; t < call.table_count; ++t) width += call.tables[t].dim;
+  bytes = 1 + bytes * call.count / items / call.table_count + 4 * width / call.table_count;
   std::atomic<int64_t> bad{INT64_MAX};
   with_ids(b, [&](const auto* ids) {
-    torch::stable::parallel_for(0, items, 1 + kBytesPerTask / bytes,
+    torch::stable::parallel_for(0, items, 1 + kBytesPerLookUpTask / bytes,
                                 [&](int64_t begin, int64_t end) {
                                   const int64_t at = LIRANK_DISPATCH(pool, call, ids, begin, end);
                                   if (at >= 0) lower_to(bad, at);
                                 });
     if (bad != INT64_MAX) refuse_index(op, call, ids, bad);
   });
-}
-
-Tensor result(int64_t bags, int64_t width) {
-  const int64_t size[2] = {bags, width};
-  return torch::stable::empty({size, 2}, ScalarType::Float);
 }
 
 void give_tables(Bags& b, const PoolTable* tables, int64_t count, int64_t bits, bool mean,
@@ -320,7 +320,7 @@ Tensor quantized_embedding_bag(const Tensor& packed, const Tensor& indices,
   const Tensor packed_rows = to_contiguous(packed);
   const PoolTable table =
       table_view(packed_rows.const_data_ptr<uint8_t>(), packed_rows.size(0), dim, bits, 0);
-  Tensor out = result(b.call.bags, dim);
+  Tensor out = new_tensor({b.call.bags, dim}, ScalarType::Float);
   float* po = out.mutable_data_ptr<float>();
   if (!offsets && b.call.fixed == 0) {
     std::memset(po, 0, sizeof(float) * (size_t)out.numel());
@@ -394,7 +394,7 @@ Tensor quantized_embedding_bags(const Tensor& packed, const Tensor& rows, const 
   LIRANK_CHECK(total_dim < 0 || total_dim == width, op, "total_dim", "wanted the sum of dims ",
                width, ", got ", total_dim);
   Bags b = read_table_bags(op, indices, offsets, (int64_t)tables.size(), weights);
-  Tensor out = result(b.call.bags, width);
+  Tensor out = new_tensor({b.call.bags, width}, ScalarType::Float);
   give_tables(b, tables.data(), (int64_t)tables.size(), bits, mean, out.mutable_data_ptr<float>(),
               width);
   pool_all(op, b);

@@ -1,30 +1,40 @@
 // Pooling rows, for one instruction set.
 //
 // pooled = sum_i scale_i * code_i + sum_i mid_i. A look-up beyond the cache is bound by cache
-// lines touched, so ids are checked and their lines prefetched kAhead ids before they are used,
-// in one stream that runs across bags and tables: a row is never touched before its id is known
-// to be good. Up to kVectors vectors of columns stay in registers over a bag, with the number of
-// vectors known to the compiler; wider rows take several passes over a bag that lies in the
-// first-level cache by then, all of one width, the last overlapping the one before it.
+// lines touched (12.6 ns a line and thread on an AVX2 machine, however far ahead it is asked for),
+// so ids are checked kAhead ids before they are used, in one stream that runs across bags and
+// tables: a row is never touched before its id is known to be good. Rows of a table beyond
+// kFarBytes are then sent for into the second-level cache, and into the first kNear ids before
+// they are used: 7.4 and 10.5 ns against 9.1 and 12.2 with one prefetch at 16 into the first (1M
+// rows of 16 and 30 codes, 20 ids a bag, one thread). Smaller tables get the second one alone.
 //
-// Tried and dropped, on one thread of an AVX2 machine, 20,000 rows of 64 int8 codes:
+// Up to kVectors vectors of columns stay in registers over a bag, with the number of vectors known
+// to the compiler; wider rows take several passes over a bag, all of one width, the last
+// overlapping the one before it. Each pass prefetches the lines that the same pass reads later:
+// all of them in the first, 4 passes then out of the cache, took 76 ns a row against 52 (1M rows
+// of 256 codes, 20 ids a bag). A bag of one id has nothing to add up and copies its row.
+//
+// Tried and dropped, on one thread of an AVX2 machine:
 // - prefetching a whole bag before it is pooled, in two passes of 4 vectors: 8.4 ns a row against
-//   3.7, the call included;
+//   3.7 (20,000 rows of 64 codes, the call included);
 // - the place of the stream in a struct that every id writes to, weights tested for every id:
-//   4.9 ns against 3.7, the call included;
-// - kAhead = 32 and 48: 3.8 and 3.9 ns against 3.3, the loop alone; 8 gives 3.2 here but 11.7
-//   against 9.5 where 4M rows of 32 codes lie beyond the cache (a noisy reading).
+//   4.9 ns against 3.7; a counter of its own beside the bag's: 3.1 against 2.8;
+// - a multiplication each for a row's codes and its pair: 1.8 against 1.6 (16 codes in cache);
+// - masked stores of the last columns: 9.0 against 5.9 (30 codes, one id a bag);
+// - bytes to the top of a 32-bit lane by vpshufb instead of vpmovsxbd: 3.7 against 2.8;
+// - rows of 72 bytes in one piece, or 8 rows of codes and a line of their pairs, instead of pairs
+//   apart: the same time within 5 % with huge pages.
 // Not done: folding the 8 of 4-bit codes into mid. A constant row has scale 1 and would lose all
 // digits below 8 * 2^-24.
 
 #include "quantized_embedding_kernels.h"
 
-constexpr int64_t kAhead = 16;
+constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 4 << 20;  // in cache up to here
 constexpr int kVectors = 8;
 
-LR_INLINE void read_pair(const PoolTable& t, int64_t row, float& scale, float& mid) {
-  memcpy(&scale, t.pairs + row * t.pair_stride, 4);
-  memcpy(&mid, t.pairs + row * t.pair_stride + 4, 4);
+LR_INLINE void read_pair(const uint8_t* at, float& scale, float& mid) {
+  memcpy(&scale, at, 4);
+  memcpy(&mid, at + 4, 4);
 }
 
 LR_INLINE bool prefetch_row(const PoolTable& t, int64_t row) {
@@ -42,102 +52,231 @@ struct Ahead {
   const PoolCall& call;
   const Index* ids;
   int64_t limit, table;
-  bool bad = false;
+  int64_t bad = -1;
 
-  // Checks and prefetches id `at`; returns the next, or `at` again with `bad` set.
-  __attribute__((noinline)) int64_t step(int64_t at) {
-    if (at >= limit || bad) return at;
+  // Checks id `at` and prefetches its row.
+  __attribute__((noinline)) bool step(int64_t at) {
+    if (at >= limit) return true;
     while (at >= call.start((table + 1) * call.bags)) ++table;
-    bad = !prefetch_row(call.tables[table], (int64_t)ids[at]);
-    return at + !bad;
+    if (prefetch_row(call.tables[table], (int64_t)ids[at])) return true;
+    bad = at;
+    return false;
   }
 };
 
-// Adds the rows of one bag in `V` vectors of columns from `first` on, and stores them.
-// `before` is called for every id; false ends the bag.
-template <int bits, int V, bool weighted, typename Index, typename Before>
-LR_INLINE bool pool_bag(const PoolTable& t, const Index* ids, const float* weights, int64_t begin,
-                        int64_t end, float divide, int64_t first, float* out,
-                        const Before& before) {
-  f32 total[V];
-#pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) total[v] = f32::set1(0);
-  float mids = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    if (!before()) return false;
-    const int64_t row = (int64_t)ids[i];
-    float scale, mid;
-    read_pair(t, row, scale, mid);
-    if constexpr (weighted) scale *= weights[i], mid *= weights[i];
-    mids += mid;
-    const uint8_t* codes = t.codes + row * t.code_stride;
-    const f32 s = f32::set1(scale);
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v)
-      total[v] = fma(load_codes<bits>(codes, first + v * f32::N), s, total[v]);
-  }
-  const f32 m = f32::set1(mids), d = f32::set1(divide);
-#pragma GCC unroll 8
-  for (int v = 0; v < V - 1; ++v) ((total[v] + m) * d).store(out + first + v * f32::N);
-  const int64_t last = first + (V - 1) * f32::N, left = t.dim - last;
-  const f32 rest = (total[V - 1] + m) * d;
-  if (left >= f32::N) {
-    rest.store(out + last);
+// Where the vectors of a row start: one behind the other, the last one moved back to end with the
+// row. A masked store costs 20 plain ones on Zen 3; columns in two vectors get the same sums twice.
+// Nibbles can't be entered in the middle of a byte, rows below a vector not at all.
+struct Columns {
+  int64_t vectors, tail, left;  // the last vector starts at `tail` and stores `left` lanes
+};
+template <int bits>
+LR_INLINE Columns columns_of(int64_t dim) {
+  const int64_t vectors = (dim + f32::N - 1) / f32::N, last = (vectors - 1) * f32::N;
+  const bool overlaps = dim >= f32::N && (bits == 8 || dim % 2 == 0);
+  return {vectors, overlaps ? dim - f32::N : last, overlaps ? f32::N : dim - last};
+}
+
+LR_INLINE void store_lanes(f32 value, float* to, int64_t lanes) {
+  if (lanes >= f32::N) {
+    value.store(to);
   } else {
-    rest.store(out + last, left);
+    value.store(to, lanes);
+  }
+}
+
+// One table's rows as a loop over bags sees them.
+template <int bits, int V, bool apart, typename Index>
+struct Rows {
+  static constexpr int64_t kPassBytes = V * f32::N * bits / 8;
+  const PoolTable& t;
+  const Index* ids;
+  Ahead<Index>& ahead;
+  int64_t inside;    // ids from here on have a look-ahead that passes the table's end
+  int64_t distance;  // from a row's codes to its pair, where pairs are not apart
+  bool far;
+
+  // Pairs apart are 8 bytes each; the others need no second multiplication.
+  LR_METHOD const uint8_t* pair(const uint8_t* codes, int64_t row) const {
+    return apart ? t.pairs + row * 8 : codes + distance;
+  }
+  LR_METHOD const uint8_t* codes(int64_t i) const {
+    return t.codes + (int64_t)ids[i] * t.code_stride;
+  }
+
+  // Checks id i + kAhead and prefetches what lies `bytes` from `from` on in its row; false where
+  // it is bad. Without `first_pass` it was checked before, and its pair is on its way.
+  LR_METHOD bool look_ahead(int64_t i, int64_t from, int64_t bytes, bool first_pass) const {
+    if (__builtin_expect(i >= inside, 0)) return !first_pass || ahead.step(i + kAhead);
+    const int64_t row = (int64_t)ids[i + kAhead];
+    if (first_pass && __builtin_expect((uint64_t)row >= (uint64_t)t.rows, 0)) {
+      ahead.bad = i + kAhead;
+      return false;
+    }
+    // Written out for both kinds of tables: with the near prefetch before the test, GCC 12 took
+    // 4.2 ns for 16 codes in cache against 3.0.
+    const uint8_t* near = codes(i + kNear);
+    if (far) {
+      const uint8_t* next = t.codes + row * t.code_stride;
+      for (int64_t b = from; b < from + bytes; b += 64) {
+        __builtin_prefetch(next + b, 0, 2);
+        __builtin_prefetch(near + b);
+      }
+      if (first_pass) {
+        __builtin_prefetch(pair(next, row), 0, 2);
+        __builtin_prefetch(pair(near, (int64_t)ids[i + kNear]));
+      }
+      return true;
+    }
+    for (int64_t b = from; b < from + bytes; b += 64) __builtin_prefetch(near + b);
+    if (first_pass) __builtin_prefetch(pair(near, (int64_t)ids[i + kNear]));
+    return true;
+  }
+};
+
+// Bags of one id from `item` on, as many as there are: nothing to add up, each copies its row.
+// A loop of its own: inside that over any bags it took 4.6 ns a row against 4.0 (16 codes in
+// cache; 8.4 against 7.4 for 64). Returns how many bags it did, or -1 where an id is bad.
+template <int bits, int V, bool apart, bool weighted, typename Index>
+static __attribute__((noinline)) int64_t copy_bags(const PoolCall& call,
+                                                   const Rows<bits, V, apart, Index>& table,
+                                                   const Columns& places, int64_t item, int64_t to,
+                                                   float* out) {
+  const PoolTable t = table.t;
+  const Rows<bits, V, apart, Index> rows{
+      t, table.ids, table.ahead, table.inside, table.distance, table.far};
+  const Columns columns = places;
+  const float* weights = call.weights;
+  const int64_t first = call.start(item), stride = call.out_stride;
+  const bool one_pass = columns.vectors <= V;
+  const int64_t bytes = one_pass ? rows.kPassBytes : rows.t.code_stride;
+  const auto copy = [&](int64_t i, int64_t bytes, bool one_pass) __attribute__((always_inline)) {
+    if (!rows.look_ahead(i, 0, bytes, true)) return false;
+    const uint8_t* codes = rows.codes(i);
+    float scale, mid;
+    read_pair(rows.pair(codes, (int64_t)rows.ids[i]), scale, mid);
+    if constexpr (weighted) scale *= weights[i], mid *= weights[i];
+    const f32 s = f32::set1(scale), m = f32::set1(mid);
+    const auto value = [&](int64_t c) __attribute__((always_inline)) {
+      return load_codes<bits>(codes, c) * s + m;
+    };
+    if (one_pass) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V - 1; ++v) value(v * f32::N).store(out + v * f32::N);
+    } else {
+      for (int64_t c = 0; c < columns.tail; c += f32::N) value(c).store(out + c);
+    }
+    store_lanes(value(columns.tail), out + columns.tail, columns.left);
+    return true;
+  };
+  int64_t done = 0;
+  for (; item + done < to && call.start(item + done + 1) == first + done + 1; ++done) {
+    const bool good =
+        one_pass ? copy(first + done, rows.kPassBytes, true) : copy(first + done, bytes, false);
+    if (__builtin_expect(!good, 0)) return -1;
+    out += stride;
+  }
+  return done;
+}
+
+// Items [from, to) of one table, V vectors a pass; false where an id is bad.
+template <int bits, int V, bool apart, bool weighted, typename Index>
+static bool pool_table(const PoolCall& call, const PoolTable& table, const Index* ids, int64_t from,
+                       int64_t to, int64_t first_item, Ahead<Index>& ahead) {
+  const PoolTable t = table;  // the compiler keeps a local copy in registers
+  const float* weights = call.weights;
+  const Columns columns = columns_of<bits>(t.dim);
+  using Table = Rows<bits, V, apart, Index>;
+  const Table rows{t,
+                   ids,
+                   ahead,
+                   call.start(to) - kAhead,
+                   t.pairs - t.codes,
+                   t.rows * (t.code_stride + (apart ? 8 : 0)) > kFarBytes};
+  int64_t begin = call.start(from);
+  float* out = call.out + t.column + (from - first_item) * call.out_stride;
+
+  // The vectors of columns from `first` on of one bag; only the first pass checks ids.
+  const auto pool = [&](int64_t begin, int64_t end, int64_t first,
+                        bool first_pass) __attribute__((always_inline)) {
+    const int64_t full = first + (V - 1) * f32::N;
+    const int64_t last = full < columns.tail ? full : columns.tail;
+    f32 total[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) total[v] = f32::set1(0);
+    float mids = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      if (!rows.look_ahead(i, first * bits / 8, Table::kPassBytes, first_pass)) return false;
+      const uint8_t* codes = rows.codes(i);
+      float scale, mid;
+      read_pair(rows.pair(codes, (int64_t)ids[i]), scale, mid);
+      if constexpr (weighted) scale *= weights[i], mid *= weights[i];
+      mids += mid;
+      const f32 s = f32::set1(scale);
+#pragma GCC unroll 8
+      for (int v = 0; v < V - 1; ++v)
+        total[v] = fma(load_codes<bits>(codes, first + v * f32::N), s, total[v]);
+      total[V - 1] = fma(load_codes<bits>(codes, last), s, total[V - 1]);
+    }
+    const f32 m = f32::set1(mids);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) total[v] = total[v] + m;
+    if (call.mean && end > begin) {
+      const f32 d = f32::set1(1.0f / (float)(end - begin));
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) total[v] = total[v] * d;
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < V - 1; ++v) total[v].store(out + first + v * f32::N);
+    store_lanes(total[V - 1], out + last, last < columns.tail ? f32::N : columns.left);
+    return true;
+  };
+
+  for (int64_t item = from; item < to;) {
+    const int64_t end = call.start(item + 1);
+    if (end - begin == 1 && item + 1 < to && call.start(item + 2) == end + 1) {
+      // Copies, so that what the loop over other bags uses never has its address taken.
+      const Table same{table, ids, ahead, rows.inside, rows.distance, rows.far};
+      const Columns places = columns;
+      const int64_t done = copy_bags<bits, V, apart, weighted>(call, same, places, item, to, out);
+      if (done < 0) return false;
+      item += done;
+      out += done * call.out_stride;
+      begin = call.start(item);
+      continue;
+    }
+    if (!pool(begin, end, 0, true)) return false;
+    for (int64_t done = V; done < columns.vectors; done += V) {
+      const int64_t next = done + V <= columns.vectors ? done : columns.vectors - V;
+      pool(begin, end, next * f32::N, false);
+    }
+    ++item;
+    out += call.out_stride;
+    begin = end;
   }
   return true;
 }
 
-// Items [from, to) of one table, V vectors a pass. `at` is the id that `ahead` checks next;
-// returns what it is afterwards.
+// Codes whose pairs lie apart fill whole lines, and so whole passes of the widest kinds.
 template <int bits, int V, bool weighted, typename Index>
-static int64_t pool_table(const PoolCall& call, const PoolTable& table, const Index* ids,
-                          int64_t from, int64_t to, int64_t first_item, int64_t at,
-                          Ahead<Index>& ahead) {
-  const PoolTable t = table;  // the compiler keeps a local copy in registers
-  const float* weights = call.weights;
-  const bool mean = call.mean;
-  const int64_t mine = call.start(to), limit = ahead.limit;
-  const int64_t vectors = (t.dim + f32::N - 1) / f32::N;
-  bool bad = false;
-  const auto stream = [&]() __attribute__((always_inline)) {
-    if (at < mine) {
-      bad = !prefetch_row(t, (int64_t)ids[at]);
-      at += !bad;
-      return !bad;
-    }
-    if (at < limit) at = ahead.step(at);
-    return !ahead.bad;
-  };
-  int64_t begin = call.start(from);
-  float* out = call.out + t.column + (from - first_item) * call.out_stride;
-  for (int64_t item = from; item < to; ++item, out += call.out_stride) {
-    const int64_t end = call.start(item + 1);
-    const float divide = mean && end > begin ? 1.0f / (float)(end - begin) : 1.0f;
-    if (!pool_bag<bits, V, weighted>(t, ids, weights, begin, end, divide, 0, out, stream)) {
-      ahead.bad = true;
-      return at;
-    }
-    for (int64_t done = V; done < vectors; done += V) {
-      const int64_t next = done + V <= vectors ? done : vectors - V;
-      pool_bag<bits, V, weighted>(t, ids, weights, begin, end, divide, next * f32::N, out,
-                                  [] { return true; });
-    }
-    begin = end;
+LR_INLINE bool pool_layout(const PoolCall& call, const PoolTable& t, const Index* ids, int64_t from,
+                           int64_t to, int64_t first_item, Ahead<Index>& ahead) {
+  if constexpr (V >= (f32::N > 8 ? 4 : kVectors)) {
+    if (t.pair_stride == 8)
+      return pool_table<bits, V, true, weighted>(call, t, ids, from, to, first_item, ahead);
   }
-  return at;
+  return pool_table<bits, V, false, weighted>(call, t, ids, from, to, first_item, ahead);
 }
 
 template <int bits, bool weighted, typename Index>
-static int64_t pool_any(const PoolCall& call, const PoolTable& t, const Index* ids, int64_t from,
-                        int64_t to, int64_t first_item, int64_t at, Ahead<Index>& ahead) {
+static bool pool_any(const PoolCall& call, const PoolTable& t, const Index* ids, int64_t from,
+                     int64_t to, int64_t first_item, Ahead<Index>& ahead) {
   const int64_t vectors = (t.dim + f32::N - 1) / f32::N;
   const int64_t passes = (vectors + kVectors - 1) / kVectors;
   switch ((vectors + passes - 1) / passes) {
 #define LR_CASE(V) \
   case V:          \
-    return pool_table<bits, V, weighted>(call, t, ids, from, to, first_item, at, ahead)
+    return pool_layout<bits, V, weighted>(call, t, ids, from, to, first_item, ahead)
     LR_CASE(1);
     LR_CASE(2);
     LR_CASE(3);
@@ -148,22 +287,24 @@ static int64_t pool_any(const PoolCall& call, const PoolTable& t, const Index* i
     LR_CASE(8);
 #undef LR_CASE
   }
-  return at;
+  return true;
 }
 
 // Items [from, to); returns the position of the first bad id, or -1.
 template <int bits, bool weighted, typename Index>
 static int64_t pool_items(const PoolCall& call, const Index* ids, int64_t from, int64_t to) {
   Ahead<Index> ahead{call, ids, call.start(to), from / call.bags};
-  int64_t at = call.start(from);
-  for (int64_t i = 0; i < kAhead; ++i) at = ahead.step(at);
-  while (from < to && !ahead.bad) {
+  const int64_t begin = call.start(from);
+  for (int64_t i = 0; i < kAhead; ++i)
+    if (!ahead.step(begin + i)) return ahead.bad;
+  while (from < to) {
     const int64_t table = from / call.bags, first_item = table * call.bags;
     const int64_t stop = to < first_item + call.bags ? to : first_item + call.bags;
-    at = pool_any<bits, weighted>(call, call.tables[table], ids, from, stop, first_item, at, ahead);
+    if (!pool_any<bits, weighted>(call, call.tables[table], ids, from, stop, first_item, ahead))
+      return ahead.bad;
     from = stop;
   }
-  return ahead.bad ? at : -1;
+  return -1;
 }
 
 template <typename Index>
@@ -195,7 +336,7 @@ static bool rise(const int32_t* offsets, int64_t n) { return all_rise(offsets, n
 // <grad, dequantized row>: the gradient of an id's weight.
 static float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad) {
   float scale, mid;
-  read_pair(t, row, scale, mid);
+  read_pair(t.pairs + row * t.pair_stride, scale, mid);
   const uint8_t* codes = t.codes + row * t.code_stride;
   f32 with_codes = f32::set1(0), alone = f32::set1(0);
   for (int64_t c = 0; c < t.dim; c += f32::N) {

@@ -143,6 +143,9 @@ def quantized_embedding_bag(
         ValueError, TypeError, RuntimeError: shapes, dtypes, offsets or the table do not fit.
     """
     try:
+        if per_sample_weights is None and not include_last_offset and output_dtype is torch.float32:
+            # An argument costs 0.3 us on its way to C++; these have the schema's defaults.
+            return bag_op(packed, indices, offsets, dim, bits, mode)
         return bag_op(
             packed,
             indices,

@@ -3,6 +3,7 @@
 from . import nn, ops
 from ._build import build_info
 from ._errors import check_errors
+from ._huge_pages import use_huge_pages
 from ._library import implementations
 from ._quantize import quantize
 from ._swap import swap
@@ -46,5 +47,6 @@ __all__ = [
     "ops",
     "outer_attention",
     "swap",
+    "use_huge_pages",
     "vocabulary_lookup",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .._huge_pages import use_huge_pages
 from ..ops.quantized_embedding import (
     concatenate_tables,
     dequantize_rows,
@@ -71,6 +72,10 @@ class _QuantizedTable(nn.Module):
         super().__init__()
         self.embedding_dim, self.bits = embedding_dim, bits
         self.register_buffer("packed", packed)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        use_huge_pages(self)  # a copy, or what a file held, lies on small pages
 
     @property
     def num_embeddings(self) -> int:
@@ -235,8 +240,13 @@ class QuantizedEmbeddingBagCollection(nn.Module):
         self.names, self.bits, self.mode = list(names), bits, mode
         self.total_dim = sum(dims)
         self.register_buffer("packed", concatenate_tables(tables))
+        use_huge_pages(self.packed)
         self.register_buffer("rows", torch.tensor([t.shape[0] for t in tables]))
         self.register_buffer("dims", torch.tensor(list(dims)))
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        use_huge_pages(self.packed)
 
     @classmethod
     def from_float(

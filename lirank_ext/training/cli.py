@@ -305,12 +305,12 @@ def _train(args: argparse.Namespace) -> int:
     from .trainer import CHECKPOINT
 
     output, device = _folder(args.output), _device(args)
-    own, kept, trials = output / "config.yaml", output / CHECKPOINT, output / tuning.FOLDER
-    found = kept if kept.exists() else trials
+    own, kept = output / "config.yaml", output / CHECKPOINT
+    found = kept if kept.exists() else output / tuning.STATE
     if found.exists() and not (args.resume or args.overwrite):
         raise DataError(f"{found} is there: give --resume to go on, or --overwrite to start again")
     if args.resume and not found.exists():
-        raise DataError(f"--resume: {found}: no such file")
+        raise DataError(f"--resume: {kept}: no such file")
     state = tuning.read_state(output) if args.resume else None
     past = None
     if state is not None:
@@ -322,8 +322,10 @@ def _train(args: argparse.Namespace) -> int:
         past = _past(args.past, output)
         config = _increment_config(args, past) if past else _config(args)
     _check_increment(args, past)
-    if args.overwrite:
+    if args.overwrite:  # a killed run must not go on from an older one's
         tuning.remove(output)
+        for old in (kept, output / incremental.FILE):
+            old.unlink(missing_ok=True)
     fixed = set(state["fixed"]) if state else tuning.given_keys(_fixed(args))
     broken = Broken(config.training.bad_rows == "skip")
     run = _Run(args, config, output, device, broken, past)

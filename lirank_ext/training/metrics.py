@@ -75,6 +75,30 @@ def evaluate(
     return {name: measure(logits[:, t], labels[:, t]) for t, name in enumerate(model.task_names)}
 
 
+def difference_error(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, name: str) -> float:
+    """Standard error of the difference of two models' metric on the same rows.
+
+    Args:
+        ours, theirs: logits (n,).
+        labels: (n,), 0 or 1.
+        name: "auc" (after DeLong, DeLong and Clarke-Pearson 1988) or "log_loss".
+    """
+    if name == "log_loss":
+        sign = 1 - 2 * labels
+        gap = np.logaddexp(0, sign * ours) - np.logaddexp(0, sign * theirs)
+        return float(gap.std(ddof=1) / math.sqrt(len(gap)))
+    positive = labels == 1
+    rank = need("scipy.stats").rankdata
+    shares = []
+    for logits in (ours, theirs):
+        whole, high, low = rank(logits), rank(logits[positive]), rank(logits[~positive])
+        # Of every positive the share of negatives below it, of every negative that of positives.
+        shares.append((whole[positive] - high) / len(low))
+        shares.append((whole[~positive] - low) / len(high))
+    gaps = (shares[0] - shares[2], shares[1] - shares[3])
+    return math.sqrt(sum(gap.var(ddof=1) / len(gap) for gap in gaps))
+
+
 def mean(metrics: dict[str, Metrics], name: str) -> float:
     """A metric's mean over the tasks."""
     return float(np.mean([getattr(m, name) for m in metrics.values()]))

@@ -83,7 +83,7 @@ class Settings:
     cold: str | None = None
     forgetting: float = 1.0
     cold_weight: float = 0.0
-    fisher_rows: int = 1000
+    fisher_rows: int = 500
 
     def __post_init__(self) -> None:
         _check(self, 2, "batch_size")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ import torch
 
 from ..models import ConfigError
 from ..models._parse import override
+from . import checkpoint
 from .checkpoint import CheckpointError
+from .metrics import difference_error, score
 from .session import Data, trainer_on
 from .settings import Config
 from .trainer import CHECKPOINT, Interrupted, Trainer
 
 FOLDER = "trials"
+STATE = "trials/trials.json"
 MAX_ROWS = 500_000  # "auto" tunes up to here: the trials together cost about a pass for each row
 
 
@@ -49,6 +53,7 @@ class Trial:
         changes: its values, by key.
         config: the whole configuration.
         best: the monitored metric at the best evaluation; None before it is trained.
+        noise: standard error of its difference to the first trial's.
         best_step, steps: of the training.
         tasks: the metrics there, by task.
     """
@@ -57,13 +62,14 @@ class Trial:
     changes: dict[str, Any]
     config: Config
     best: float | None = None
+    noise: float = 0.0
     best_step: int = 0
     steps: int = 0
     tasks: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What ``report.json`` says of it."""
-        names = ("name", "changes", "best", "best_step", "steps", "tasks")
+        names = ("name", "changes", "best", "noise", "best_step", "steps", "tasks")
         return {n: getattr(self, n) for n in names}
 
 
@@ -108,6 +114,10 @@ def given_keys(data: dict[str, Any], where: str = "") -> set[str]:
 
 class Tuner:
     """Trains every trial and keeps the best; can be killed at any moment and goes on.
+
+    The first trial, which is the configuration itself, is kept unless another is better by more
+    than the standard error of their difference on the rows to validate on: to follow the noise
+    would cost more than it brings.
 
     Under ``output/trials`` stand the configuration, the results, and a checkpoint of the trial
     under way and of the best so far.
@@ -158,9 +168,12 @@ class Tuner:
         return trainer, best
 
     def best(self) -> Trial:
-        """The best of the trained trials, the first of equals."""
-        done = [t for t in self.trials if t.best is not None]
-        return (max if self.larger else min)(done, key=lambda t: t.best)
+        """The best of the trained trials by more than its noise, or else the first."""
+        first = self.trials[0]
+        sign = 1 if self.larger else -1
+        done = [t for t in self.trials[1:] if t.best is not None]
+        better = [t for t in done if sign * (t.best - first.best) > t.noise]
+        return max(better, key=lambda t: sign * t.best, default=first)
 
     def _train(self, number: int, trial: Trial) -> None:
         trainer = self._open(number, trial)
@@ -175,6 +188,25 @@ class Tuner:
         trial.tasks = next(
             e["tasks"] for e in progress.evaluations if e["step"] == progress.best_step
         )
+        trial.noise = self._noise(number, trainer)
+
+    def _noise(self, number: int, trainer: Trainer) -> float:
+        """The standard error against the first trial, whose scores are kept for it."""
+        logits, labels = score(trainer.model, self.data.valid, trainer.device)
+        path = self.folder / "first.safetensors"
+        if number == 0:
+            checkpoint.save(path, {"logits": torch.from_numpy(logits)}, {})
+            return 0.0
+        first = checkpoint.load(path)[0]["logits"].numpy()
+        name = self.config.training.monitor
+        errors = [
+            difference_error(logits[:, t], first[:, t], labels[:, t], name)
+            for t in range(labels.shape[1])
+        ]
+        # Of the mean over the tasks, at most: as if their errors were one.
+        total = sum(errors) / len(errors)
+        # One row of a class tells nothing: no difference then counts.
+        return total if math.isfinite(total) else 1.0
 
     def _open(self, number: int, trial: Trial) -> Trainer:
         folder = self.folder / str(number)
@@ -195,12 +227,13 @@ class Tuner:
             "fixed": sorted(self.fixed),
             "trials": [t.as_json() for t in self.trials],
         }
-        new = self.folder / "trials.json.new"
+        path = self.output / STATE
+        new = path.with_name("trials.json.new")
         with open(new, "w", encoding="utf-8") as file:
             file.write(json.dumps(content, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.replace(new, self.folder / "trials.json")
+        os.replace(new, path)
 
     def _read(self) -> None:
         held = read_state(self.output)
@@ -208,7 +241,7 @@ class Tuner:
             return
         for trial, kept in zip(self.trials, held["trials"], strict=False):
             if kept["name"] != trial.name or kept["changes"] != trial.changes:
-                where = self.folder / "trials.json"
+                where = self.output / STATE
                 raise CheckpointError(f"{where}: trials of another list: give --overwrite")
             for name, value in kept.items():
                 setattr(trial, name, value)
@@ -220,7 +253,7 @@ def read_state(output: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: it is damaged.
     """
-    path = output / FOLDER / "trials.json"
+    path = output / STATE
     if not path.is_file():
         return None
     try:
@@ -231,5 +264,7 @@ def read_state(output: Path) -> dict[str, Any] | None:
 
 def remove(output: Path) -> None:
     """Remove what only the trials needed."""
+    # First what says that there are trials: killed in between, nobody goes on with half of them.
+    (output / STATE).unlink(missing_ok=True)
     if (output / FOLDER).exists():
         shutil.rmtree(output / FOLDER)

@@ -18,6 +18,7 @@ from lirank_ext.models import (
     with_schema,
 )
 from lirank_ext.models._parse import override
+from lirank_ext.training import Config
 
 PRESETS = ("feed", "jobs", "ads")
 
@@ -192,6 +193,16 @@ def test_bad_yaml_names_file_and_line(tmp_path):
 
 def test_yaml_numbers_without_a_dot_are_numbers():
     assert LiRankConfig.from_dict({"cross": {"temperature": "1e-1"}}).cross.temperature == 0.1
+
+
+def test_bare_on_and_off_are_choices(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("training:\n  tune: off\n  amp: on\n")
+    training = Config.load(path).training
+    assert (training.tune, training.amp) == ("off", "on")
+    path.write_text("model:\n  mlp:\n    gate: off\n")
+    with pytest.raises(ConfigError, match=r"mlp\.gate: wanted one of .*got 'off'"):
+        Config.load(path)
 
 
 def test_missing_features_are_named():

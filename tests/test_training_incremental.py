@@ -205,4 +205,10 @@ def test_train_from_a_model(days, tmp_path, capsys):
     assert "--cold" in refused("--from", cold, "--cold-weight", "0.5")
     assert "cold_weight: wanted a share" in refused("--from", cold, "--cold-weight", "2")
     assert main(["train", str(paths[1]), "--from", str(cold), "--output", str(cold)]) == 2
+    assert "must be another folder" in capsys.readouterr().err
+    # A configuration that names its start is an increment as well.
+    three = tmp_path / "three"
+    assert run(paths[2], "--config", two / "config.yaml", "--output", three) == 0
+    ours, theirs = load_model(three)[0].state_dict(), load_model(two)[0].state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     assert Config.load(two / "config.yaml").training.tune == "off"

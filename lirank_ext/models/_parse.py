@@ -64,6 +64,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return None
         return _value(next(i for i in inner if i is not type(None)), value, where)
     if origin is typing.Literal:
+        if isinstance(value, bool):  # what YAML makes of a bare on or off
+            value = "on" if value else "off"
         if value not in inner:
             hint = did_you_mean(value, map(str, inner))
             wanted = ", ".join(map(repr, inner))

@@ -111,7 +111,7 @@ def _add_train(subparsers: Any) -> None:
         "--tune",
         choices=("auto", "on", "off"),
         help="try a short list of regularisations and keep the one that validates best "
-        "(default auto: up to 500,000 rows)",
+        "(default auto: up to 200,000 rows)",
     )
     add("--from", dest="past", metavar="DIR", help="go on from the model in DIR, on newer files")
     add("--cold", metavar="DIR", help="with --from: the model of the cold start")
@@ -289,9 +289,12 @@ def _increment_config(args: argparse.Namespace, past: Any) -> Any:
         names = ", ".join(t.name for t in known)
         raise DataError(f"--label: the model of --from predicts {names}: leave the option out")
     data = past.config.to_dict()
+    data["training"]["cold"] = None  # that of the last run
     merge(data, _given(args))
     merge(data, _overrides(args))
-    data["training"].update(tune="off", start_from=str(args.past), cold=args.cold)
+    data["training"].update(tune="off", start_from=str(past.folder))
+    if args.cold:
+        data["training"]["cold"] = args.cold
     config = Config.from_dict(data)
     same_model(past, config, "--from")
     return config
@@ -319,7 +322,7 @@ def _train(args: argparse.Namespace) -> int:
         config = Config.load(own)
         past = _past(config.training.start_from, output)
     else:
-        past = _past(args.past, output)
+        past = _past(args.past or _given(args).get("training", {}).get("start_from"), output)
         config = _increment_config(args, past) if past else _config(args)
     _check_increment(args, past)
     if args.overwrite:  # a killed run must not go on from an older one's

@@ -366,7 +366,8 @@ class Source:
 
         The files are cut into :data:`PLACES` stretches, and a block takes its share of every one,
         so that it is like the whole even where the files are sorted. Each stretch is read
-        forward, by a reader of its own.
+        forward, by a reader of its own. To get there, a reader passes over the rows before it in
+        its row group of Parquet, and decompresses all that lies before it in a .gz file.
 
         Args:
             rows: of a block, at most.

@@ -46,7 +46,7 @@ class Settings:
         tensorboard: write events beside the model.
         seed: of weights, dropout, split and order.
         tune: try the short list of regularisations in ``training.tuning`` and keep the one that
-            validates best: "on", "off", or "auto" for up to half a million rows.
+            validates best: "on", "off", or "auto" for up to 200,000 rows.
         start_from: folder of a trained model to go on from; ``cold`` that of the cold start.
         forgetting, cold_weight: of :class:`lirank_ext.nn.IncrementalPenalty`, which holds the
             dense weights where older data put them; both matter with ``start_from`` alone.

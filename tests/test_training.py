@@ -314,6 +314,15 @@ def test_columns_are_inferred(tmp_path):
     assert changed.model.schema.numeric == ["hour"]
 
 
+def test_numbers_with_a_zero_in_front_are_names(tmp_path):
+    path = tmp_path / "a.csv"
+    lines = [f"{i % 2},{i * 37 % 90000 + 1000:05d},{i}.5" for i in range(300)]
+    path.write_text("\n".join(["y,zip,amount", *lines, "1,50265-2850,0.5"]) + "\n")
+    schema = for_files([path], ["y"]).model.schema
+    assert [c.name for c in schema.categorical if not c.edges] == ["zip"]
+    assert schema.numeric == ["amount"]
+
+
 # Training
 
 

@@ -60,14 +60,15 @@ def ids_at(ids, place, inside, rows):
 
 
 @triton.jit
-def tell_ids(errors, ids, begin, length, rows, table):
+def tell_ids(errors, ids, begin, length, rows, table, STEPS: tl.constexpr):
     """Report every id of these bags that is no row.
 
-    A walk of its own, for the program that has met one: reports among the loads of the pooling
-    loop would keep the compiler from sending the next loads before the last have come.
+    A walk of its own before the pooling, for which it fetches the ids: reports among the loads of
+    the pooling loop would keep the compiler from sending the next loads before the last have come.
     """
-    for step in range(0, tl.max(length, 0)):
-        inside, place = step < length, begin + step
+    for start in range(0, tl.max(length, 0), STEPS):
+        step = start + tl.arange(0, STEPS)
+        inside, place = step[None, :] < length[:, None], begin[:, None] + step[None, :]
         row, valid = ids_at(ids, place, inside, rows)
         report(errors, INDEX, inside & (valid == 0), place, row, table, rows)
 

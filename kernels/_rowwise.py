@@ -46,7 +46,7 @@ def load_pair(packed, at, valid):
 def load_codes(packed, at, valid, byte, code_bytes):
     """(rows, bytes) of codes from these row starts on; what is stored, padding included."""
     inside = valid[:, None] & (byte < code_bytes)[None, :]
-    place = tl.multiple_of(at[:, None], [8, 1]) + byte[None, :]
+    place = tl.multiple_of(at[:, None], [8, 8]) + byte[None, :]
     return tl.load(packed + place, mask=inside, other=0).to(tl.int32)
 
 

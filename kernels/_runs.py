@@ -56,7 +56,7 @@ def _entry(
     after = tl.load(keys + i + 1, mask=live & (i + 1 < n), other=0)
     position = tl.load(positions + i, mask=live, other=0)
     if bag_of is None:
-        bag = position // fixed
+        bag = (position.to(tl.int32) // fixed).to(tl.int64)  # to divide 64 bits is a call
     else:
         bag = tl.load(bag_of + position, mask=live, other=-1).to(tl.int64)
     # One number says how many columns: the interpreter cannot spread a bool over a block.

@@ -63,7 +63,7 @@ def _word(text, at, end):
     return word
 
 
-@triton.jit(do_not_specialize=["n", "seed"])
+@triton.jit(do_not_specialize=["n", "total", "seed"])
 def _hash_strings(
     text, offsets, out, errors, n, total: tl.int64, seed: tl.int64, BLOCK: tl.constexpr
 ):

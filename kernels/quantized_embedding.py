@@ -155,9 +155,9 @@ def _pack(
     to = packed + row[:, None] * stride + byte[None, :]
     tl.store(to, stored.to(tl.uint8), mask=here & beside[None, :])
     if tl.program_id(1) == 0:
-        to = (packed + first + row * pair).to(tl.pointer_type(tl.float32))
-        tl.store(to, tl.load(scale + row, mask=row < n, other=0), mask=row < n)
-        tl.store(to + 1, tl.load(mid + row, mask=row < n, other=0), mask=row < n)
+        both = (packed + first + row * pair).to(tl.pointer_type(tl.float32))
+        tl.store(both, tl.load(scale + row, mask=row < n, other=0), mask=row < n)
+        tl.store(both + 1, tl.load(mid + row, mask=row < n, other=0), mask=row < n)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -203,7 +203,8 @@ def find_table(errors, rows, dims, tables, index, size, width, BITS: tl.constexp
         n = tl.load(rows + at, mask=at < tables, other=0)
         dim = tl.load(dims + at, mask=at < tables, other=8)
         _, row_bytes, _ = form(dim, BITS)
-        bad = (n < 0) | (n > size) | (dim <= 0) | (dim > width)
+        # Widths have 31 bits, so that columns are counted in 32.
+        bad = (n < 0) | (n > size) | (dim <= 0) | (dim > width) | (dim > 2147483000)
         # Beyond 2^62 a product of 64 bits may have turned over: then this one is large.
         bad = bad | (n.to(tl.float32) * row_bytes.to(tl.float32) > 4.0e18)
         bad = (bad | (n * row_bytes > size)) & (at < tables)
@@ -224,7 +225,8 @@ def find_table(errors, rows, dims, tables, index, size, width, BITS: tl.constexp
     blame = (fits == 0) & (tl.program_id(0) == 0)
     report(errors, TABLES, blame, all_columns, width, all_tight, size)
     base = tl.where(size == all_whole, tl.sum(before_whole, 0), tl.sum(before_tight, 0))
-    return fits, base, tl.load(rows + index), tl.load(dims + index), tl.sum(column, 0)
+    dim = tl.load(dims + index).to(tl.int32)
+    return fits, base, tl.load(rows + index), dim, tl.sum(column, 0)
 
 
 @triton.jit
@@ -243,16 +245,14 @@ def _pool(
     BAGS: tl.constexpr,
     BYTES: tl.constexpr,
 ):
-    """Sums of the columns whose codes lie in the bytes from ``start`` on; whether an id was bad."""
+    """Sums of the columns whose codes lie in the bytes from ``start`` on."""
     codes, stride, first, pair = places(base, dim, rows, BITS)
     byte = start + tl.arange(0, BYTES)
     low, high = tl.zeros((BAGS, BYTES), tl.float32), tl.zeros((BAGS, BYTES), tl.float32)
-    bad = tl.zeros((BAGS,), tl.int32)
     for step in range(0, tl.max(length, 0), UNROLL):
         for ahead in tl.static_range(UNROLL):
             inside, place = step + ahead < length, begin + step + ahead
             row, valid = ids_at(ids, place, inside, rows)
-            bad = bad | (inside & (valid == 0)).to(tl.int32)
             scale, mid = load_pair(packed, first + row * pair, valid)
             stored = load_codes(packed, base + row * stride, valid, byte, codes)
             if weights is not None:
@@ -261,11 +261,11 @@ def _pool(
             low += even(stored, BITS) * scale[:, None] + mid[:, None]
             if BITS == 4:
                 high += odd(stored) * scale[:, None] + mid[:, None]
-    return low, high, tl.max(bad, 0)
+    return low, high
 
 
 @triton.jit
-def _pool_table(
+def _pool_block(
     packed,
     ids,
     offsets,
@@ -273,8 +273,7 @@ def _pool_table(
     out,
     errors,
     index,
-    share,
-    each,
+    block,
     base,
     rows,
     dim,
@@ -290,21 +289,20 @@ def _pool_table(
     BAGS: tl.constexpr,
     BYTES: tl.constexpr,
 ):
+    """One block of the bags of one table."""
     codes, _, _ = form(dim, BITS)
     before = index * bags
-    for block in range(share, tl.cdiv(bags, BAGS), each):
-        bag = block * BAGS + tl.arange(0, BAGS)
-        begin, length = spans(offsets, errors, before + bag, before + bags, known, count, fixed)
-        to = out + bag * width + column
-        for start in range(0, codes, BYTES):
-            low, high, bad = _pool(packed, ids, weights, begin, length, start, base, rows, dim,
-                                   BITS, UNROLL, BAGS, BYTES)  # fmt: skip
-            if MEAN:
-                share_of_one = 1.0 / tl.maximum(length, 1).to(tl.float32)[:, None]
-                low, high = low * share_of_one, high * share_of_one
-            keep_columns(to, low, high, bag < bags, start, dim, BITS, BYTES)
-            if (bad > 0) & (start == 0):
-                tell_ids(errors, ids, begin, length, rows, index)
+    bag = block * BAGS + tl.arange(0, BAGS)
+    begin, length = spans(offsets, errors, before + bag, before + bags, known, count, fixed)
+    tell_ids(errors, ids, begin, length, rows, index, UNROLL)
+    to = out + bag * width + column
+    for start in range(0, codes, BYTES):
+        low, high = _pool(packed, ids, weights, begin, length, start, base, rows, dim, BITS,
+                          UNROLL, BAGS, BYTES)  # fmt: skip
+        if MEAN:
+            share = 1.0 / tl.maximum(length, 1).to(tl.float32)[:, None]
+            low, high = low * share, high * share
+        keep_columns(to, low, high, bag < bags, start, dim, BITS, BYTES)
 
 
 @triton.jit
@@ -341,19 +339,20 @@ def _quantized_bags(
     BAGS: tl.constexpr,
     BYTES: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    index, share = program // each, program % each
+    program = tl.program_id(0)
     if rows is None:
-        _pool_table(packed, ids, offsets, weights, out, errors, index, share, each, 0, one_rows,
-                    width, 0, width, bags, known, count, fixed, BITS, MEAN, UNROLL, BAGS,
-                    BYTES)  # fmt: skip
-    else:
+        _pool_block(packed, ids, offsets, weights, out, errors, 0, program.to(tl.int64), 0,
+                    one_rows, width, 0, width, bags, known, count, fixed, BITS, MEAN, UNROLL,
+                    BAGS, BYTES)  # fmt: skip
+    else:  # 32 bits are divided: 64 are a call
+        index, first = (program // each).to(tl.int64), (program % each).to(tl.int64)
         fits, base, n, dim, column = find_table(errors, rows, dims, tables, index, size, width,
                                                 BITS)  # fmt: skip
         if fits:
-            _pool_table(packed, ids, offsets, weights, out, errors, index, share, each, base, n,
-                        dim, column, width, bags, known, count, fixed, BITS, MEAN, UNROLL, BAGS,
-                        BYTES)  # fmt: skip
+            for block in range(first, tl.cdiv(bags, BAGS), each):
+                _pool_block(packed, ids, offsets, weights, out, errors, index, block, base, n,
+                            dim, column, width, bags, known, count, fixed, BITS, MEAN, UNROLL,
+                            BAGS, BYTES)  # fmt: skip
         else:
             _zero(out, bags.to(tl.int64) * width, BAGS * BYTES)
 
@@ -404,7 +403,7 @@ def dot_codes(
 
 
 @triton.jit
-def _dot_table(
+def _dot_block(
     grad,
     packed,
     ids,
@@ -412,8 +411,7 @@ def _dot_table(
     out,
     errors,
     index,
-    share,
-    each,
+    block,
     base,
     rows,
     dim,
@@ -427,23 +425,20 @@ def _dot_table(
     BAGS: tl.constexpr,
     BYTES: tl.constexpr,
 ):
+    """One block of the bags of one table."""
     _, stride, first, pair = places(base, dim, rows, BITS)
     before = index * bags
-    for block in range(share, tl.cdiv(bags, BAGS), each):
-        bag = block * BAGS + tl.arange(0, BAGS)
-        begin, length = spans(offsets, errors, before + bag, before + bags, known, count, fixed)
-        mine, here = grad + bag * width + column, bag < bags
-        alone = sum_of_gradient(mine, here, dim, BAGS, BYTES)
-        bad = tl.zeros((BAGS,), tl.int32)
-        for step in range(0, tl.max(length, 0)):
-            inside, place = step < length, begin + step
-            row, valid = ids_at(ids, place, inside, rows)
-            bad = bad | (inside & (valid == 0)).to(tl.int32)
-            scale, mid = load_pair(packed, first + row * pair, valid)
-            dot = dot_codes(packed, base + row * stride, valid, mine, here, dim, BITS, BAGS, BYTES)
-            tl.store(out + place, tl.where(valid, scale * dot + mid * alone, 0.0), mask=inside)
-        if tl.max(bad, 0) > 0:
-            tell_ids(errors, ids, begin, length, rows, index)
+    bag = block * BAGS + tl.arange(0, BAGS)
+    begin, length = spans(offsets, errors, before + bag, before + bags, known, count, fixed)
+    tell_ids(errors, ids, begin, length, rows, index, 1)
+    mine, here = grad + bag * width + column, bag < bags
+    alone = sum_of_gradient(mine, here, dim, BAGS, BYTES)
+    for step in range(0, tl.max(length, 0)):
+        inside, place = step < length, begin + step
+        row, valid = ids_at(ids, place, inside, rows)
+        scale, mid = load_pair(packed, first + row * pair, valid)
+        dot = dot_codes(packed, base + row * stride, valid, mine, here, dim, BITS, BAGS, BYTES)
+        tl.store(out + place, tl.where(valid, scale * dot + mid * alone, 0.0), mask=inside)
 
 
 @triton.jit(do_not_specialize=["each", "tables", "one_rows", "bags", "known", "count", "fixed"])
@@ -469,18 +464,19 @@ def _quantized_dot(
     BAGS: tl.constexpr,
     BYTES: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    index, share = program // each, program % each
+    program = tl.program_id(0)
     if rows is None:
-        _dot_table(grad, packed, ids, offsets, out, errors, index, share, each, 0, one_rows,
+        _dot_block(grad, packed, ids, offsets, out, errors, 0, program.to(tl.int64), 0, one_rows,
                    width, 0, width, bags, known, count, fixed, BITS, BAGS, BYTES)  # fmt: skip
     else:
+        index, first = (program // each).to(tl.int64), (program % each).to(tl.int64)
         fits, base, n, dim, column = find_table(errors, rows, dims, tables, index, size, width,
                                                 BITS)  # fmt: skip
         if fits:
-            _dot_table(grad, packed, ids, offsets, out, errors, index, share, each, base, n, dim,
-                       column, width, bags, known, count, fixed, BITS, BAGS,
-                       BYTES)  # fmt: skip
+            for block in range(first, tl.cdiv(bags, BAGS), each):
+                _dot_block(grad, packed, ids, offsets, out, errors, index, block, base, n, dim,
+                           column, width, bags, known, count, fixed, BITS, BAGS,
+                           BYTES)  # fmt: skip
 
 
 # ---- launchers: rows -------------------------------------------------------------------------

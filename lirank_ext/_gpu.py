@@ -45,7 +45,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "vocabulary_lookup": TRITON,
     "hashed_embedding_bag": BOTH,
     "hashed_embedding_bag_backward": BOTH,
-    "hashed_embedding_bag_backward_sparse": TRITON,
+    "hashed_embedding_bag_backward_sparse": BOTH,
     "hashed_embedding_bag_backward_weights": BOTH,
     "hashed_embedding_bag_of_rows": BOTH,
     "quantized_hashed_embedding_bag": BOTH,

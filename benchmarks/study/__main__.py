@@ -201,7 +201,7 @@ class Study:
         return report.write(self.out, self.plan, found, bandit_runs, self.skipped, unfinished)
 
     def _runs(self, data: Prepared) -> tuple[dict[str, list[dict]], list[str]]:
-        """The finished runs by name, and a line for every row that lacks seeds."""
+        """The finished runs by name, and a line on those that lack seeds."""
         settings, runs, missing = self._settings(data), {}, []
         for name in chain.from_iterable(map(produces, self._names(data))):
             seeds = range(self.plan.seeds)
@@ -210,10 +210,11 @@ class Study:
             if done:
                 runs[name] = done
             if len(done) < self.plan.seeds:
-                missing.append(
-                    f"{data.title}, {name}: {len(done)} of {self.plan.seeds} seeds were run"
-                )
-        return runs, missing
+                missing.append(f"{name} ({len(done)})")
+        if not missing:
+            return runs, []
+        line = f"{data.title}: fewer than {self.plan.seeds} seeds were run of {', '.join(missing)}"
+        return runs, [line]
 
 
 if __name__ == "__main__":

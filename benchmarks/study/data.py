@@ -32,7 +32,7 @@ class Prepared:
         ids: the columns that the row without ids does not have.
         rows: columns of all rows of the three parts.
         train, valid, test: numbers of rows; where time is known, ``train`` is in its order.
-        clusters: (len(test),) what belongs together when the test rows are resampled.
+        clusters: (len(test),) test rows of one number are one draw.
         distinct: number of ids of every table.
         epochs: of a training.
     """
@@ -174,9 +174,9 @@ def movielens(folder: Path, plan: Plan) -> Prepared:
         f"{n:,} ratings of {len(np.unique(user)):,} users in order of time: the first 80 % train, "
         f"the next 10 % validate, the last 10 % test; of these {len(train):,}, {len(valid):,} and "
         f"{len(test):,} rows are drawn at random. Counts and histories know all earlier "
-        "ratings (by strictly earlier time stamps), drawn or not.",
-        f"{new.mean():.0%} of the test rows are of users without a row in the training period; "
-        "the test rows are resampled by user.",
+        "ratings (by strictly earlier time stamps), drawn or not. Past mean ratings of users and "
+        "films are no features: they are an id's effect under another name.",
+        f"{new.mean():.0%} of the test rows are of users without a row in the training period.",
     ]
     distinct = {"user": len(np.unique(user)), "movie": len(movies)}
     context = [c for c in schema.categorical if c.table == "context"]

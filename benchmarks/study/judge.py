@@ -21,8 +21,7 @@ class Difference:
         each: of every seed.
         mean, deviation: over the seeds; the deviation is NaN for a single seed.
         seeds_bound: what the seeds alone may move the mean by, t(0.975, n - 1) sd / sqrt(n).
-        rows_bound: what other test rows may move it by, 1.96 standard errors of the paired
-            bootstrap.
+        rows_bound: what other test rows may move it by, 1.96 paired standard errors.
     """
 
     each: tuple[float, ...]
@@ -73,51 +72,73 @@ def verdict(found: str, paper: str) -> str:
     return {"+": "reproduced", "-": "opposite sign: not reproduced", "0": "inside the noise"}[found]
 
 
-# ---- metrics of resampled test rows -------------------------------------------------------------
+# ---- metrics and what every test row adds to them ----------------------------------------------
 
 
-def resamples(clusters: np.ndarray, count: int) -> np.ndarray:
-    """(count, n) weights of the rows when whole clusters are drawn with replacement."""
-    _, code = np.unique(clusters, return_inverse=True)
-    generator, n = np.random.default_rng(0), int(code.max()) + 1
-    drawn = generator.multinomial(n, np.full(n, 1 / n), size=count)
-    return drawn[:, code].astype(np.float64)
+@dataclass(frozen=True)
+class Measured:
+    """A metric of a run on the test rows.
+
+    Attributes:
+        value: the mean over iterations and tasks.
+        influence: (n,) by how much each row pulls at it: the value with a share of 1 / n more of
+            row i is about ``value + influence[i] / n``. Means are 0.
+    """
+
+    value: float
+    influence: np.ndarray
 
 
-def metrics_of(
-    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Each metric, the mean over iterations and tasks, for every set of weights.
+def measured(scores: np.ndarray, labels: np.ndarray) -> dict[str, Measured]:
+    """Every metric of a run.
 
     Args:
         scores: (iterations, n, tasks) logits.
         labels: (n, tasks).
-        weights: (R, n), or (1, n) ones for the rows as they are.
 
     Returns:
-        (R,) per metric. ``miscalibration`` is ``|log(observed / expected)|``.
+        By name; ``miscalibration`` is ``|log(observed / expected)|``.
     """
-    found: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
-    total = weights.sum(1)
+    found: dict[str, list[tuple[float, np.ndarray]]] = {name: [] for name in METRICS}
     for logits in scores.astype(np.float64):
         for z, y in zip(logits.T, labels.T.astype(np.float64), strict=True):
-            found["auc"].append(auc(z, y, weights))
-            found["log_loss"].append(weights @ (np.logaddexp(0, z) - y * z) / total)
-            expected = weights @ (1 / (1 + np.exp(-z)))
-            found["miscalibration"].append(np.abs(np.log(weights @ y / expected)))
-    return {name: np.mean(values, 0) for name, values in found.items()}
+            found["auc"].append(_auc(z, y))
+            loss = np.logaddexp(0, z) - y * z
+            found["log_loss"].append((loss.mean(), loss - loss.mean()))
+            found["miscalibration"].append(_miscalibration(1 / (1 + np.exp(-z)), y))
+    parts = {name: tuple(zip(*values, strict=True)) for name, values in found.items()}
+    return {n: Measured(float(np.mean(v)), np.mean(i, 0)) for n, (v, i) in parts.items()}
 
 
-def auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(R,): area under the ROC curve for weights (R, n); equal scores count half."""
+def _auc(scores: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Area under the ROC curve, equal scores counting half, and DeLong's components."""
     order = np.argsort(scores, kind="stable")
+    positive = labels[order]
     firsts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
-    result = []
-    for row in weights:
-        weight = row[order]
-        positive = np.add.reduceat(weight * labels[order], firsts)
-        negative = np.add.reduceat(weight * (1 - labels[order]), firsts)
-        below = np.cumsum(negative) - negative
-        pairs = positive.sum() * negative.sum()
-        result.append(positive @ (below + negative / 2) / pairs if pairs else math.nan)
-    return np.array(result)
+    group = np.cumsum(np.r_[0, np.diff(scores[order]) > 0])
+    here = [np.add.reduceat(w, firsts) for w in (positive, 1 - positive)]
+    n, positives = len(scores), positive.sum()
+    negatives = n - positives
+    if not positives or not negatives:
+        return math.nan, np.full(n, math.nan)
+    below = (np.cumsum(here[1]) - here[1] / 2)[group] / negatives
+    above = (positives - np.cumsum(here[0]) + here[0] / 2)[group] / positives
+    value = float((below * positive).sum() / positives)
+    pull = np.where(positive > 0, (below - value) * n / positives, (above - value) * n / negatives)
+    influence = np.empty(n)
+    influence[order] = pull
+    return value, influence
+
+
+def _miscalibration(expected: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    ratio = math.log(labels.mean() / expected.mean())
+    pull = labels / labels.mean() - expected / expected.mean()
+    return abs(ratio), math.copysign(1, ratio) * pull
+
+
+def standard_error(influence: np.ndarray, clusters: np.ndarray) -> float:
+    """Of a metric, or a difference of two, when whole clusters of rows are drawn anew."""
+    _, code = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(code, influence)
+    count = len(sums)
+    return float(np.sqrt((sums**2).sum() * count / max(1, count - 1)) / len(influence))

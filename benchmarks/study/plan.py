@@ -28,7 +28,7 @@ class Plan:
         cold_share: of the training rows, the oldest, for the cold start.
         fisher_rows: samples behind the Fisher information.
         draws: Thompson draws per bandit impression.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap behind the bandit's intervals.
     """
 
     seeds: int = 3
@@ -48,7 +48,7 @@ class Plan:
     cold_share: float = 0.6
     fisher_rows: int = 512
     draws: int = 200
-    resamples: int = 400
+    resamples: int = 4000
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON gives them back."""
@@ -69,5 +69,5 @@ QUICK = Plan(
     increments=2,
     fisher_rows=16,
     draws=20,
-    resamples=100,
+    resamples=1000,
 )

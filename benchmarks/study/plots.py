@@ -10,10 +10,14 @@ import numpy as np
 
 from lirank_ext.datasets import require
 
+from .bandit import cautious
 from .results import Results, Row
 
 COLOURS = {"+": "#2a7f3f", "-": "#b3352b", "0": "#8a8a8a", "?": "#8a8a8a"}
-MEANING = {"+": "better", "-": "worse", "0": "inside the noise"}
+NAMES = {"thompson": "Thompson", "greedy": "greedy"}
+LINEAR = 0.005  # linear up to here, logarithmic beyond
+TICKS = (-0.1, -0.05, -0.02, -0.01, -0.004, -0.002, 0, 0.002, 0.004, 0.01, 0.02, 0.05, 0.1)
+MEANING = {"+": "better", "-": "worse", "0": "inside the noise", "?": "one seed: not judged"}
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
@@ -40,19 +44,40 @@ def ablations(results: Results, rows: Sequence[Row], path: Path) -> Path:
         colour = COLOURS[gap.sign]
         bound = 0.0 if np.isinf(gap.bound) else gap.bound
         axis.barh(place, 2 * bound, left=-bound, height=0.62, color="#e4e4e4", zorder=1)
-        axis.errorbar(
-            gap.mean, place, xerr=np.nan_to_num(gap.deviation), fmt="o", color=colour, capsize=3
-        )
-    labels = [f"{r.label} vs {r.against}  (paper {r.sign or 'n/a'})" for r in shown]
-    axis.set_yticks(range(len(shown)), labels, fontsize=9)
+        fill = "white" if gap.sign == "?" else colour
+        spread = np.nan_to_num(gap.deviation)
+        axis.errorbar(gap.mean, place, xerr=spread, fmt="o", color=colour, mfc=fill, capsize=3)
+    axis.set_yticks(range(len(shown)), [_named(row) for row in shown], fontsize=9)
+    # Ids and histories change the AUC ten times as much as all else.
+    axis.set_xscale("symlog", linthresh=LINEAR)
+    axis.set_xticks(TICKS, [f"{tick:+g}" if tick else "0" for tick in TICKS], fontsize=8)
+    axis.set_xlim(*_limits(shown))
+    axis.grid(axis="x", alpha=0.3)
     axis.invert_yaxis()
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_xlabel("difference in AUC: mean and deviation over the seeds; grey: the noise")
+    axis.set_xlabel("difference in AUC: mean and deviation over the seeds; grey band: the noise")
     axis.set_title(results.data.title)
-    for sign, text in MEANING.items():
-        axis.plot([], [], "o", color=COLOURS[sign], label=text)
+    signs = {row.differences["auc"].sign for row in shown}
+    for sign in (s for s in MEANING if s in signs):
+        fill = "white" if sign == "?" else COLOURS[sign]
+        axis.plot([], [], "o", color=COLOURS[sign], mfc=fill, label=MEANING[sign])
     axis.legend(loc="best", fontsize=8)
     return _save(figure, path)
+
+
+def _named(row: Row) -> str:
+    against = "" if " over " in row.label else f" vs {row.against}"
+    return f"{row.label}{against}  (paper: {row.sign or 'nothing'})"
+
+
+def _limits(rows: Sequence[Row]) -> tuple[float, float]:
+    ends = [0.0]
+    for row in rows:
+        gap = row.differences["auc"]
+        bound = 0.0 if np.isinf(gap.bound) else gap.bound
+        spread = float(np.nan_to_num(gap.deviation))
+        ends += [gap.mean - spread, gap.mean + spread, -bound, bound]
+    return 1.2 * min(ends) - 0.001, 1.2 * max(ends) + 0.001
 
 
 def history(results: Results, path: Path) -> Path:
@@ -112,23 +137,21 @@ def bandit(found: dict[str, Any], path: Path) -> Path:
         ("uniform, as logged", first["uniform"]["rate"], first["uniform"]["interval"]),
     ]
     check = first["uniform_from_logged"]
-    bars.append(("uniform, from the Thompson log (SNIPS)", check["snips"], check["snips_interval"]))
+    bars.append(("uniform, from the Thompson log (SNIPS)", check["snips"], cautious(check)))
     for run in found["runs"]:
         for policy in ("thompson", "greedy"):
-            value, label = run["values"][policy], f"learned {policy}, seed {run['seed']}"
-            bars.append((f"{label} (IPS)", value["ips"], value["ips_interval"]))
-            bars.append((f"{label} (SNIPS)", value["snips"], value["snips_interval"]))
+            value, label = run["values"][policy], f"learned, {NAMES[policy]}, seed {run['seed']}"
+            bars.append((f"{label} (SNIPS)", value["snips"], cautious(value)))
     figure, axes = _figure(1, 1, 9, 1.2 + 0.32 * len(bars))
     axis = axes[0][0]
     for place, (label, value, interval) in enumerate(bars):
         colour = "#4477aa" if "learned" in label else "#333333"
-        if interval is not None:
-            axis.plot([100 * v for v in interval], [place, place], color=colour)
+        axis.plot([100 * v for v in interval], [place, place], color=colour)
         axis.plot(100 * value, place, "o", color=colour)
     axis.set_yticks(range(len(bars)), [label for label, *_ in bars], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(left=0)
     axis.grid(axis="x", alpha=0.3)
-    axis.set_xlabel("clicks per 100 impressions, with 95 % interval")
+    axis.set_xlabel("clicks per 100 impressions, with 95 % interval (by the rows in effect)")
     axis.set_title("Open Bandit logs")
     return _save(figure, path)

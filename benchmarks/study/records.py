@@ -60,16 +60,21 @@ class Records:
         if scores is not None:
             path = self.scores_path(*key)
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_suffix(".new")
+            new = _beside(path)
             with open(new, "wb") as file:
                 np.save(file, scores.astype(np.float32))
             os.replace(new, path)
         path = self.path(*key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
+        new = _beside(path)
         new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(new, path)
 
     def scores(self, record: dict[str, Any]) -> np.ndarray:
         """(iterations, test rows, tasks) logits."""
         return np.load(self.scores_path(record["data"], record["name"], record["seed"]))
+
+
+def _beside(path: Path) -> Path:
+    """A file of this process alone, as several can share a folder."""
+    return path.with_suffix(f".{os.getpid()}.new")

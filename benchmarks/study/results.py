@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .data import Prepared
-from .judge import METRICS, Difference, difference, metrics_of, resamples, verdict
+from .judge import METRICS, Difference, Measured, difference, measured, standard_error, verdict
 from .plan import Plan
 from .records import Records
 from .variants import Contrast, contrasts, variants
@@ -58,9 +58,7 @@ class Results:
         self, data: Prepared, plan: Plan, records: Records, runs: dict[str, list[dict]]
     ) -> None:
         self.data, self.plan, self.records, self.runs = data, plan, records, runs
-        self.weights = resamples(data.clusters, plan.resamples)
-        self.ones = np.ones((1, len(data.test)))
-        self.known: dict[tuple[str, int], tuple[dict, dict]] = {}
+        self.known: dict[tuple[str, int], dict[str, Measured]] = {}
 
     def variants(self) -> list[Row]:
         """A row per variant that has a run."""
@@ -90,20 +88,17 @@ class Results:
             return None
         each, errors = [], []
         for seed in seeds:
-            (mine, my_draws), (other, other_draws) = self._of(name, seed), self._of(against, seed)
-            each.append(mine[metric][0] - other[metric][0])
-            errors.append(np.nanstd(my_draws[metric] - other_draws[metric], ddof=1))
+            mine, other = self._of(name, seed)[metric], self._of(against, seed)[metric]
+            each.append(mine.value - other.value)
+            errors.append(standard_error(mine.influence - other.influence, self.data.clusters))
         return difference(each, errors)
 
-    def _of(self, name: str, seed: int) -> tuple[dict, dict]:
-        """Metrics of a run on the test rows, and on the resampled ones."""
+    def _of(self, name: str, seed: int) -> dict[str, Measured]:
         if (name, seed) not in self.known:
             record = next(r for r in self.runs[name] if r["seed"] == seed)
-            scores, labels = self.records.scores(record), self.data.labels
-            both = [metrics_of(scores, labels, w) for w in (self.ones, self.weights)]
-            self.known[name, seed] = (both[0], both[1])
+            self.known[name, seed] = measured(self.records.scores(record), self.data.labels)
         return self.known[name, seed]
 
     def metric(self, name: str, metric: str) -> np.ndarray:
         """A metric of every seed of a row."""
-        return np.array([self._of(name, r["seed"])[0][metric][0] for r in self.runs[name]])
+        return np.array([self._of(name, r["seed"])[metric].value for r in self.runs[name]])

@@ -35,6 +35,19 @@ def toolkit_of(nvcc):
     return Path(nvcc).resolve().parent.parent
 
 
+def cudart_of(toolkit):
+    """How the CUDA runtime is linked: into the library, unseen from outside, where that is there.
+
+    A PyTorch for CUDA 12 brings libcudart.so.12, one for CUDA 13 libcudart.so.13; a library with
+    its own runtime needs neither and loads beside every PyTorch whose driver knows the toolkit.
+    Two runtimes in one process share the driver's context of a device, its memory and its
+    streams: a cudaStream_t that PyTorch's runtime made is the driver's handle, good in both.
+    """
+    if (toolkit / "lib64" / "libcudart_static.a").is_file():
+        return "-l:libcudart_static.a -Wl,--exclude-libs,libcudart_static.a -lrt -lpthread -ldl"
+    return "-lcudart -ldl"
+
+
 class NinjaBuild(build_ext):
     """Writes build.ninja and runs it; the results land inside the package."""
 
@@ -99,10 +112,11 @@ class NinjaBuild(build_ext):
             arch = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES)
             lines.append(f"arch = {arch}")
             toolkit = toolkit_of(nvcc)
-            include = f"-DUSE_CUDA -I{toolkit}/include"
+            named = f"-DLIRANK_CUDA_ARCHITECTURES='\"{' '.join(ARCHITECTURES)}\"'"
+            include = f"-DUSE_CUDA -I{toolkit}/include {named}"
             device = objects(sorted((ROOT / "kernels").glob("*.cu")), "nvcc")
             device += " " + objects(glue, "cxx", f"{stable} {include}")
-            more = f"{torch_link} -L{toolkit}/lib64 -lcudart -ldl"
+            more = f"{torch_link} -L{toolkit}/lib64 {cudart_of(toolkit)}"
             lines.append(f"build {package}/liblirank_cuda.so: link {device}\n  more = {more}")
         return "\n".join(lines) + "\n"
 

@@ -9,3 +9,9 @@ static_assert(sizeof(lirank::gpu::Errors) == 6 * sizeof(int64_t), "six numbers")
 LIRANK_EXPORT int lirank_take_errors(int64_t* found) {
   return (int)lirank::gpu::take_errors((lirank::gpu::Errors*)found);
 }
+
+// Python finds the text in the file, without loading it: that would register the kernels with a
+// PyTorch that has no CUDA.
+LIRANK_EXPORT const char* lirank_cuda_architectures() {
+  return "lirank_ext was built for CUDA architectures " LIRANK_CUDA_ARCHITECTURES;
+}

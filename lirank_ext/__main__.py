@@ -60,17 +60,19 @@ def _check_device(device: str) -> None:
 
 
 def _info_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Versions, what was built, and what is in use."
+    parser.description = "Versions, what was built, what is in use, and what serves GPU tensors."
     _json_file(parser)
 
 
 def _info(args: argparse.Namespace) -> int:
-    from ._build import build_info
+    from ._build import build_info, gpu_ops
 
-    info = build_info()
+    info, ops = build_info(), gpu_ops()
     print_table("", ("lirank_ext", ""), list(info.items()))
+    print_line("")
+    print_table("", ("op", "on a GPU"), list(ops.items()))
     if args.json:
-        _write_json(args.json, info)
+        _write_json(args.json, info | {"gpu_ops": ops})
     return 0
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import mmap
+import re
 from pathlib import Path
 
 import torch
 
-from ._library import extension, why_no_extension
+from . import _gpu
+from ._library import OPS, extension, why_no_extension
 from ._version import __version__
 
 
@@ -39,16 +42,65 @@ def why_no_gpu() -> str:
     return "this PyTorch is a CPU build" if torch.version.cuda is None else "no CUDA device"
 
 
+CUDA_LIBRARY = Path(__file__).parent / "liblirank_cuda.so"
+
+
 def _cuda_library() -> str:
-    """Compiled CUDA kernels, or why there are none."""
-    if not (Path(__file__).parent / "liblirank_cuda.so").is_file():
+    """Compiled CUDA kernels and for which GPUs, or why there are none."""
+    if not CUDA_LIBRARY.is_file():
         return "not built: that needs nvcc when the package is installed"
     without = why_no_gpu()
-    return f"built, unused: {without}" if without else "built"
+    text = f"built for {', '.join(architectures(CUDA_LIBRARY))}"
+    return f"{text}; unused: {without}" if without else text
+
+
+def architectures(library: Path) -> list[str]:
+    """The GPU architectures in a built library, such as ``sm_90``, without loading it."""
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = re.search(rb"lirank_ext was built for CUDA architectures ([0-9a-z ]+)", data)
+        return [f"sm_{a}" for a in found[1].decode().split()] if found else ["unknown GPUs"]
+
+
+def gpu_ops() -> dict[str, str]:
+    """What computes each op where its tensors lie on a GPU, in words.
+
+    On a machine without one: what would, with this installation.
+    """
+    return {name: _on_gpu(name) for name, op in OPS.items() if not op.internal}
+
+
+def _on_gpu(name: str) -> str:
+    gradients = [g for g in OPS if g.startswith(f"{name}_backward")]
+    by, backward = _served_by(name), sorted({_served_by(g) for g in gradients})
+    if not backward or backward == [by]:
+        return by
+    return f"{by}; gradients: {' and '.join(backward)}"
+
+
+def _served_by(name: str) -> str:
+    if torch.version.cuda is not None:
+        by = _gpu.backend(name)
+    else:
+        there = {"cuda": CUDA_LIBRARY.is_file(), "triton": _has_triton()}
+        by = next((b for b in _gpu.KERNELS.get(name, ()) if there[b]), None)
+    words = {"cuda": "CUDA kernel", "triton": "Triton kernel"}
+    return words.get(by, "plain PyTorch, slower" + _missing(name))
+
+
+def _missing(name: str) -> str:
+    """What would have to be there for a kernel."""
+    if not _gpu.KERNELS.get(name):
+        return ": there is no kernel"
+    needs = {"cuda": "nvcc when the package is installed", "triton": "Triton"}
+    return ": a kernel needs " + " or ".join(needs[by] for by in _gpu.KERNELS[name])
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _triton() -> str:
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "not installed"
     try:
         version = importlib.metadata.version("triton")
@@ -69,6 +121,5 @@ def why_absent(backend: str) -> str:
     if why_no_gpu():
         return why_no_gpu()
     if backend == "triton":
-        missing = importlib.util.find_spec("triton") is None
-        return "Triton is not installed" if missing else "this op has no Triton kernel"
-    return "this op has no CUDA kernel" if _cuda_library() == "built" else _cuda_library()
+        return "this op has no Triton kernel" if _has_triton() else "Triton is not installed"
+    return "this op has no CUDA kernel" if CUDA_LIBRARY.is_file() else _cuda_library()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lirank_ext
-from lirank_ext import _table, verify
+from lirank_ext import _build, _gpu, _table, verify
 from lirank_ext.__main__ import COMMANDS, main
 from lirank_ext.benchmarks import harness
 
@@ -25,7 +25,34 @@ def test_info_prints_build_info(capsys, tmp_path):
     printed = capsys.readouterr().out
     info = lirank_ext.build_info()
     assert all(key in printed and value in printed for key, value in info.items())
-    assert json.loads((tmp_path / "info.json").read_text()) == info
+    found = json.loads((tmp_path / "info.json").read_text())
+    assert found == info | {"gpu_ops": _build.gpu_ops()}
+    assert set(found["gpu_ops"]) == set(verify.public_ops())
+    assert all(op in printed and by in printed for op, by in found["gpu_ops"].items())
+
+
+def test_info_says_what_serves_a_gpu_with_this_installation(monkeypatch, tmp_path):
+    def on_gpu(library: bool, triton: bool) -> dict[str, str]:
+        built = tmp_path / "liblirank_cuda.so"
+        built.write_bytes(b"\0lirank_ext was built for CUDA architectures 80 90\0")
+        monkeypatch.setattr(_build, "CUDA_LIBRARY", built if library else tmp_path / "none.so")
+        monkeypatch.setattr(_build, "_has_triton", lambda: triton)
+        return _build.gpu_ops()
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    both = on_gpu(True, True)
+    assert "built for sm_80, sm_90" in lirank_ext.build_info()["cuda"]
+    assert both["hashed_embedding_bag"] == "CUDA kernel" and both[OP] == "Triton kernel"
+    without = on_gpu(False, False)
+    assert set(without.values()) == {
+        "plain PyTorch, slower: a kernel needs Triton",
+        "plain PyTorch, slower: a kernel needs nvcc when the package is installed or Triton",
+    }
+    assert "not built" in lirank_ext.build_info()["cuda"]
+    assert on_gpu(False, True)["hashed_embedding_bag"] == "Triton kernel"
+    monkeypatch.setitem(_gpu.KERNELS, "hashed_embedding_bag_backward", ())
+    gradients = "CUDA kernel; gradients: CUDA kernel and plain PyTorch, slower: there is no kernel"
+    assert on_gpu(True, True)["hashed_embedding_bag"] == gradients
 
 
 def test_verify_prints_a_row_per_op_and_backend(capsys, tmp_path):

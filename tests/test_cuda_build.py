@@ -6,6 +6,7 @@ The kernels themselves are executed here as plain C++ (``cuda_on_host.h``) on ev
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lirank_ext import _build
 from lirank_ext.ops import _rowwise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +40,7 @@ NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH: CUDA is not compiled here")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on PATH")
 STABLE = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{TORCH}/include"]
+STABLE.append(f'-DLIRANK_CUDA_ARCHITECTURES="{" ".join(ARCHITECTURES)}"')
 HOST = ["g++", "-std=c++17", "-fPIC", "-w", "-fvisibility=hidden", "-ffp-contract=off"]
 FOLDERS = [f"-I{ROOT}/csrc", f"-I{ROOT}/kernels"]
 
@@ -51,6 +54,15 @@ def _run(command: list) -> str:
 def _toolkit() -> Path:
     text = _run([NVCC, "--dryrun", "-x", "cu", "-c", "/dev/null", "-o", "/dev/null"])
     return Path(re.search(r"^#\$ TOP=(.*)$", text, re.MULTILINE)[1])
+
+
+def _cudart() -> list[str]:
+    """The flags of setup.py, which cannot be imported without building."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "cudart_of")
+    made: dict = {}
+    exec(compile(ast.Module([function], []), "setup.py", "exec"), made)
+    return made["cudart_of"](_toolkit()).split()
 
 
 def _compile_all(jobs: list[tuple[Path, list]]) -> dict[Path, str]:
@@ -71,7 +83,7 @@ def built(tmp_path_factory) -> tuple[Path, dict[Path, str]]:
     jobs += [(s, [*HOST, *include, "-c", s, "-o", work / f"{s.name}.o"]) for s in GLUE]
     said = _compile_all(jobs)
     library = work / "liblirank_cuda.so"
-    link = [f"-L{TORCH}/lib", "-ltorch_cpu", f"-L{_toolkit()}/lib64", "-lcudart", "-ldl"]
+    link = [f"-L{TORCH}/lib", "-ltorch_cpu", f"-L{_toolkit()}/lib64", *_cudart()]
     _run(["g++", "-shared", *work.glob("*.o"), *link, "-o", library])
     return library, said
 
@@ -90,8 +102,21 @@ def test_library_needs_no_cxx_symbol_of_torch_and_no_cuda_build(built):
     undefined = _run(["nm", "-DC", "--undefined-only", built[0]])
     assert "aoti_torch" in undefined
     assert not re.findall(r".*\b(?:at|c10)::.*", undefined)
-    needed = _run(["readelf", "-d", built[0]])
-    assert "libcudart" in needed and "libtorch_cuda" not in needed and "c10_cuda" not in needed
+    needed = re.findall(r"NEEDED.*\[(.*)\]", _run(["readelf", "-d", built[0]]))
+    assert "libtorch_cpu.so" in needed
+    assert not {n for n in needed if n.startswith(("libtorch_cuda", "libc10_cuda", "libcuda."))}
+
+
+@needs_nvcc
+def test_library_brings_its_own_cuda_runtime_and_shows_none_of_it(built):
+    if not (_toolkit() / "lib64/libcudart_static.a").is_file():
+        pytest.skip("this toolkit has no libcudart_static.a: the library is linked to its .so")
+    assert "libcudart" not in _run(["readelf", "-d", built[0]])
+    defined = _run(["nm", "-DC", "--defined-only", built[0]])
+    assert "lirank_take_errors" in defined
+    assert not re.findall(r"\b(?:cuda[A-Z]\w*|__cuda\w*)", defined)
+    undefined = _run(["nm", "-D", "--undefined-only", built[0]])
+    assert not re.findall(r"\bcu(?:da)?[A-Z]\w*", undefined)
 
 
 @needs_nvcc
@@ -100,6 +125,7 @@ def test_library_holds_the_three_architectures(built):
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     found = set(re.findall(r"sm_(\d+)", _run([cuobjdump, "--list-elf", built[0]])))
     assert found == set(ARCHITECTURES)
+    assert _build.architectures(built[0]) == [f"sm_{a}" for a in ARCHITECTURES]
 
 
 @needs_nvcc

@@ -27,6 +27,7 @@ def _calls() -> dict:
     both = lirank_ext.concatenate_tables([packed[8], packed[8]])
     ends = torch.arange(0, 61, 2, device=device)
     backward = torch.ops.lirank.hashed_embedding_bag_backward
+    net = lirank_ext.nn.ResidualCrossNet(dim, 8).to(device).requires_grad_(False)
     grad = torch.randn(15, dim, device=device)
     return {
         "8 bits": lambda: lirank_ext.quantized_embedding_bag(packed[8], ids, offsets, dim),
@@ -39,7 +40,13 @@ def _calls() -> dict:
         "hashed backward": lambda: torch.cat(
             backward(grad, ids, offsets, None, 100, 10, 0, "sum", False, False)
         ),
+        "residual cross net": lambda: _without_gradients(net, grad),
     }
+
+
+def _without_gradients(net, x):
+    with torch.no_grad():
+        return net(x)
 
 
 @needs_kernels
@@ -64,6 +71,24 @@ def test_an_index_out_of_range_is_raised_later_and_reads_zeros():
     with pytest.raises(IndexError, match=r"indices\[1\] = 7 .* table 0 with 5 rows"):
         lirank_ext.check_errors()
     lirank_ext.check_errors()
+
+
+@needs_kernels
+def test_sparse_gradients_are_the_dense_ones_and_refuse_a_graph():
+    ids, grad = torch.randint(-(1 << 40), 1 << 40, (900,), device="cuda"), torch.randn(900, 40)
+    args = (grad.cuda(), ids, None, None, 1000, 10, 0, "sum", False, False)
+    dense = torch.ops.lirank.hashed_embedding_bag_backward(*args)
+    found = torch.ops.lirank.hashed_embedding_bag_backward_sparse(*args)
+    for half in (0, 1):
+        rows, values, remainder = found[3 * half : 3 * half + 3]
+        assert (rows.diff() > 0).all()
+        assert torch.equal(torch.zeros_like(dense[2 * half]).index_copy(0, rows, values),
+                           dense[2 * half])  # fmt: skip
+        assert torch.equal(remainder, dense[2 * half + 1])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="use sparse=False"), torch.cuda.graph(graph):
+        torch.ops.lirank.hashed_embedding_bag_backward_sparse(*args)
 
 
 if __name__ == "__main__":

@@ -71,12 +71,12 @@ def test_the_first_is_kept_unless_another_is_better_by_more_than_the_noise(data,
         tuner = Tuner(config_for(monitor=monitor), set(), None, tmp_path)
         first, *others = tuner.trials
         first.best = 0.5
-        for trial, gain, noise in zip(others, (0.02, 0.01, 0.03), (0.03, 0.005, 0.02), strict=True):
+        for trial, gain, noise in zip(others, (0.01, 0.03), (0.005, 0.02), strict=True):
             trial.best, trial.noise = 0.5 + sign * gain, noise
-        assert tuner.best() is others[2]
-        others[2].noise = 0.04
         assert tuner.best() is others[1]
-        others[1].best = 0.5
+        others[1].noise = 0.04
+        assert tuner.best() is others[0]
+        others[0].best = 0.5
         assert tuner.best() is first
 
 
@@ -120,7 +120,7 @@ def test_when_trials_are_trained():
         tuning.wanted(config_for(tune="on"), 1000, False)
 
 
-@pytest.mark.parametrize("stop_at", [3, 12, 25])
+@pytest.mark.parametrize("stop_at", [3, 12, 22])
 def test_stopped_trials_go_on_bit_equal(data, tmp_path, monkeypatch, stop_at):
     config = config_for(epochs=2, checkpoint_every=2)
     whole, best = Tuner(config, set(), open_data(config, [data]), tmp_path / "a").run()

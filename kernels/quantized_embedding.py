@@ -42,6 +42,7 @@ from lirank_ext.ops._quantized_reference import (
 
 from ._bags import (
     CODES,
+    REGISTERS,
     ROW,
     TABLES,
     contiguous,
@@ -551,7 +552,7 @@ def _plan(packed: Tensor, bags: int, tables: int, width: int, bits: int):
     """Grid, programs a table, and constants for tables of about this width."""
     block = byte_block(_rowwise.layout(max(1, width // tables), bits).code_bytes)
     c = {"BAGS": min(32, max(4, 1024 // block)), "BYTES": block}
-    c["num_warps"] = max(1, min(4, c["BAGS"] * block // 256))
+    c |= {"num_warps": max(1, min(4, c["BAGS"] * block // 256))} | REGISTERS
     blocks = triton.cdiv(bags, c["BAGS"])
     if tables == 1:
         each = blocks

@@ -15,6 +15,8 @@ constexpr int64_t kWork = 1 << 19;
 // Batches up to this size take cross_small.h; it depends on nothing else, so that a result
 // does not depend on the number of threads.
 constexpr int64_t kSmallBatch = 24;
+// From this batch on, and from r on, one layer takes cross_rows.h, which packs the weights.
+constexpr int64_t kManySamples = 96;
 
 // How a batch is cut into tiles. A sample's result does not depend on it.
 struct Tiles {
@@ -60,6 +62,12 @@ int64_t scratch_of(const Layer<T>& layer, int64_t lanes) {
   return LIRANK_DISPATCH(tile_scratch, layer.d, layer.r, layer.token_dim, layer.projections, lanes);
 }
 
+template <typename T>
+int64_t rows_scratch(const Layer<T>& layer, int64_t samples) {
+  return LIRANK_DISPATCH(row_scratch, layer.d, layer.r, layer.token_dim, layer.projections,
+                         samples);
+}
+
 // Tasks of consecutive samples for a small batch.
 Tiles small_tiles(int64_t batch, int64_t work_per_sample) {
   const int64_t all = torch::stable::get_num_threads();
@@ -70,24 +78,78 @@ Tiles small_tiles(int64_t batch, int64_t work_per_sample) {
   return {samples, count, count, 0};
 }
 
-// The result; where `keep` is set also the projections, (B, projections * r), and with attention
-// what goes into u, (B, r).
+// Columns of the projection that training keeps, so that it keeps at most 55 % of what eager
+// does: with L layers on one input d (1 + L) + L columns against d (2 + L) + L r elements a
+// sample, for L = 2. Whole lines, where not all.
+int64_t kept_columns(int64_t d, int64_t r) {
+  const int64_t most = (2 * d + 11 * r) / 20;
+  return most < r ? most / 16 * 16 : r;
+}
+
+// Samples per tile of the row kernels. The block, its results and what is fetched for the next
+// lie in L2 beside 128 KB of weights: 24 samples up to a width of 512 floats.
 template <typename T>
-std::vector<Tensor> forward(const Arguments& a, bool keep) {
-  const Prepared<T> p(a);
+Tiles row_tiles(int64_t batch, int64_t d, int64_t work_per_sample) {
+  const int64_t all = torch::stable::get_num_threads();
+  const int64_t useful = 1 + batch * work_per_sample / kWork;
+  const int64_t threads = useful < all ? useful : all;
+  const bool narrow = 24 * d * (int64_t)sizeof(T) <= 64 << 10;
+  const int64_t samples = narrow && batch >= threads * 24 * 16 ? 24 : 12;
+  const int64_t count = (batch + samples - 1) / samples;
+  return {samples, count, count < threads ? count : threads, 0};
+}
+
+// A layer's weights in the panels of cross_rows.h.
+template <typename T>
+class PackedWeights {
+ public:
+  // forward: what the forward needs of projections and u; backward: the same as they lie.
+  PackedWeights(const Layer<T>& layer, bool projections, bool backward)
+      : memory_(1, plan(layer, projections, backward)) {
+    T* to = memory_.of(0);
+    weights.in = to;
+    weights.u = to + at_u_;
+    weights.u_straight = to + at_u_straight_;
+    weights.in_straight = to + at_in_straight_;
+    std::vector<Packing<T>> all;
+    const int64_t d = layer.d, r = layer.r, n = layer.projections;
+    for (int64_t s = 0; projections && s < n; ++s)
+      all.push_back({layer.in[s], d, r, d, 0, true, to + s * weights.in_size});
+    all.push_back({layer.u, r, d, r, 0, true, to + at_u_});
+    if (backward) {
+      all.push_back({layer.u, d, r, d, 0, false, to + at_u_straight_});
+      for (int64_t s = 0; s < n; ++s)
+        all.push_back({layer.in[s], r, d, n * r, s * r, false, to + at_in_straight_});
+    }
+    const int64_t count = (int64_t)all.size() * kParts, grain = 1 + kParts * kTurned / (d * r);
+    torch::stable::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i)
+        LIRANK_DISPATCH(pack, all[i / kParts], i % kParts, kParts);
+    });
+  }
+  Packed<T> weights{};
+
+ private:
+  static constexpr int64_t kParts = 8;         // of one matrix: shared out evenly on threads
+  static constexpr int64_t kTurned = 1 << 16;  // weights a thread packs in about 10 microseconds
+
+  int64_t plan(const Layer<T>& layer, bool projections, bool backward) {
+    const T* none = nullptr;
+    const int64_t d = layer.d, r = layer.r, n = layer.projections;
+    weights.in_size = LIRANK_DISPATCH(packed_size, r, d, none);
+    at_u_ = projections ? n * weights.in_size : 0;
+    at_u_straight_ = at_u_ + LIRANK_DISPATCH(packed_size, d, r, none);
+    at_in_straight_ = at_u_straight_ + (backward ? LIRANK_DISPATCH(packed_size, r, d, none) : 0);
+    return at_in_straight_ + (backward ? LIRANK_DISPATCH(packed_size, d, n * r, none) : 0);
+  }
+  int64_t at_u_ = 0, at_u_straight_ = 0, at_in_straight_ = 0;
+  Scratch<T> memory_;
+};
+
+// y, and where not null what training keeps.
+template <typename T>
+void forward_layer(const Prepared<T>& p, int64_t batch, T* y, const Kept<T>& kept) {
   const Layer<T>& layer = p.layer;
-  const int64_t batch = a.x0.size(0);
-  std::vector<Tensor> out = {empty_like_type(a.x0, p.type)};
-  T* y = out[0].template mutable_data_ptr<T>();
-  Kept<T> kept = {nullptr, nullptr};
-  if (keep) {
-    out.push_back(torch::stable::empty({batch, layer.projections * layer.r}, p.type));
-    kept.hidden = out[1].template mutable_data_ptr<T>();
-  }
-  if (keep && layer.projections == 3) {
-    out.push_back(torch::stable::empty({batch, layer.r}, p.type));
-    kept.mixed = out[2].template mutable_data_ptr<T>();
-  }
   if (batch <= kSmallBatch) {
     const Tiles tiles = small_tiles(batch, work_of(layer));
     const int64_t size =
@@ -95,13 +157,43 @@ std::vector<Tensor> forward(const Arguments& a, bool keep) {
     over_tiles<T>(tiles, batch, size, [&](int64_t begin, int64_t end, T* scratch) {
       LIRANK_DISPATCH(cross_small, layer, p.x0, p.x, begin, end, y, kept, scratch);
     });
-  } else {
+  } else if (batch < kManySamples || batch < layer.r) {
     const Tiles tiles = tiles_of<T>(batch, work_of(layer));
     const int64_t size = scratch_of(layer, tiles.samples);
     over_tiles<T>(tiles, batch, size, [&](int64_t begin, int64_t end, T* scratch) {
       LIRANK_DISPATCH(cross_forward, layer, p.x0, p.x, begin, end, tiles.vectors, y, kept, scratch);
     });
+  } else {
+    const Tiles tiles = row_tiles<T>(batch, layer.d, work_of(layer));
+    const PackedWeights<T> packed(layer, true, false);
+    over_tiles<T>(tiles, batch, rows_scratch(layer, tiles.samples),
+                  [&](int64_t begin, int64_t end, T* scratch) {
+                    LIRANK_DISPATCH(cross_rows, layer, packed.weights, p.x0, p.x, begin, end, batch,
+                                    y, kept, scratch);
+                  });
   }
+}
+
+// The result; where `keep` is set also the projections, (B, kept_columns) or with attention
+// (B, 3r), and with attention what goes into u, (B, r).
+template <typename T>
+std::vector<Tensor> forward(const Arguments& a, bool keep) {
+  const Prepared<T> p(a);
+  const Layer<T>& layer = p.layer;
+  const int64_t batch = a.x0.size(0);
+  std::vector<Tensor> out = {empty_like_type(a.x0, p.type)};
+  T* y = out[0].template mutable_data_ptr<T>();
+  Kept<T> kept = {nullptr, nullptr, 0};
+  if (keep) {
+    kept.columns = layer.projections == 3 ? 3 * layer.r : kept_columns(layer.d, layer.r);
+    out.push_back(torch::stable::empty({batch, kept.columns}, p.type));
+    if (kept.columns > 0) kept.hidden = out[1].template mutable_data_ptr<T>();
+  }
+  if (keep && layer.projections == 3) {
+    out.push_back(torch::stable::empty({batch, layer.r}, p.type));
+    kept.mixed = out[2].template mutable_data_ptr<T>();
+  }
+  forward_layer(p, batch, y, kept);
   for (Tensor& t : out) t = as_type(t, a.x0.scalar_type());
   return out;
 }
@@ -111,34 +203,6 @@ std::vector<Tensor> forward(const char* op, const Arguments& a, bool keep) {
   return a.x0.scalar_type() == ScalarType::Double ? forward<double>(a, keep)
                                                   : forward<float>(a, keep);
 }
-
-// The weights of a layer transposed: in (d, r), u (r, d), rows padded to whole vectors.
-template <typename T>
-class Turned {
- public:
-  explicit Turned(const Layer<T>& layer)
-      : in_size_(layer.d * LIRANK_DISPATCH(turned_width, layer.r, (const T*)nullptr)),
-        projections_(layer.projections),
-        memory_(1, projections_ * in_size_ +
-                       layer.r * LIRANK_DISPATCH(turned_width, layer.d, (const T*)nullptr)) {
-    torch::stable::parallel_for(0, projections_ + 1, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        T* to = memory_.of(0) + i * in_size_;
-        if (i < projections_)
-          LIRANK_DISPATCH(turn_weights, layer.in[i], layer.r, layer.d, to);
-        else
-          LIRANK_DISPATCH(turn_weights, layer.u, layer.d, layer.r, to);
-      }
-    });
-  }
-  const T* in(int i) const { return memory_.of(0) + i * in_size_; }
-  const T* u() const { return in(projections_); }
-
- private:
-  int64_t in_size_;
-  int projections_;
-  Scratch<T> memory_;
-};
 
 // Blocks of at most sum_columns columns, evenly on the threads, in whole panels.
 Tiles column_tiles(int64_t d, int64_t panel, int64_t threads) {
@@ -154,8 +218,9 @@ template <typename T>
 std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const OptionalTensor& hidden,
                              const OptionalTensor& mixed) {
   const Prepared<T> p(a);
+  const bool all = p.layer.projections == 1 || mixed;  // of attention: both or none
   OptionalTensor kept_hidden, kept_mixed;
-  if (hidden) kept_hidden = as_type(*hidden, p.type);
+  if (hidden && all) kept_hidden = as_type(*hidden, p.type);
   if (hidden && mixed) kept_mixed = as_type(*mixed, p.type);
   const Tensor g = as_type(grad, p.type);
   const int64_t batch = a.x0.size(0), d = p.layer.d, r = p.layer.r, n = p.layer.projections;
@@ -163,27 +228,31 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
   for (int i = 0; i < n; ++i) out.push_back(empty_like_type(*a.kernels[i].second, p.type));
   out.push_back(empty_like_type(a.u, p.type));
   out.push_back(torch::stable::empty({d}, p.type));
-  Tensor kept = torch::stable::empty({batch, (n + 1) * r}, p.type);
-  T* own = kept.mutable_data_ptr<T>();
-  Backward<T> io = {g.const_data_ptr<T>(),
-                    p.x0,
-                    p.x,
-                    hidden ? kept_hidden->template const_data_ptr<T>() : nullptr,
-                    kept_mixed ? kept_mixed->template const_data_ptr<T>() : nullptr,
-                    out[0].mutable_data_ptr<T>(),
-                    out[1].mutable_data_ptr<T>(),
-                    own,
-                    own + batch * r,
-                    {},
-                    nullptr};
-  const Turned<T> turned(p.layer);
-  for (int i = 0; i < n; ++i) io.turned[i] = turned.in(i);
-  io.turned_u = turned.u();
-  const Tiles tiles = tiles_of<T>(batch, 3 * work_of(p.layer));
-  over_tiles<T>(tiles, batch, scratch_of(p.layer, tiles.samples),
-                [&](int64_t begin, int64_t end, T* scratch) {
-                  LIRANK_DISPATCH(cross_backward, p.layer, io, begin, end, tiles.vectors, scratch);
-                });
+  Tensor own = torch::stable::empty({batch, (n + 1) * r}, p.type);
+  Backward<T> io{};
+  io.grad = g.const_data_ptr<T>();
+  io.x0 = p.x0;
+  io.x = p.x;
+  io.grad_x0 = out[0].mutable_data_ptr<T>();
+  io.grad_x = out[1].mutable_data_ptr<T>();
+  io.p = own.mutable_data_ptr<T>();
+  io.dh = io.p + batch * r;
+  io.low = io.p;
+  if (kept_hidden) {
+    io.columns = kept_hidden->size(1);
+    io.hidden = kept_hidden->template const_data_ptr<T>();
+    if (n == 1 && io.columns == r) io.low = io.hidden;
+  }
+  if (kept_mixed) io.low = kept_mixed->template const_data_ptr<T>();
+  const Tiles tiles = row_tiles<T>(batch, d, 3 * work_of(p.layer));
+  {
+    const PackedWeights<T> packed(p.layer, io.columns < n * r, true);
+    over_tiles<T>(tiles, batch, rows_scratch(p.layer, tiles.samples),
+                  [&](int64_t begin, int64_t end, T* scratch) {
+                    LIRANK_DISPATCH(cross_backward, p.layer, packed.weights, io, begin, end, batch,
+                                    scratch);
+                  });
+  }
   WeightGradient<T> to{};
   for (int i = 0; i < n; ++i) to.in[i] = out[2 + i].mutable_data_ptr<T>();
   to.u = out[2 + n].mutable_data_ptr<T>();
@@ -202,9 +271,13 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
 std::vector<Tensor> backward(const char* op, const Tensor& grad, const Arguments& a,
                              const OptionalTensor& hidden, const OptionalTensor& mixed) {
   check_arguments(op, a);
-  if (hidden)
-    check_matrix(op, "hidden", *hidden, a.x0.size(0), (int64_t)a.kernels.size() * a.u.size(1),
+  if (hidden) {
+    const int64_t all = (int64_t)a.kernels.size() * a.u.size(1);
+    check_dim(op, "hidden", *hidden, 2);
+    const bool some = a.kernels.size() == 1 && hidden->size(1) < all;
+    check_matrix(op, "hidden", *hidden, a.x0.size(0), some ? hidden->size(1) : all,
                  a.x0.scalar_type());
+  }
   if (mixed) check_matrix(op, "mixed", *mixed, a.x0.size(0), a.u.size(1), a.x0.scalar_type());
   check_same_dtype(op, "grad", grad, a.x0.scalar_type());
   check_same_shape(op, "grad", grad, a.x0);

@@ -2,10 +2,9 @@
 //
 // Idea: a tile holds W samples transposed, T[column][W], so the batch runs along the vector
 // lanes. Every product of a layer then reads its weights where they lie, one broadcast per
-// scalar, and the forward packs nothing: h = V x, t = U h. U^T dt and V^T dh take the weights
-// transposed once per call (Turned in cross.cpp), and so are the same product in other
-// strides. A sample's sums run over k in order, alone in their lane, so that results do not
-// depend on the tile's width, the batch or the number of threads.
+// scalar, and nothing is packed: h = V x, t = U h. A sample's sums run over k in order, alone in
+// their lane, so that results do not depend on the tile's width, the batch or the number of
+// threads. Many samples, and the backward, take the same loop the other way round: cross_rows.h.
 //
 // Registers: 6 rows x 4 vectors of accumulators (AVX-512), 6 x 2 (AVX2), 4 x 2 (plain). Per k
 // step 4 vectors of the tile from L2 (256 bytes) and 6 broadcasts feed 24 FMAs. Ceiling: the
@@ -21,7 +20,7 @@ constexpr int kTileVectors = 4;
 constexpr int kTileVectors = 2;
 #endif
 
-// acc[m][n] += sum_k a[m * row + k * step] * b[k * ldb + n * N]
+// sum_k a[m * row + k * step] * b[k * ldb + n * N]
 template <typename T>
 struct Product {
   const T* a;
@@ -40,37 +39,43 @@ struct Epilogue {
   const T* add;
 };
 
+// acc[m][n] of rows m0 + m.
 template <typename V, int M, int NV>
-LR_INLINE void micro(const Product<typename V::T>* products, int count, int64_t ldb, int64_t m0,
-                     const Epilogue<typename V::T>& e) {
+LR_INLINE void accumulate(const Product<typename V::T>& one, int64_t ldb, int64_t m0,
+                          V (*acc)[NV]) {
   using T = typename V::T;
   constexpr int groups = (M + 2) / 3;  // rows in threes: base, base + row, base + 2 row
-  V acc[M][NV];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int n = 0; n < NV; ++n) acc[m][n] = V::set1(0);
-  for (int s = 0; s < count; ++s) {
-    const int64_t row = products[s].row, step = products[s].step, k = products[s].k;
-    const T* b = products[s].b;
-    const T* a[groups];
+  const int64_t row = one.row, step = one.step, k = one.k;
+  const T* b = one.b;
+  const T* a[groups];
 #pragma GCC unroll 8
-    for (int g = 0; g < groups; ++g) a[g] = products[s].a + (m0 + 3 * g) * row;
-    for (int64_t kk = 0; kk < k; ++kk) {
-      V tile[NV];
+  for (int g = 0; g < groups; ++g) a[g] = one.a + (m0 + 3 * g) * row;
+  for (int64_t kk = 0; kk < k; ++kk) {
+    V tile[NV];
 #pragma GCC unroll 4
-      for (int n = 0; n < NV; ++n) tile[n] = V::load(b + n * V::N);
+    for (int n = 0; n < NV; ++n) tile[n] = V::load(b + n * V::N);
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        const V w = V::set1(a[m / 3][(m % 3) * row]);
+    for (int m = 0; m < M; ++m) {
+      const V w = V::set1(a[m / 3][(m % 3) * row]);
 #pragma GCC unroll 4
-        for (int n = 0; n < NV; ++n) acc[m][n] = fma(w, tile[n], acc[m][n]);
-      }
-      b += ldb;
-#pragma GCC unroll 8
-      for (int g = 0; g < groups; ++g) a[g] += step;
+      for (int n = 0; n < NV; ++n) acc[m][n] = fma(w, tile[n], acc[m][n]);
     }
+    b += ldb;
+#pragma GCC unroll 8
+    for (int g = 0; g < groups; ++g) a[g] += step;
   }
+}
+
+template <typename V, int M, int NV>
+LR_INLINE void micro(const Product<typename V::T>& one, int64_t ldb, int64_t m0,
+                     const Epilogue<typename V::T>& e) {
+  using T = typename V::T;
+  V acc[M][NV];
+  accumulate<V, M, NV>(one, ldb, m0, acc);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
     const int64_t at = (m0 + m) * e.ldo;
@@ -91,31 +96,30 @@ LR_INLINE void micro(const Product<typename V::T>* products, int count, int64_t 
 }
 
 template <typename V, int MR, int NV>
-static __attribute__((noinline)) void product_rows(const Product<typename V::T>* products,
-                                                   int count, int64_t rows, int64_t ldb,
-                                                   const Epilogue<typename V::T>& e) {
+static __attribute__((noinline)) void product_rows(const Product<typename V::T>& one, int64_t rows,
+                                                   int64_t ldb, const Epilogue<typename V::T>& e) {
   int64_t m = 0;
-  for (; m + MR <= rows; m += MR) micro<V, MR, NV>(products, count, ldb, m, e);
-  for (; m + 4 <= rows; m += 4) micro<V, 4, NV>(products, count, ldb, m, e);
-  for (; m + 2 <= rows; m += 2) micro<V, 2, NV>(products, count, ldb, m, e);
-  if (m < rows) micro<V, 1, NV>(products, count, ldb, m, e);
+  for (; m + MR <= rows; m += MR) micro<V, MR, NV>(one, ldb, m, e);
+  for (; m + 4 <= rows; m += 4) micro<V, 4, NV>(one, ldb, m, e);
+  for (; m + 2 <= rows; m += 2) micro<V, 2, NV>(one, ldb, m, e);
+  if (m < rows) micro<V, 1, NV>(one, ldb, m, e);
 }
 
-// `rows` outputs for the first `vectors` vectors of lanes, summed over all products.
+// `rows` outputs for the first `vectors` vectors of lanes.
 template <typename V>
-LR_INLINE void product(const Product<typename V::T>* products, int count, int64_t rows, int64_t ldb,
-                       int vectors, const Epilogue<typename V::T>& e) {
+LR_INLINE void product(const Product<typename V::T>& one, int64_t rows, int64_t ldb, int vectors,
+                       const Epilogue<typename V::T>& e) {
 #if LIRANK_ISA == 512
-  if (vectors == 1) return product_rows<V, 12, 1>(products, count, rows, ldb, e);
-  if (vectors == 2) return product_rows<V, 12, 2>(products, count, rows, ldb, e);
-  if (vectors == 3) return product_rows<V, 8, 3>(products, count, rows, ldb, e);
-  return product_rows<V, 6, 4>(products, count, rows, ldb, e);
+  if (vectors == 1) return product_rows<V, 12, 1>(one, rows, ldb, e);
+  if (vectors == 2) return product_rows<V, 12, 2>(one, rows, ldb, e);
+  if (vectors == 3) return product_rows<V, 8, 3>(one, rows, ldb, e);
+  return product_rows<V, 6, 4>(one, rows, ldb, e);
 #elif LIRANK_ISA == 256
-  if (vectors == 1) return product_rows<V, 12, 1>(products, count, rows, ldb, e);
-  return product_rows<V, 6, 2>(products, count, rows, ldb, e);
+  if (vectors == 1) return product_rows<V, 12, 1>(one, rows, ldb, e);
+  return product_rows<V, 6, 2>(one, rows, ldb, e);
 #else
-  if (vectors == 1) return product_rows<V, 8, 1>(products, count, rows, ldb, e);
-  return product_rows<V, 4, 2>(products, count, rows, ldb, e);
+  if (vectors == 1) return product_rows<V, 8, 1>(one, rows, ldb, e);
+  return product_rows<V, 4, 2>(one, rows, ldb, e);
 #endif
 }
 

@@ -2,13 +2,8 @@
 // cross_gemm.h, the attention in cross_attention_kernels.h.
 //
 // Forward: a tile's x0 and x are turned once, stay in L2 through all layers, and are turned
-// back once. Backward: one pass over tiles recomputes h and gives the gradients of x0 and x
-// (3 products of 2 * d * r flops beside h's); a second pass over blocks of
-// columns, parallel over columns so that no partial sums are kept, gives those of the weights.
-//
-// Tried and dropped in the backward, 2048 x 1024, r = 256, one thread of AVX2 (336 -> 253 ms):
-// - U^T dt and V^T dh with U and V as they lie: a 4 KB stride, one page and one L1 set per step;
-// - weight gradients for 16 columns at a time: p and dh are read and packed d / 16 times.
+// back once. One layer alone, on many samples, is in cross_rows.h, its backward in
+// cross_backward.h.
 
 #include "cross_lanes.h"
 #include "cross_gemm.h"
@@ -47,7 +42,7 @@ LR_INLINE void project(const Layer<typename V::T>& layer, const typename V::T* x
   using T = typename V::T;
   for (int s = 0; s < layer.projections; ++s) {
     const Product<T> one = {layer.in[s], layer.d, 1, layer.d, x};
-    product<V>(&one, 1, layer.r, W, vectors, {h + s * layer.r * W, W, nullptr, nullptr, nullptr});
+    product<V>(one, layer.r, W, vectors, {h + s * layer.r * W, W, nullptr, nullptr, nullptr});
   }
 }
 
@@ -69,10 +64,10 @@ LR_INLINE void layer_tile(const Layer<typename V::T>& layer, const typename V::T
     attend_tile<V>(layer, own, result, p, W, rows, vectors, spare + W * r);
     hidden = p;
   } else if (kept.hidden) {
-    turn_out<V>(h, W, rows, r, kept.hidden, r);
+    turn_out<V>(h, W, rows, kept.columns, kept.hidden, kept.columns);
   }
   const Product<T> back = {layer.u, r, 1, r, hidden};
-  product<V>(&back, 1, layer.d, W, vectors, {y, W, layer.bias, x0, x});
+  product<V>(back, layer.d, W, vectors, {y, W, layer.bias, x0, x});
 }
 
 // Elements of scratch for a tile of W lanes: 3 of width d, and the hidden ones.
@@ -97,7 +92,7 @@ LR_INLINE void forward_range(const Layer<typename V::T>& layer, const typename V
     turn_in<V>(x + begin * d, d, rows, d, tile, W, vectors);
     from = tile;
   }
-  if (kept.hidden) kept.hidden += begin * layer.projections * r;
+  if (kept.hidden) kept.hidden += begin * kept.columns;
   if (kept.mixed) kept.mixed += begin * r;
   layer_tile<V>(layer, tile0, from, out, W, rows, vectors, h, p, work, kept);
   turn_out<V>(out, W, rows, d, y + begin * d, d);
@@ -113,7 +108,9 @@ LR_INLINE void small_range(const Layer<typename V::T>& layer, const typename V::
   const int64_t m = layer.projections * layer.r;
   T *t = scratch, *h = t + samples * d;
   small_layer<V>(layer, x0 + at, x + at, y + at, samples, h, t, h + samples * 4 * layer.r);
-  if (kept.hidden) memcpy(kept.hidden + begin * m, h, samples * m * sizeof(T));
+  if (kept.hidden)
+    for (int64_t b = 0; b < samples; ++b)
+      memcpy(kept.hidden + (begin + b) * kept.columns, h + b * m, kept.columns * sizeof(T));
   if (kept.mixed)
     memcpy(kept.mixed + begin * layer.r, h + samples * m, samples * layer.r * sizeof(T));
 }
@@ -142,7 +139,7 @@ LR_INLINE void net_range(const Net<typename V::T>& net, const typename V::T* x, 
     for (int64_t i = 0; i < count; ++i) {
       T *p = h + layers[i].projections * layers[i].r * W, *work = p + layers[i].r * W;
       layer_tile<V>(layers[i], tile0, i ? state[stack] : tile0, state[stack], W, rows, vectors, h,
-                    p, work, {nullptr, nullptr});
+                    p, work, {nullptr, nullptr, 0});
     }
   }
   if (net.merge == 2) {
@@ -179,163 +176,8 @@ LR_INLINE void small_net_range(const Net<typename V::T>& net, const typename V::
   memcpy(y + begin * d, state[0], size * sizeof(T));
 }
 
-static inline int64_t padded_to(int64_t n, int64_t W) { return (n + W - 1) / W * W; }
-
-// Samples per chunk of the second backward pass: a panel of 128 rows is 8 KB (AVX2).
-constexpr int64_t kSumRows = 128;
-
-// p's gradient (own rows, dp: (rows, r)) back through the attention into dh, rows of 3r.
-template <typename V>
-LR_INLINE void attention_backward_rows(const Layer<typename V::T>& layer, const typename V::T* own,
-                                       const typename V::T* dp, int64_t rows, typename V::T* dh,
-                                       typename V::T* scratch) {
-  using T = typename V::T;
-  const int64_t r = layer.r, t = layer.token_dim;
-  for (int64_t b = 0; b < rows; ++b) {
-    const T *h = own + b * 3 * r, *g = dp + b * r;
-    T* to = dh + b * 3 * r;
-    if (t == 1)
-      attend_backward<V>(g, h, h + r, h + 2 * r, r, layer.scale, layer.inverse, to, to + r,
-                         to + 2 * r, scratch);
-    else
-      attend_tokens_backward<V>(g, h, h + r, h + 2 * r, r / t, t, layer.scale, layer.inverse, to,
-                                to + r, to + 2 * r, scratch);
-    if (layer.skip)
-      for (int64_t i = 0; i < r; ++i) to[2 * r + i] += g[i];
-  }
-}
-
-// First pass, samples [begin, end): gradients of x0 and x; p and dh for the second.
-template <typename V>
-LR_INLINE void backward_range(const Layer<typename V::T>& layer, const Backward<typename V::T>& io,
-                              int64_t begin, int64_t end, int vectors, typename V::T* scratch) {
-  using T = typename V::T;
-  const int64_t d = layer.d, r = layer.r, rows = end - begin, W = vectors * V::N;
-  const int n = layer.projections;
-  T *g = scratch, *dt = g + d * W, *x = dt + d * W, *h = x + d * W;
-  T *p = h + n * r * W, *work = p + r * W, *dp = work + W * 3 * r;
-  const T *tile = h, *own = work;
-  if (io.hidden) {
-    own = io.hidden + begin * n * r;
-    if (n == 1) turn_in<V>(own, r, rows, r, h, W, vectors);
-  } else {
-    turn_in<V>(io.x + begin * d, d, rows, d, x, W, vectors);
-    project<V>(layer, x, h, W, vectors);
-    turn_out<V>(h, W, rows, n * r, n == 3 ? work : io.p + begin * r, n * r);
-  }
-  if (n == 3) {
-    if (io.mixed)
-      turn_in<V>(io.mixed + begin * r, r, rows, r, p, W, vectors);
-    else
-      attend_tile<V>(layer, own, io.p + begin * r, p, W, rows, vectors, dp);
-    tile = p;
-  }
-  turn_in<V>(io.grad + begin * d, d, rows, d, g, W, vectors);
-  const Product<T> back = {layer.u, r, 1, r, tile};  // x is no longer needed
-  product<V>(&back, 1, d, W, vectors, {x, W, layer.bias, g, nullptr});
-  turn_out<V>(x, W, rows, d, io.grad_x0 + begin * d, d);
-
-  turn_in<V>(io.x0 + begin * d, d, rows, d, dt, W, vectors);
-  for (int64_t i = 0; i < d * W; i += V::N) (V::load(dt + i) * V::load(g + i)).store(dt + i);
-  const Product<T> down = {io.turned_u, padded_to(d, V::N), 1, d, dt};
-  product<V>(&down, 1, r, W, vectors, {p, W, nullptr, nullptr, nullptr});
-  T* dh = io.dh + begin * n * r;
-  tile = p;
-  if (n == 3) {
-    turn_out<V>(p, W, rows, r, dp, r);
-    attention_backward_rows<V>(layer, own, dp, rows, dh, dp + W * r);
-    turn_in<V>(dh, 3 * r, rows, 3 * r, h, W, vectors);
-    tile = h;
-  } else {
-    turn_out<V>(p, W, rows, r, dh, r);
-  }
-  Product<T> up[3];
-  for (int s = 0; s < n; ++s) up[s] = {io.turned[s], padded_to(r, V::N), 1, r, tile + s * r * W};
-  product<V>(up, n, d, W, vectors, {x, W, nullptr, nullptr, g});
-  turn_out<V>(x, W, rows, d, io.grad_x + begin * d, d);
-}
-
-// Second pass. block[k][0..W) = a[k * ld + 0..width), times b where given, 0 beyond width.
-template <typename V>
-LR_INLINE void load_block(const typename V::T* a, const typename V::T* b, int64_t ld, int64_t rows,
-                          int64_t width, int64_t W, typename V::T* block) {
-  for (int64_t k = 0; k < rows; ++k)
-    for (int64_t j = 0; j < W; j += V::N) {
-      const int64_t left = width - j > 0 ? width - j : 0;
-      V t = load_part<V>(a + k * ld + j, left);
-      if (b) t = t * load_part<V>(b + k * ld + j, left);
-      t.store(block + k * W + j);
-    }
-}
-
-// The same for many columns, W at a time: panels[j / W][k][0..W). Row by row, so that a page of
-// the inputs is met once.
-template <typename V>
-LR_INLINE void load_panels(const typename V::T* a, const typename V::T* b, int64_t ld, int64_t rows,
-                           int64_t width, int64_t W, typename V::T* panels) {
-  for (int64_t k = 0; k < rows; ++k)
-    for (int64_t j = 0; j < width; j += W) {
-      const int64_t at = k * ld + j, left = width - j < W ? width - j : W;
-      load_block<V>(a + at, b ? b + at : b, ld, 1, left, W, panels + (j / W * rows + k) * W);
-    }
-}
-
-// Columns that one task of the second pass takes at a time: the chunks of dt and x lie in L2.
-constexpr int64_t kSumColumns = 256;
-
-// Elements of scratch for one block of columns; W: a panel's width.
-static inline int64_t sum_scratch(int64_t r, int projections, int64_t W) {
-  const int64_t gradients = padded_to(r, W) + padded_to(projections * r, W);
-  return (2 * kSumColumns + W) * kSumRows + kSumColumns * (gradients + 1);
-}
-
-// Columns [j0, j0 + width), width <= kSumColumns: their part of du, dbias and of every
-// projection's gradient, summed over all samples in chunks of kSumRows, first to last.
-template <typename V>
-LR_INLINE void weight_columns(const Layer<typename V::T>& layer, const Backward<typename V::T>& io,
-                              int64_t batch, int64_t j0, int64_t width,
-                              const WeightGradient<typename V::T>& out, typename V::T* scratch) {
-  using T = typename V::T;
-  constexpr int64_t W = kTileVectors * V::N;
-  const int64_t d = layer.d, r = layer.r, m = layer.projections * r;
-  const int64_t padded = padded_to(r, W), all = padded_to(m, W);
-  const T* low = io.mixed ? io.mixed : io.hidden && layer.projections == 1 ? io.hidden : io.p;
-  T *dt = scratch, *x = dt + kSumRows * kSumColumns, *panel = x + kSumRows * kSumColumns;
-  T *du = panel + kSumRows * W, *din = du + kSumColumns * padded, *db = din + kSumColumns * all;
-  for (int64_t i = 0; i < kSumColumns * (padded + all + 1); ++i) du[i] = 0;
-  for (int64_t b = 0; b < batch; b += kSumRows) {
-    const int64_t rows = batch - b < kSumRows ? batch - b : kSumRows, at = b * d + j0;
-    load_panels<V>(io.grad + at, io.x0 + at, d, rows, width, W, dt);
-    load_panels<V>(io.x + at, nullptr, d, rows, width, W, x);
-    for (int64_t j = 0; j < width; j += W)
-      for (int64_t lane = j; lane < j + W; lane += V::N) {
-        V total = V::set1(0);
-        for (int64_t k = 0; k < rows; ++k)
-          total = total + V::load(dt + j * rows + k * W + lane - j);
-        (V::load(db + lane) + total).store(db + lane);
-      }
-    for (int64_t i = 0; i < r; i += W) {
-      load_block<V>(low + b * r + i, nullptr, r, rows, r - i < W ? r - i : W, W, panel);
-      for (int64_t j = 0; j < width; j += W) {
-        T* to = du + j * padded + i;
-        const Product<T> one = {dt + j * rows, 1, W, rows, panel};
-        product<V>(&one, 1, W, W, kTileVectors, {to, padded, nullptr, nullptr, to});
-      }
-    }
-    for (int64_t i = 0; i < m; i += W) {
-      load_block<V>(io.dh + b * m + i, nullptr, m, rows, m - i < W ? m - i : W, W, panel);
-      for (int64_t j = 0; j < width; j += W) {
-        T* to = din + i * kSumColumns + j;
-        const Product<T> one = {panel, 1, W, rows, x + j * rows};
-        product<V>(&one, 1, W, W, kTileVectors, {to, kSumColumns, nullptr, nullptr, to});
-      }
-    }
-  }
-  memcpy(out.bias + j0, db, width * sizeof(T));
-  for (int64_t j = 0; j < width; ++j) memcpy(out.u + (j0 + j) * r, du + j * padded, r * sizeof(T));
-  for (int64_t i = 0; i < m; ++i)
-    memcpy(out.in[i / r] + i % r * d + j0, din + i * kSumColumns, width * sizeof(T));
-}
+#include "cross_rows.h"
+#include "cross_backward.h"
 
 #define LR_CROSS(V, T)                                                                             \
   static int64_t lanes(const T*) { return V::N; }                                                  \
@@ -355,18 +197,24 @@ LR_INLINE void weight_columns(const Layer<typename V::T>& layer, const Backward<
                               T* scratch) {                                                        \
     small_net_range<V>(net, x, begin, end, y, scratch);                                            \
   }                                                                                                \
-  static void cross_backward(const Layer<T>& layer, const Backward<T>& io, int64_t begin,          \
-                             int64_t end, int vectors, T* scratch) {                               \
-    backward_range<V>(layer, io, begin, end, vectors, scratch);                                    \
+  static void cross_rows(const Layer<T>& layer, const Packed<T>& w, const T* x0, const T* x,       \
+                         int64_t begin, int64_t end, int64_t batch, T* y, Kept<T> kept,            \
+                         T* scratch) {                                                             \
+    forward_rows<V>(layer, w, x0, x, begin, end, batch, y, kept, scratch);                         \
+  }                                                                                                \
+  static void cross_backward(const Layer<T>& layer, const Packed<T>& w, const Backward<T>& io,     \
+                             int64_t begin, int64_t end, int64_t batch, T* scratch) {              \
+    backward_rows<V>(layer, w, io, begin, end, batch, scratch);                                    \
   }                                                                                                \
   static void cross_weights(const Layer<T>& layer, const Backward<T>& io, int64_t batch,           \
                             int64_t j0, int64_t width, const WeightGradient<T>& out, T* scratch) { \
     weight_columns<V>(layer, io, batch, j0, width, out, scratch);                                  \
   }                                                                                                \
-  static int64_t turned_width(int64_t rows, const T*) { return padded_to(rows, V::N); }            \
-  static void turn_weights(const T* a, int64_t rows, int64_t columns, T* turned) {                 \
-    turn_in<V>(a, columns, rows, columns, turned, padded_to(rows, V::N),                           \
-               (int)(padded_to(rows, V::N) / V::N));                                               \
+  static int64_t packed_size(int64_t columns, int64_t k, const T*) {                               \
+    return padded_to(columns, V::N) * k;                                                           \
+  }                                                                                                \
+  static void pack(const Packing<T>& one, int64_t part, int64_t parts) {                           \
+    pack_panels<V>(one, part, parts);                                                              \
   }
 LR_CROSS(f32, float)
 LR_CROSS(f64, double)

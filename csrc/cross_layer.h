@@ -31,24 +31,41 @@ struct Net {
   int64_t merge;
 };
 
-// What the forward of training keeps: the projections (B, projections * r), and with attention
-// what goes into u, (B, r). Null pointers: nothing is kept.
+// What the forward of training keeps: the first `columns` of the projections' projections * r,
+// and with attention what goes into u, (B, r). Null pointers: nothing is kept.
 template <typename T>
 struct Kept {
   T *hidden, *mixed;
+  int64_t columns;
 };
 
-// Inputs and outputs of the first backward pass. Where nothing was kept the projections are
-// computed again. p (B, r), what went into u, and dh (B, projections * r) serve the second pass;
-// p is written unless `mixed` (or, low rank, `hidden`) already is it. turned, turned_u: the
-// weights transposed, rows padded to whole vectors: read as they lie, a column of 4 KB rows
-// would sit in one L1 set and in a page per element.
+// A layer's weights in panels, see cross_rows.h: each projection turned, `in_size` elements, and
+// u turned; for the backward u and all projections as they lie.
+template <typename T>
+struct Packed {
+  const T *in, *u, *u_straight, *in_straight;
+  int64_t in_size;
+};
+
+// One matrix to be packed: (rows, columns), or turned (columns, rows), as rows
+// [offset, offset + rows) of panels that are k deep.
+template <typename T>
+struct Packing {
+  const T* from;
+  int64_t rows, columns, k, offset;
+  bool turned;
+  T* to;
+};
+
+// Inputs and outputs of the backward. hidden: the first `columns` of the projections, the others
+// are computed again. low (B, r): what went into u; where it is p, the first pass writes it. dh
+// (B, projections * r) serves the second pass.
 template <typename T>
 struct Backward {
-  const T *grad, *x0, *x, *hidden, *mixed;
+  const T *grad, *x0, *x, *hidden, *low;
+  int64_t columns;
   T *grad_x0, *grad_x;
   T *p, *dh;
-  const T *turned[3], *turned_u;
 };
 
 template <typename T>

@@ -32,7 +32,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.ops._cross_checks import check_cross, check_grad, check_net, check_tokens
+from lirank_ext.ops._cross_checks import (
+    check_cross,
+    check_grad,
+    check_net,
+    check_tokens,
+    kept_columns,
+)
 
 from . import cross_attention, cross_net
 from ._launch import batch_class, choose, dot, launch, rows, size_class
@@ -283,13 +289,14 @@ def low_rank_cross(x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | N
 
 
 def low_rank_cross_train(x0, x, v, u, bias) -> tuple[Tensor, Tensor]:
-    """The result, and x @ v.T for the backward."""
+    """The result, and the first columns of x @ v.T for the backward."""
     check_cross("low_rank_cross_train", x0, x, {"v": v}, u, bias)
+    kept = kept_columns(x.shape[1], u.shape[1])
     if _fused(x, u.shape[1], FORWARD_RANK):
         hidden = x.new_empty(x.shape[0], u.shape[1])
-        return _layer(x0, x, v, u, bias, hidden, STORED), hidden
+        return _layer(x0, x, v, u, bias, hidden, STORED), hidden[:, :kept].contiguous()
     hidden = x @ v.T
-    return _finish(x0, hidden @ u.T, bias, x), hidden
+    return _finish(x0, hidden @ u.T, bias, x), hidden[:, :kept].contiguous()
 
 
 def low_rank_cross_backward(grad, x0, x, v, u, bias, hidden=None) -> tuple[Tensor, ...]:
@@ -297,6 +304,8 @@ def low_rank_cross_backward(grad, x0, x, v, u, bias, hidden=None) -> tuple[Tenso
     op = "low_rank_cross_backward"
     check_cross(op, x0, x, {"v": v}, u, bias)
     check_grad(op, grad, x0)
+    if hidden is not None and hidden.shape[1] < u.shape[1]:
+        hidden = torch.cat([hidden, x @ v[hidden.shape[1] :].T], dim=1)
     if _fused(x, u.shape[1], BACKWARD_RANK):
         return _fused_backward(grad, x0, x, v, u, bias, hidden)
     h = x @ v.T if hidden is None else hidden

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._cross_checks import check_attention, check_cross, check_grad, check_net, check_tokens
+from ._cross_checks import (
+    check_attention,
+    check_cross,
+    check_grad,
+    check_net,
+    check_tokens,
+    kept_columns,
+)
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -19,7 +26,7 @@ def low_rank_cross_fake(x0, x, v, u, bias):
 
 def low_rank_cross_train_fake(x0, x, v, u, bias):
     out = low_rank_cross_fake(x0, x, v, u, bias)
-    return out, x.new_empty(x.shape[0], v.shape[0])
+    return out, x.new_empty(x.shape[0], kept_columns(x.shape[1], v.shape[0]))
 
 
 def low_rank_cross_backward_fake(grad, x0, x, v, u, bias, hidden=None):

@@ -189,6 +189,10 @@ Element element_of(ScalarType type) {
                                         : Element::float32;
 }
 
+int64_t element_bytes(ScalarType type) {
+  return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+}
+
 Tables view(const Four& tables) {
   Tables t{{}, tables[0].size(1), element_of(tables[0].scalar_type())};
   for (int i = 0; i < 4; ++i) t.base[i] = tables[i].const_data_ptr();
@@ -203,15 +207,6 @@ PackedTables view_packed(const Four& tables, int64_t dim, int64_t bits) {
     t.pairs[i] = t.codes[i] + rowwise::first_pair(l, tables[i].size(0));
   }
   return t;
-}
-
-Tensor matrix(int64_t rows, int64_t columns, ScalarType type) {
-  const int64_t size[2] = {rows, columns};
-  return torch::stable::empty({size, 2}, type);
-}
-
-int64_t element_bytes(ScalarType type) {
-  return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
 }
 
 // ---- forward ---------------------------------------------------------------------------
@@ -232,7 +227,7 @@ Tensor hashed_embedding_bag(const Tensor& ids, const OptionalTensor& offsets,
   Call call = read_bags(op, ids, offsets, mode, weights, include_last, compute_type(type));
   set_rule(call, num_buckets, remainder_b.size(0), seed, prehashed);
   const Tables t = view(tables);
-  Tensor out = matrix(call.bags.bags, t.dim, compute_type(type));
+  Tensor out = new_tensor({call.bags.bags, t.dim}, compute_type(type));
   void* po = out.mutable_data_ptr();
   torch::stable::parallel_for(
       0, call.bags.bags, call.grain(t.dim * element_bytes(type)), [&](int64_t from, int64_t to) {
@@ -257,7 +252,7 @@ Tensor quantized_hashed_embedding_bag(const Tensor& ids, const OptionalTensor& o
   Call call = read_bags(op, ids, offsets, mode, weights, include_last, ScalarType::Float);
   set_rule(call, num_buckets, remainder_b.size(0), seed, prehashed);
   const PackedTables t = view_packed(tables, dim, bits);
-  Tensor out = matrix(call.bags.bags, dim, ScalarType::Float);
+  Tensor out = new_tensor({call.bags.bags, dim}, ScalarType::Float);
   void* po = out.mutable_data_ptr();
   torch::stable::parallel_for(
       0, call.bags.bags, call.grain(tables[0].size(1)), [&](int64_t from, int64_t to) {
@@ -291,7 +286,7 @@ Tensor hashed_embedding_bag_of_rows(const Tensor& rows, const OptionalTensor& of
                  shape(tables[t]));
   }
   const Tables t = view(tables);
-  Tensor out = matrix(call.bags.bags, t.dim, ScalarType::Float);
+  Tensor out = new_tensor({call.bags.bags, t.dim}, ScalarType::Float);
   void* po = out.mutable_data_ptr();
   std::atomic<int64_t> bad{-1};
   torch::stable::parallel_for(
@@ -481,7 +476,7 @@ Runs runs_of(const Gradients& g, const std::vector<uint64_t>& entries) {
 
 Tensor dense_gradient(const Gradients& g, Sorter& sorter, int table, ScalarType type) {
   sorter.sort(g.rows[table].data(), g.call.used, g.heights[table]);
-  Tensor out = matrix(g.heights[table], g.dim, g.type);
+  Tensor out = new_tensor({g.heights[table], g.dim}, g.type);
   torch::stable::zero_(out);
   const int64_t tasks = (g.call.used + kEntriesPerTask - 1) / kEntriesPerTask;
   Runs r = runs_of(g, sorter.entries);
@@ -495,9 +490,8 @@ std::pair<Tensor, Tensor> sparse_gradient(const Gradients& g, Sorter& sorter, in
   sorter.sort(g.rows[table].data(), g.call.used, g.heights[table]);
   const int64_t tasks = (g.call.used + kEntriesPerTask - 1) / kEntriesPerTask;
   const std::vector<int64_t> before = runs_before(sorter.entries, tasks);
-  const int64_t size[1] = {before.back()};
-  Tensor rows = torch::stable::empty({size, 1}, ScalarType::Long);
-  Tensor out = matrix(before.back(), g.dim, g.type);
+  Tensor rows = new_tensor({before.back()}, ScalarType::Long);
+  Tensor out = new_tensor({before.back(), g.dim}, g.type);
   Runs r = runs_of(g, sorter.entries);
   r.out = out.mutable_data_ptr();
   r.rows = rows.mutable_data_ptr<int64_t>();

@@ -8,6 +8,10 @@
 // An id costs six 64-bit multiplications and four divisions by a constant known at the call
 // (a multiplication each), on vectors; beyond the cache they hide behind the gathers. Splitting
 // one by one instead cost 3.8 ns an id, which shows where the tables lie in the cache.
+//
+// Tried and dropped: a second prefetch into the first-level cache 6 ids ahead, the first one 32
+// ahead into the second level, as look-ups in quantized tables have it: no change for 500,000
+// float rows of 64, 8 % slower for packed ones.
 
 #include "murmur_lanes.h"
 #pragma GCC diagnostic push

@@ -56,7 +56,7 @@ Tensor hash_strings(const Tensor& bytes, const Tensor& offsets, int64_t seed) {
   const int64_t n = bounds.numel() - 1, total = text.numel();
   const int64_t* at = bounds.const_data_ptr<int64_t>();
   check_offsets(op, at, n, total);
-  Tensor out = torch::stable::empty({n}, ScalarType::Long);
+  Tensor out = new_tensor({n}, ScalarType::Long);
   const uint8_t* first = text.const_data_ptr<uint8_t>();
   int64_t* hashes = out.mutable_data_ptr<int64_t>();
   torch::stable::parallel_for(0, n, kChunk / 4, [&](int64_t begin, int64_t end) {

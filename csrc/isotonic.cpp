@@ -120,7 +120,7 @@ Gradients backward(const Tensor& grad, const Tensor& logits, const Tensor& weigh
   const int64_t n = x.numel(), k = w.numel();
   Tensor grad_x = empty_like_type(x, type), grad_w = empty_like_type(w, type);
   Tensor grad_b = empty_like_type(bias, type);
-  Tensor grad_e = torch::stable::empty(embedding ? embedding->sizes() : weight.sizes(), type);
+  Tensor grad_e = empty_like_type(embedding ? *embedding : weight, type);
   const T *pg = g.const_data_ptr<T>(), *px = x.const_data_ptr<T>(), *pw = w.const_data_ptr<T>();
   T* pgx = grad_x.mutable_data_ptr<T>();
   double bias_total = 0;

@@ -2,8 +2,8 @@
 // Source: LiRank (arXiv 2402.06859), middle-max row-wise quantization.
 #include "quantized_embedding.h"
 
-#include "allocate.h"
 #include "checks.h"
+#include "huge_pages.h"
 
 #define LIRANK_KERNELS "quantized_embedding_pool.h"
 #include "foreach_isa.h"

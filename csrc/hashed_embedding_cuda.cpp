@@ -1,5 +1,6 @@
 // hashed_embedding_bag on CUDA tensors: checks, results, launches. Sparse gradients wait for the
-// device once: how many rows they have decides how large they are.
+// device: how many rows they have decides how large they are (and where the last bag ends, with
+// include_last_offset, how many ids count).
 #include "hashed_embedding.cuh"
 
 #include <array>

@@ -119,62 +119,58 @@ def _net_calls(dtype):
 
 def _table_calls():
     yield from _hash_calls()
-    for dim in (16, 64, 128):
-        for bits in (8, 4):
-            yield from _quantized_calls(dim, bits)
+    for dim, bits in ((16, 4), (64, 8), (64, 4), (128, 8)):
+        yield from _quantized_calls(dim, bits)
 
 
 def _hash_calls():
     from lirank_ext.kernels import hashed_embedding as h
     from lirank_ext.kernels import hashing, static_vocabulary
 
-    ids, offsets, rule = _t(4096, dtype=torch.int64), _t(512, dtype=torch.int64), (100_000, 0)
+    ids, offsets, bags = _t(4096, dtype=torch.int64), _t(512, dtype=torch.int64), 512
     yield "", hashing.murmur_hash, (ids,)
     yield "", hashing.hash_strings, (_t(50_000, dtype=torch.uint8), offsets)
-    table = _t(100_000, dtype=torch.uint8)
-    yield "", static_vocabulary.vocabulary_lookup, (ids, table)
+    yield "", static_vocabulary.vocabulary_lookup, (ids, _t(100_000, dtype=torch.uint8))
     for dim in (16, 64, 128):
-        label, grad, tables = f"D={dim}", _t(512, dim), (_t(1000, dim), _t(100, dim)) * 2
+        label, tables = f"D={dim}", (_t(1000, dim), _t(100, dim)) * 2
         yield label, h.hashed_embedding_bag, (ids, offsets, *tables, 100_000)
-        args = (grad, ids, offsets, *tables, *rule, False, False)
-        yield label, h.hashed_embedding_bag_backward_weights, args
-        args = (grad, ids, offsets, None, 100_000, 100, 0, "mean", False, False)
-        yield label, h.hashed_embedding_bag_backward, args
-        for bits in (8, 4):
-            width = _rowwise.layout(dim, bits).row_bytes
-            packed = (_t(1000, width, dtype=torch.uint8), _t(100, width, dtype=torch.uint8)) * 2
-            args = (ids, offsets, *packed, 100_000, dim, bits)
-            yield label, h.quantized_hashed_embedding_bag, args
-            args = (grad, ids, offsets, *packed, 100_000, dim, bits, 0, False, False)
-            yield label, h.quantized_hashed_embedding_bag_backward, args
-    args = (_t(4096, dim).double(), ids, None, _t(4096), 100_000, 100, 0, "sum", False, True)
+    args = (_t(bags, dim), ids, offsets, *tables, 100_000, 0, False, False)
+    yield label, h.hashed_embedding_bag_backward_weights, args
+    yield label, h.hashed_embedding_bag_of_rows, (_t(4, 4096).long(), offsets, *tables)
+    rule = (100_000, 100, 0, "sum", False, False)
+    yield label, h.hashed_embedding_bag_backward, (_t(bags, dim), ids, offsets, None, *rule)
+    args = (_t(4096, dim).double(), ids, None, _t(4096), *rule)
     yield f"float64, {label}", h.hashed_embedding_bag_backward, args
-    rows = _t(4, 4096, dtype=torch.int64)
-    yield label, h.hashed_embedding_bag_of_rows, (rows, offsets, *tables)
 
 
 def _quantized_calls(dim, bits):
+    from lirank_ext.kernels import hashed_embedding as h
     from lirank_ext.kernels import quantized_embedding as q
 
-    label, width = f"D={dim}", _rowwise.layout(dim, bits).row_bytes
-    ids, offsets = _t(4096, dtype=torch.int64), _t(512, dtype=torch.int64)
-    packed, grad = _t(1000, width, dtype=torch.uint8), _t(512, dim)
-    yield label, q.quantized_embedding_bag, (packed, ids, offsets, dim, bits)
-    yield label, q.quantized_embedding_bag_backward, (grad, packed, ids, offsets, dim, bits, False)
-    codes, pair = _t(1000, dim, dtype=torch.int8), _t(1000)
+    label, width, bags = f"D={dim}", _rowwise.layout(dim, bits).row_bytes, 512
+    ids, offsets = _t(4096, dtype=torch.int64), _t(bags, dtype=torch.int64)
+    packed, few = _t(1000, width, dtype=torch.uint8), _t(100, width, dtype=torch.uint8)
+    four, rule = (packed, few, packed, few), (100_000, dim, bits)
+    rows, ends, weights = _t(8).long(), _t(513, dtype=torch.int64), _t(4096)
+    tables = (packed.repeat(8, 1).view(-1), rows, rows, ids, ends, bits)
+    together = ("sum", weights, torch.float32, 8 * dim)
     yield label, q.quantize_rows, (_t(1000, dim), bits)
+    yield label, q.quantized_embedding_bag, (packed, ids, offsets, dim, bits)
+    yield f"8 tables, {label}", q.quantized_embedding_bags, (*tables, *together)
+    yield label, h.quantized_hashed_embedding_bag, (ids, offsets, *four, *rule)
+    if dim != 64:
+        return
+    codes, pair, last = _t(1000, dim, dtype=torch.int8), _t(1000), (False, False)
     yield label, q.pack_rows, (codes, pair, pair, bits)
     yield label, q.unpack_rows, (packed, dim, bits)
     yield label, q.dequantize_rows, (codes, pair, pair)
-    rows, ends = _t(8, dtype=torch.int64), _t(513, dtype=torch.int64)
-    packed, weights, grad = _t(8000 * width, dtype=torch.uint8), _t(4096), _t(64, 8 * dim)
-    tables = (packed, rows, rows, ids, ends, bits)
-    args = (*tables, "sum", weights, torch.float32, 8 * dim)
-    yield f"8 tables, {label}", q.quantized_embedding_bags, args
-    yield f"8 tables, {label}", q.quantized_embedding_bags_backward, (grad, *tables)
-    if dim == 64:  # one id a bag
-        args = (packed.view(-1, width), ids, None, dim, bits)
-        yield label, q.quantized_embedding_bag, args
+    yield label, q.quantized_embedding_bag, (packed, ids, None, dim, bits)
+    grad = _t(bags, dim)
+    yield label, q.quantized_embedding_bag_backward, (grad, packed, ids, offsets, dim, bits, False)
+    args = (_t(64, 8 * dim), *tables)
+    yield f"8 tables, {label}", q.quantized_embedding_bags_backward, args
+    args = (grad, ids, offsets, *four, *rule, 0, *last)
+    yield label, h.quantized_hashed_embedding_bag_backward, args
 
 
 def _isotonic_calls(dtype):

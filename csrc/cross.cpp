@@ -15,7 +15,8 @@ constexpr int64_t kWork = 1 << 19;
 // Batches up to this size take cross_small.h; it depends on nothing else, so that a result
 // does not depend on the number of threads.
 constexpr int64_t kSmallBatch = 24;
-// From this batch on, and from r on, one layer takes cross_rows.h, which packs the weights.
+// From this batch on, and from r on, one layer takes cross_rows.h, which packs the weights: at 96
+// samples 0.174 ms against 0.194 (d = 512, r = 64, one thread; on two, 128 samples lose 9 % yet).
 constexpr int64_t kManySamples = 96;
 
 // How a batch is cut into tiles. A sample's result does not depend on it.

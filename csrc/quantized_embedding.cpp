@@ -20,10 +20,13 @@ using Triple = std::tuple<Tensor, Tensor, Tensor>;
 
 // Bytes read and written below which a second thread costs more than it brings.
 constexpr int64_t kBytesPerTask = 64 * 1024;
-// The same for look-ups, whose result is read at once: a thread that sleeps wakes after 20 to 40 us
-// on a virtual machine, and look-ups in cache move about 15 bytes a ns (5,000 rows of 24 bytes
-// in bags of one: 31 us on one thread, 40 on two).
-constexpr int64_t kBytesPerLookUpTask = 384 * 1024;
+// Estimated ns of a call's look-ups below which it stays on one thread: one that sleeps wakes after
+// 20 to 40 us on a virtual machine (5,000 rows of 24 bytes in cache, in bags of one: 31 us on one
+// thread, 40 on two).
+constexpr int64_t kOneThread = 50'000;
+// Bytes of all tables of a call beyond which its rows come from memory: then 12 ns a line and
+// thread, else 15 bytes a ns, as the result is written.
+constexpr int64_t kInCache = 16 << 20;
 
 void check_bits(const char* op, int64_t bits) {
   LIRANK_CHECK(bits == 8 || bits == 4, op, "bits", "wanted 8 or 4, got ", bits);
@@ -272,19 +275,29 @@ PoolTable table_view(const uint8_t* base, int64_t rows, int64_t dim, int64_t bit
   return {base, pairs, l.code_stride, l.pair_stride, rows, dim, column};
 }
 
+// What a call's look-ups take on one thread, roughly; at least 1.
+int64_t estimated_ns(const PoolCall& call, int64_t items) {
+  int64_t bytes = 0, row = 0, width = 0;
+  for (int64_t t = 0; t < call.table_count; ++t) {
+    const PoolTable& table = call.tables[t];
+    bytes += table.rows * (table.code_stride + 8);
+    row += table.code_stride + 8;
+    width += table.dim;
+  }
+  row /= call.table_count;
+  const int64_t each = bytes > kInCache ? 12 * (1 + row / 64) : 1 + row / 15;
+  return 1 + call.count * each + items * (width / call.table_count) * 4 / 15;
+}
+
 // A task owns a run of items. Every result is written by one task alone, in the order of ids.
 void pool_all(const char* op, const Bags& b) {
   const PoolCall& call = b.call;
   const int64_t items = call.table_count * call.bags;
   if (items == 0) return;
-  int64_t bytes = 0;
-  for (int64_t t = 0; t < call.table_count; ++t) bytes += call.tables[t].code_stride + 8;
-  int64_t width = 0;
-  for (int64_t t = 0; t < call.table_count; ++t) width += call.tables[t].dim;
-  bytes = 1 + bytes * call.count / items / call.table_count + 4 * width / call.table_count;
+  const int64_t ns = estimated_ns(call, items);
   std::atomic<int64_t> bad{INT64_MAX};
   with_ids(b, [&](const auto* ids) {
-    torch::stable::parallel_for(0, items, 1 + kBytesPerLookUpTask / bytes,
+    torch::stable::parallel_for(0, items, 1 + items * kOneThread / ns,
                                 [&](int64_t begin, int64_t end) {
                                   const int64_t at = LIRANK_DISPATCH(pool, call, ids, begin, end);
                                   if (at >= 0) lower_to(bad, at);

@@ -16,7 +16,7 @@ from .results import Results, Row
 COLOURS = {"+": "#2a7f3f", "-": "#b3352b", "0": "#8a8a8a", "?": "#8a8a8a"}
 NAMES = {"thompson": "Thompson", "greedy": "greedy"}
 LINEAR = 0.005  # linear up to here, logarithmic beyond
-TICKS = (-0.1, -0.05, -0.02, -0.01, -0.004, -0.002, 0, 0.002, 0.004, 0.01, 0.02, 0.05, 0.1)
+TICKS = (-0.1, -0.05, -0.02, -0.01, -0.003, 0, 0.003, 0.01, 0.02, 0.05, 0.1)
 MEANING = {"+": "better", "-": "worse", "0": "inside the noise", "?": "one seed: not judged"}
 
 
@@ -37,7 +37,7 @@ def _save(figure: Any, path: Path) -> Path:
 def ablations(results: Results, rows: Sequence[Row], path: Path) -> Path:
     """AUC of every comparison with its noise, beside the paper's sign."""
     shown = [row for row in rows if "auc" in row.differences]
-    figure, axes = _figure(1, 1, 9, 1.3 + 0.34 * len(shown))
+    figure, axes = _figure(1, 1, 11, 1.3 + 0.32 * len(shown))
     axis = axes[0][0]
     for place, row in enumerate(shown):
         gap = row.differences["auc"]
@@ -53,15 +53,15 @@ def ablations(results: Results, rows: Sequence[Row], path: Path) -> Path:
     axis.set_xticks(TICKS, [f"{tick:+g}" if tick else "0" for tick in TICKS], fontsize=8)
     axis.set_xlim(*_limits(shown))
     axis.grid(axis="x", alpha=0.3)
-    axis.invert_yaxis()
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_xlabel("difference in AUC: mean and deviation over the seeds; grey band: the noise")
+    axis.set_ylim(len(shown) - 0.4, -0.6)
+    axis.set_xlabel("difference in AUC (band: the noise)")
     axis.set_title(results.data.title)
     signs = {row.differences["auc"].sign for row in shown}
     for sign in (s for s in MEANING if s in signs):
         fill = "white" if sign == "?" else COLOURS[sign]
         axis.plot([], [], "o", color=COLOURS[sign], mfc=fill, label=MEANING[sign])
-    axis.legend(loc="best", fontsize=8)
+    axis.legend(loc="lower left", fontsize=8)
     return _save(figure, path)
 
 
@@ -111,19 +111,21 @@ def increments(results: Results, path: Path) -> Path:
     }
     names = {n: text for n, text in names.items() if n in results.runs}
     figure, axes = _figure(1, 2, 9, 3.4)
-    for name, text in names.items():
+    colours = [f"C{i}" for i in range(len(names))]
+    for name, colour in zip(names, colours, strict=True):
         each = np.array([r["auc_of_iteration"] for r in results.runs[name]])
         spread = each.std(0, ddof=1) if len(each) > 1 else np.zeros(each.shape[1])
         rounds = np.arange(1, each.shape[1] + 1)
-        axes[0][0].errorbar(rounds, each.mean(0), yerr=spread, marker="o", capsize=3, label=text)
+        axes[0][0].errorbar(rounds, each.mean(0), yerr=spread, marker="o", capsize=3, color=colour)
     axes[0][0].set_xlabel("round (one test set for all)")
     axes[0][0].set_xticks(rounds)
     axes[0][0].set_ylabel("AUC, mean of both tasks")
-    axes[0][0].legend(fontsize=8)
     seconds = [np.mean([r["seconds"] for r in results.runs[n]]) for n in names]
-    bars = axes[0][1].barh(list(names.values()), seconds, color="#4477aa")
+    bars = axes[0][1].barh(list(names.values()), seconds, color=colours)
     axes[0][1].bar_label(bars, fmt="%.1f s", padding=3)
     axes[0][1].set_xlim(right=1.2 * max(seconds) or 1)
+    for label, colour in zip(axes[0][1].get_yticklabels(), colours, strict=True):
+        label.set_color(colour)
     axes[0][1].invert_yaxis()
     axes[0][1].set_xlabel("processor seconds of all rounds")
     return _save(figure, path)

@@ -321,12 +321,13 @@ def _how(plan: Plan, results: Sequence[Results]) -> str:
 The model is `lirank_ext.models.LiRank`: the paper's Feed baseline, an MLP of four layers of 100
 (with batch norm: a free choice) on numbers and embeddings with a tower per task; each row switches
 on what it names. The AUC of the validation rows is looked at every half epoch and the best weights
-are kept. The history is encoded with one head, {plan.history_width} wide, without dropout (free choices,
-for speed). Tables that are not compressed have sixteen buckets per id; "QR hashing, 5x"
-has a fifth as many rows as ids, over its four tables. That leaves hundreds of rows here, and tens
-at 100x, where the paper's 1000x of 4 billion ids leaves millions. int8 and int4 are the tables of
-the ids row of the same seed. Seconds are processor time on one thread, so that other work on the
-machine does not count; all trainings took {minutes:.0f} minutes of it.
+are kept. The history is encoded with one head,
+{plan.history_width} wide, without dropout (free choices, for speed). Tables that are not
+compressed have sixteen buckets per id; "QR hashing, 5x" has a fifth as many rows as ids, over its
+four tables. That leaves hundreds of rows here, and tens at 100x, where the paper's 1000x of
+4 billion ids leaves millions. int8 and int4 are the tables of the ids row of the same seed.
+Seconds are processor time on one thread, so that other work on the machine does not count; all
+trainings took {minutes:.0f} minutes of it.
 
 What was settled beforehand, in a few trials of one seed that looked at these test rows: learning
 rates, epochs and batch norm (without it Adult's second task was better without ids than with them

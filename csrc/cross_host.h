@@ -49,20 +49,15 @@ inline void check_arguments(const char* op, const Arguments& a) {
                "wanted a divisor of the rank ", r, ", got ", a.token_dim);
 }
 
-// Contiguous tensors of the computing type, and the layer that points into them.
+// Contiguous weights of the computing type, and the layer that points into them.
 template <typename T>
-struct Prepared {
+struct Weights {
   std::vector<Tensor> held;
   Layer<T> layer{};
-  const T *x0, *x;
   ScalarType type;
 
-  explicit Prepared(const Arguments& a) : type(compute_type(a.x0.scalar_type())) {
+  explicit Weights(const Arguments& a) : type(compute_type(a.x0.scalar_type())) {
     held.reserve(7);
-    x0 = hold(a.x0);
-    x = a.x.data_ptr() == a.x0.data_ptr() && a.x.is_contiguous() && a.x0.is_contiguous()
-            ? x0
-            : hold(a.x);
     layer.projections = (int)a.kernels.size();
     for (int i = 0; i < layer.projections; ++i) layer.in[i] = hold(*a.kernels[i].second);
     layer.u = hold(a.u);
@@ -77,6 +72,19 @@ struct Prepared {
   const T* hold(const Tensor& t) {
     held.push_back(as_type(t, type));
     return held.back().template const_data_ptr<T>();
+  }
+};
+
+// The same with x0 and x.
+template <typename T>
+struct Prepared : Weights<T> {
+  const T *x0, *x;
+
+  explicit Prepared(const Arguments& a) : Weights<T>(a) {
+    x0 = this->hold(a.x0);
+    x = a.x.data_ptr() == a.x0.data_ptr() && a.x.is_contiguous() && a.x0.is_contiguous()
+            ? x0
+            : this->hold(a.x);
   }
 };
 

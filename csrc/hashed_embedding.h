@@ -1,14 +1,11 @@
 // What the Torch side hands to the kernels of the hashed embedding, alike on every instruction set.
 #pragma once
-#include <torch/headeronly/util/Half.h>
-
 #include <cstdint>
 
+#include "half.h"
 #include "murmur.h"
 
 namespace lirank::hashed {
-
-inline float widen_half(uint16_t bits) { return c10::detail::fp16_ieee_to_fp32_value(bits); }
 
 enum class Element : int { float32, float64, float16, bfloat16 };
 

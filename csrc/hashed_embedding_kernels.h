@@ -13,6 +13,7 @@
 // ahead into the second level, as look-ups in quantized tables have it: no change for 500,000
 // float rows of 64, 8 % slower for packed ones.
 
+#include "half_lanes.h"
 #include "murmur_lanes.h"
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
@@ -29,76 +30,6 @@ using ::lirank::hashed::Runs;
 using ::lirank::hashed::Source;
 using ::lirank::hashed::Tables;
 using ::lirank::murmur::Divider;
-
-// ---- elements --------------------------------------------------------------------------
-
-struct half_bits {
-  uint16_t bits;
-};
-struct bfloat_bits {
-  uint16_t bits;
-};
-
-template <typename V>
-LR_INLINE V load_element(const typename V::T* p) {
-  return V::load(p);
-}
-template <typename V>
-LR_INLINE V load_element(const typename V::T* p, int64_t n) {
-  return V::load(p, n);
-}
-
-#if LIRANK_ISA == 512
-template <typename V>
-LR_INLINE V load_element(const half_bits* p) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
-}
-template <typename V>
-LR_INLINE V load_element(const bfloat_bits* p) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
-}
-#elif LIRANK_ISA == 256
-template <typename V>
-LR_INLINE V load_element(const half_bits* p) {
-  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))};
-}
-template <typename V>
-LR_INLINE V load_element(const bfloat_bits* p) {
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
-}
-#else
-template <typename V>
-LR_INLINE V load_element(const half_bits* p) {
-  float lane[V::N];
-  for (int i = 0; i < V::N; ++i) lane[i] = ::lirank::hashed::widen_half(p[i].bits);
-  return V::load(lane);
-}
-template <typename V>
-LR_INLINE V load_element(const bfloat_bits* p) {
-  float lane[V::N];
-  for (int i = 0; i < V::N; ++i) {
-    const uint32_t bits = (uint32_t)p[i].bits << 16;
-    memcpy(lane + i, &bits, 4);
-  }
-  return V::load(lane);
-}
-#endif
-
-// The first n of a vector of 16-bit elements; never reads past them.
-template <typename V>
-LR_INLINE V load_element(const half_bits* p, int64_t n) {
-  half_bits lane[V::N] = {};
-  memcpy(lane, p, (size_t)n * sizeof(half_bits));
-  return load_element<V>(lane);
-}
-template <typename V>
-LR_INLINE V load_element(const bfloat_bits* p, int64_t n) {
-  bfloat_bits lane[V::N] = {};
-  memcpy(lane, p, (size_t)n * sizeof(bfloat_bits));
-  return load_element<V>(lane);
-}
 
 // ---- rows ------------------------------------------------------------------------------
 

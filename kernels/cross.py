@@ -212,7 +212,7 @@ _BFLOAT16_BACKWARD = {
     128: (_tile_of(32, 32, 8), _tile_of(16, 32, 8)),
 }
 _FLOAT32 = {
-    64: (_tile_of(32, 32, 4), _tile_of(16, 64, 4)),
+    64: (_tile_of(32, 32, 4), _tile_of(16, 64, 8)),  # of 4 warps: 16 bytes of stack on sm_100
     256: (_tile_of(16, 32, 8),),
 }
 _FLOAT32_BACKWARD = {
@@ -304,6 +304,8 @@ def low_rank_cross_backward(grad, x0, x, v, u, bias, hidden=None) -> tuple[Tenso
     op = "low_rank_cross_backward"
     check_cross(op, x0, x, {"v": v}, u, bias)
     check_grad(op, grad, x0)
+    if hidden is not None and hidden.shape[1] == 0:
+        hidden = None
     if hidden is not None and hidden.shape[1] < u.shape[1]:
         hidden = torch.cat([hidden, x @ v[hidden.shape[1] :].T], dim=1)
     if _fused(x, u.shape[1], BACKWARD_RANK):

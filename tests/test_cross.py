@@ -87,8 +87,10 @@ def test_extreme_scores_pick_the_largest_key(magnitude):
 
 # ---- batch sizes around every switch ---------------------------------------------------
 
-# 24 is the last small batch; 16, 32, 48 and 64 are the tile widths of AVX-512 (8, 16: less)
-BATCHES = [1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 48, 49, 63, 64, 65, 130]
+# 24 is the last small batch, 96 the first that takes packed weights; 16, 32, 48 and 64 are the
+# tile widths of AVX-512 (8, 16: less)
+BATCHES = [1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 48, 49, 63, 64, 65, 95, 96]
+BATCHES += [97, 130]
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -110,6 +112,25 @@ def test_every_batch_size_agrees_with_float64(threads, batch):
             ]
         for got, want in pairs:
             assert (got - want).abs().max() <= 64 * 2.0**-23 * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 24, 25, 95, 96, 97, 300])
+@pytest.mark.parametrize("d, r", [(70, 34), (5, 3), (64, 16)])
+def test_short_floats_are_the_float_result_rounded_once(threads, d, r, batch, dtype):
+    inputs = [t.to(dtype) for t in cross_inputs(batch, d, r)]
+    attention = [t.to(dtype) for t in cross_inputs(batch, d, r, kernels=3)]
+    inputs[0][0, 0], inputs[1][-1, -1] = torch.nan, 2.0**-24  # not a number, and a tiny one
+    for op, args in ((low_rank_cross, inputs), (attention_cross, attention)):
+        same = [args[0], *args[:1], *args[2:]]  # x is x0
+        spread = [torch.stack([t, t], -1)[..., 0] for t in args]  # not contiguous
+        for given in (args, same, spread):
+            want = op(*(t.float() for t in given)).to(dtype)
+            for count in (1, 2):
+                threads(count)
+                got = op(*given)
+                assert got.dtype == dtype
+                torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
 # ---- gradients -------------------------------------------------------------------------

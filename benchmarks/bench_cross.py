@@ -135,6 +135,21 @@ def _low_rank(batch: int, d: int, r: int, device: str, peers: bool) -> Iterator[
         steps=batch >= 256,
         **stated,
     )
+    if device == "cpu":
+        short = tuple(t.bfloat16() for t in tensors)
+        long = tuple(t.float() for t in short)
+        yield Workload(
+            "low_rank_cross",
+            f"{label} bf16",
+            {
+                "lirank": lambda: low_rank_cross(*short),
+                "lirank fp32": lambda: low_rank_cross(*long),
+            },
+            expect=lambda: low_rank_cross_reference(*_wide(short)),
+            tolerance=TOLERANCE[torch.bfloat16],
+            unit="sample",
+            **stated,
+        )
     if peers and _torchrec():
         net = _torchrec_layer(*tensors[2:])
         yield Workload(

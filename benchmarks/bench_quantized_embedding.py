@@ -28,6 +28,7 @@ from lirank_ext import (
     quantize_rows,
     quantized_embedding_bag,
     quantized_embedding_bags,
+    use_huge_pages,
 )
 from lirank_ext.benchmarks.harness import Workload
 
@@ -236,11 +237,16 @@ def _torch_rowwise(shape: Shape, tables: Tables, split: list) -> dict[str, Calla
     if shape.bits == 4:
         name, call = "torch 4-bit rowwise", op.embedding_bag_4bit_rowwise_offsets
     rows = [tables.torch_rows() for _ in range(shape.tables)]
-    return {
-        name: lambda: _side_by_side(
-            call(w, i, o, mode=0) for w, (i, o) in zip(rows, split, strict=True)
-        )
-    }
+
+    def look_up(rows: list[Tensor]) -> Tensor:
+        return _side_by_side(call(w, i, o, mode=0) for w, (i, o) in zip(rows, split, strict=True))
+
+    found = {name: lambda: look_up(rows)}
+    if shape.tables == 1:  # what of the difference is the pages that our tables lie on
+        moved = tables.torch_rows()
+        if use_huge_pages(moved):
+            found[f"{name}, huge pages"] = lambda: look_up([moved])
+    return found
 
 
 def _fbgemm(shape: Shape, tables: Tables, ids: Tensor, offsets: Tensor, device: str) -> Callable:

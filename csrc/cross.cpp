@@ -188,11 +188,11 @@ std::vector<Tensor> forward(const Arguments& a, bool keep) {
   Kept<T> kept = {nullptr, nullptr, 0};
   if (keep) {
     kept.columns = layer.projections == 3 ? 3 * layer.r : kept_columns(layer.d, layer.r);
-    out.push_back(torch::stable::empty({batch, kept.columns}, p.type));
+    out.push_back(new_tensor({batch, kept.columns}, p.type));
     if (kept.columns > 0) kept.hidden = out[1].template mutable_data_ptr<T>();
   }
   if (keep && layer.projections == 3) {
-    out.push_back(torch::stable::empty({batch, layer.r}, p.type));
+    out.push_back(new_tensor({batch, layer.r}, p.type));
     kept.mixed = out[2].template mutable_data_ptr<T>();
   }
   forward_layer(p, batch, y, kept);
@@ -265,8 +265,8 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
   std::vector<Tensor> out = {empty_like_type(a.x0, p.type), empty_like_type(a.x, p.type)};
   for (int i = 0; i < n; ++i) out.push_back(empty_like_type(*a.kernels[i].second, p.type));
   out.push_back(empty_like_type(a.u, p.type));
-  out.push_back(torch::stable::empty({d}, p.type));
-  Tensor own = torch::stable::empty({batch, (n + 1) * r}, p.type);
+  out.push_back(new_tensor({d}, p.type));
+  Tensor own = new_tensor({batch, (n + 1) * r}, p.type);
   Backward<T> io{};
   io.grad = g.const_data_ptr<T>();
   io.x0 = p.x0;
@@ -384,7 +384,7 @@ Tensor net_forward(const Tensor& x, const Tensors& low_rank, const Tensors& atte
   const int64_t batch = x.size(0), d = x.size(1);
   p.finish(d, merge);
   const Prepared<T>& first = p.stacks[0].front();
-  Tensor out = torch::stable::empty({batch, merge == 2 ? 2 * d : d}, first.type);
+  Tensor out = new_tensor({batch, merge == 2 ? 2 * d : d}, first.type);
   T* y = out.mutable_data_ptr<T>();
   if (batch <= kSmallBatch) {
     const Tiles tiles = small_tiles(batch, p.work);

@@ -148,3 +148,13 @@ def test_ablate_keeps_its_results(data, tmp_path, capsys):
     table = capsys.readouterr().out
     mean = (0.125 + results["whole/1"]["auc"]) / 2
     assert f"{mean:.4f}" in table
+    text = kept.read_text()
+    assert "results of another configuration" in refused(
+        capsys, *ablate, "--set", "training.lr=0.2"
+    )
+    other = tmp_path / "other.csv"
+    other.write_text(data.read_text())
+    assert "on other data" in refused(capsys, "ablate", other, *ablate[2:])
+    assert kept.read_text() == text
+    kept.write_text("[]")
+    assert "no results of an ablation" in refused(capsys, *ablate)

@@ -83,8 +83,8 @@ def outer_attention(
             is 0, ``token_dim`` does not divide it, or ``temperature`` is not positive.
 
     Source:
-        LiRank (arXiv 2402.06859), section 3.3, read as in the README: the score matrix is
-        per sample, so that identity scores give the plain low-rank cross layer.
+        LiRank (arXiv 2402.06859), section 3.3, read so: the score matrix is per
+        sample, so that identity scores give the plain low-rank cross layer.
     """
     if isinstance(temperature, Tensor):
         q, temperature = q / _checked("outer_attention", temperature), 1.0

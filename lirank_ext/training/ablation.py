@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets import DataError
 from ..models._parse import override
 from .metrics import Metrics, mean
 from .settings import Config
@@ -51,6 +52,7 @@ def run(
     seeds: int,
     train: Callable[[Config], dict[str, Metrics]],
     path: Path | None = None,
+    files: Sequence[str] = (),
 ) -> dict[str, list[dict[str, float]]]:
     """Train the whole model and each change of it, once per seed.
 
@@ -60,12 +62,16 @@ def run(
         seeds: runs of each, with the seeds 0, 1, ...
         train: trains a configuration and measures it.
         path: JSON file that keeps every result; those in it are not trained again.
+        files: what it is trained and measured on, kept beside the results.
 
     Returns:
         auc and log_loss of every run, by switch; the whole model is "whole".
+
+    Raises:
+        DataError: the file holds results of another configuration or of other data, or none.
     """
     variants = {"whole": config, **{s: changed(config, s) for s in switches}}
-    known = _known(path, config)
+    known = _known(path, config, files)
     for seed in range(seeds):
         for name, variant in variants.items():
             key = f"{name}/{seed}"
@@ -75,23 +81,33 @@ def run(
             data["training"]["seed"] = seed
             metrics = train(Config.from_dict(data))
             known[key] = {m: mean(metrics, m) for m in ("auc", "log_loss")}
-            _keep(path, config, known)
+            _keep(path, config, files, known)
     return {name: [known[f"{name}/{seed}"] for seed in range(seeds)] for name in variants}
 
 
-def _known(path: Path | None, config: Config) -> dict[str, Any]:
-    """Results kept in the file, where it is of this configuration."""
+def _known(path: Path | None, config: Config, files: Sequence[str]) -> dict[str, Any]:
+    """Results kept in the file; never dropped for those of another configuration or other data."""
     if path is None or not path.is_file():
         return {}
-    held = json.loads(path.read_text(encoding="utf-8"))
-    return held["results"] if held["config"] == config.to_dict() else {}
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        kept, on, results = held["config"], held["files"], held["results"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: no results of an ablation: give another --output") from error
+    if kept != config.to_dict():
+        raise DataError(f"{path}: results of another configuration: give another --output")
+    if on != list(files):
+        raise DataError(f"{path}: results on other data: give another --output")
+    return results
 
 
-def _keep(path: Path | None, config: Config, results: dict[str, Any]) -> None:
+def _keep(path: Path | None, config: Config, files: Sequence[str], results: dict[str, Any]) -> None:
     if path is None:
         return
     new = path.with_suffix(".new")
-    text = json.dumps({"config": config.to_dict(), "results": results}, indent=1)
+    text = json.dumps(
+        {"config": config.to_dict(), "files": list(files), "results": results}, indent=1
+    )
     new.write_text(text + "\n", encoding="utf-8")
     new.replace(path)
 

@@ -582,7 +582,8 @@ def _ablate(args: argparse.Namespace) -> int:
     path = Path(args.output) if args.output else None
     if path is not None and not path.absolute().parent.is_dir():
         raise DataError(f"--output {path}: there is no folder {path.parent}")
-    results = ablation.run(config, switches, args.seeds, train, path)
+    data = [str(p) for p in (*args.data, *(args.valid or ()), *(args.test or ()))]
+    results = ablation.run(config, switches, args.seeds, train, path, data)
     columns = ("model", ">AUC", ">change", ">log-loss", ">change")
     print_table(f"{args.seeds} seeds; ? where their signs differ", columns, ablation.rows(results))
     return 0

@@ -105,7 +105,7 @@ def begin(trainer: Trainer, past: Past, cold: Past | None = None) -> None:
     Args:
         trainer: not trained yet.
         past: the last training.
-        cold: the cold start; None takes the one that ``past`` remembers.
+        cold: the cold start; None where the configuration's cold weight is 0.
 
     Raises:
         CheckpointError: the models differ, or a cold weight has no cold start.

@@ -355,5 +355,5 @@ static __attribute__((noinline)) void attend_tokens_backward(
 // Elements of scratch that one sample needs, forward or backward.
 static inline int64_t attention_scratch(int64_t r, int64_t t) {
   const int64_t lanes = 16, padded = (r / t + lanes - 1) / lanes * lanes;
-  return t == 1 ? lanes * padded : 4 * t * padded + 2 * padded;
+  return t == 1 ? (kMostNodes + 7) * padded : 4 * t * padded + 2 * padded;
 }

@@ -4,23 +4,27 @@
 
 namespace lirank {
 
-constexpr int kChebyshevLevels = 8;  // level l has 16 * l nodes
+constexpr int kMostNodes = 64, kHalf = kMostNodes / 2;
 
-// At P nodes x_p = cos(pi (p + 1/2) / P), an interpolant is sum_m c_m T_m(x) with
-// c_m = sum_p value_p * to_coefficients[p * P + m]; to_nodes is its transpose.
+// The P nodes are +-x_p, x_p = cos(pi (p + 1/2) / P), p < P / 2. An interpolant is
+// sum_m c_m T_m(x) with, for the sums and differences of the values at x_p and -x_p,
+//   c_2m = sum_p sum_of[p] * even[p * kHalf + m], c_2m+1 = sum_p difference[p] * odd[p * kHalf + m].
+// The other two are their transposes. 0 beyond P / 2.
 struct ChebyshevTable {
-  const float *nodes, *to_coefficients, *to_nodes;
+  float nodes[kHalf];
+  float even[kHalf * kHalf], odd[kHalf * kHalf];
+  float even_turned[kHalf * kHalf], odd_turned[kHalf * kHalf];
 };
 
-const ChebyshevTable& chebyshev_table(int level);
+// P: even, up to kMostNodes.
+const ChebyshevTable& chebyshev_table(int P);
 
-// The first level that is proven good enough, 0 where none is, or none cheaper than r exact
-// queries: more than r / 2 nodes. `spread` is (q_max - q_min) / 2 * (k_max - k_min) in natural
-// units of the score, and not a number where the input holds one.
-int chebyshev_level(const float* limits, float spread, int64_t r);
-
-// Largest spread per level, forward and backward; derived in cross_chebyshev.h.
-extern const float kForwardSpread[kChebyshevLevels];
-extern const float kBackwardSpread[kChebyshevLevels];
+// Ellipses around [-1, 1] with foci at its ends, for the bound: half axes `real` and `imaginary`,
+// rho = real + imaginary, lead = log2(4 / (rho - 1)), nodes = 1 / log2(rho).
+constexpr int kEllipses = 8;
+struct Ellipses {  // twice over, for vectors of 16
+  float real[2 * kEllipses], imaginary[2 * kEllipses], lead[2 * kEllipses], nodes[2 * kEllipses];
+};
+const Ellipses& ellipses();
 
 }  // namespace lirank

@@ -16,7 +16,7 @@ LR_INLINE void attend_sample(const Layer<typename V::T>& layer, const typename V
                              typename V::T* out, typename V::T* scratch) {
   const int64_t r = layer.r, t = layer.token_dim;
   if (t == 1)
-    attend<V>(h, h + r, h + 2 * r, r, layer.scale, layer.inverse, out);
+    attend<V>(h, h + r, h + 2 * r, r, layer.scale, out, scratch);
   else
     attend_tokens<V>(h, h + r, h + 2 * r, r / t, t, layer.scale, out, scratch);
   if (layer.skip)

@@ -31,6 +31,8 @@ LR_INLINE f32 operator-(f32 a, f32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 LR_INLINE f32 operator*(f32 a, f32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 LR_INLINE f32 operator/(f32 a, f32 b) { return {_mm512_div_ps(a.v, b.v)}; }
 LR_INLINE f32 fma(f32 a, f32 b, f32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+LR_INLINE f32 fms(f32 a, f32 b, f32 c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }
+LR_INLINE f32 fnma(f32 a, f32 b, f32 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
 LR_INLINE f32 max(f32 a, f32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 LR_INLINE f32 min(f32 a, f32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 LR_INLINE f32 round_even(f32 a) {
@@ -120,6 +122,8 @@ LR_INLINE f32 operator-(f32 a, f32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 LR_INLINE f32 operator*(f32 a, f32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
 LR_INLINE f32 operator/(f32 a, f32 b) { return {_mm256_div_ps(a.v, b.v)}; }
 LR_INLINE f32 fma(f32 a, f32 b, f32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+LR_INLINE f32 fms(f32 a, f32 b, f32 c) { return {_mm256_fmsub_ps(a.v, b.v, c.v)}; }    // ab - c
+LR_INLINE f32 fnma(f32 a, f32 b, f32 c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }  // c - ab
 LR_INLINE f32 max(f32 a, f32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 LR_INLINE f32 min(f32 a, f32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 LR_INLINE f32 round_even(f32 a) {
@@ -240,6 +244,8 @@ LR_PLAIN operator-(PlainVec<S, L> a, PlainVec<S, L> b) { return {a.v - b.v}; }
 LR_PLAIN operator*(PlainVec<S, L> a, PlainVec<S, L> b) { return {a.v * b.v}; }
 LR_PLAIN operator/(PlainVec<S, L> a, PlainVec<S, L> b) { return {a.v / b.v}; }
 LR_PLAIN fma(PlainVec<S, L> a, PlainVec<S, L> b, PlainVec<S, L> c) { return {a.v * b.v + c.v}; }
+LR_PLAIN fms(PlainVec<S, L> a, PlainVec<S, L> b, PlainVec<S, L> c) { return {a.v * b.v - c.v}; }
+LR_PLAIN fnma(PlainVec<S, L> a, PlainVec<S, L> b, PlainVec<S, L> c) { return {c.v - a.v * b.v}; }
 // as the x86 instructions: the second operand where either is not a number
 LR_PLAIN max(PlainVec<S, L> a, PlainVec<S, L> b) { LR_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 LR_PLAIN min(PlainVec<S, L> a, PlainVec<S, L> b) { LR_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
@@ -283,6 +289,25 @@ LR_INLINE typename V::T lane_min(V a) {
   for (int i = 1; i < V::N; ++i) lane[0] = lane[i] < lane[0] ? lane[i] : lane[0];
   return lane[0];
 }
+
+#if LIRANK_ISA == 256
+// The same trees, lanes staying in registers.
+LR_INLINE float sum(f32 a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+LR_INLINE float lane_max(f32 a) {
+  __m128 x = _mm_max_ps(_mm256_extractf128_ps(a.v, 1), _mm256_castps256_ps128(a.v));
+  x = _mm_max_ps(_mm_movehl_ps(x, x), x);
+  return _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(x), x));
+}
+LR_INLINE float lane_min(f32 a) {
+  __m128 x = _mm_min_ps(_mm256_extractf128_ps(a.v, 1), _mm256_castps256_ps128(a.v));
+  x = _mm_min_ps(_mm_movehl_ps(x, x), x);
+  return _mm_cvtss_f32(_mm_min_ss(_mm_movehdup_ps(x), x));
+}
+#endif
 
 // exp for float: 2^n * p(r), |r| <= ln2 / 2, Cephes coefficients; below 2 ulp.
 // Underflows to 0 below -104, overflows to inf above 88.73; NaN stays NaN.

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from . import _gpu
+from . import _autograd, _gpu
 
 _library = torch.library.Library("lirank", "FRAGMENT")
 
@@ -86,9 +86,7 @@ def register(
     _library.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lirank::{name}", fake, lib=_library)
     if backward is not None:
-        torch.library.register_autograd(
-            f"lirank::{name}", backward, setup_context=setup_context, lib=_library
-        )
+        _autograd.register(_library, name, setup_context, backward)
     stem = stem or reference.__module__.rsplit(".", 1)[-1]
     _gpu.register_triton(_library, name, stem)
     op = OPS[name] = Op(name, schema, stem, reference, backward is not None, internal)

@@ -1,6 +1,7 @@
 // low_rank_cross and attention_cross: checks, CPU kernels, schema.
 // Sources: DCN-V2 (arXiv 2008.13535), LiRank (arXiv 2402.06859), section 3.3.
 #include "checks.h"
+#include "convert.h"
 
 #include "cross_host.h"
 #include "half.h"
@@ -196,7 +197,7 @@ std::vector<Tensor> forward(const Arguments& a, bool keep) {
     kept.mixed = out[2].template mutable_data_ptr<T>();
   }
   forward_layer(p, batch, y, kept);
-  for (Tensor& t : out) t = as_type(t, a.x0.scalar_type());
+  for (Tensor& t : out) t = as_float_type(t, a.x0.scalar_type());
   return out;
 }
 
@@ -258,9 +259,9 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
   const Prepared<T> p(a);
   const bool all = p.layer.projections == 1 || mixed;  // of attention: both or none
   OptionalTensor kept_hidden, kept_mixed;
-  if (hidden && all) kept_hidden = as_type(*hidden, p.type);
-  if (hidden && mixed) kept_mixed = as_type(*mixed, p.type);
-  const Tensor g = as_type(grad, p.type);
+  if (hidden && all) kept_hidden = as_float_type(*hidden, p.type);
+  if (hidden && mixed) kept_mixed = as_float_type(*mixed, p.type);
+  const Tensor g = as_float_type(grad, p.type);
   const int64_t batch = a.x0.size(0), d = p.layer.d, r = p.layer.r, n = p.layer.projections;
   std::vector<Tensor> out = {empty_like_type(a.x0, p.type), empty_like_type(a.x, p.type)};
   for (int i = 0; i < n; ++i) out.push_back(empty_like_type(*a.kernels[i].second, p.type));
@@ -302,7 +303,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
                   LIRANK_DISPATCH(cross_weights, p.layer, io, batch, begin, end - begin, to,
                                   scratch);
                 });
-  for (Tensor& t : out) t = as_type(t, a.x0.scalar_type());
+  for (Tensor& t : out) t = as_float_type(t, a.x0.scalar_type());
   return out;
 }
 
@@ -367,7 +368,7 @@ Tensor net_forward(const Tensor& x, const Tensors& low_rank, const Tensors& atte
     const OptionalTensor bias = attention[i + 4];
     double scale = temperature;
     if (!log_temperatures.empty()) {
-      const Tensor t = as_type(log_temperatures[i / 5], compute_type(x.scalar_type()));
+      const Tensor t = as_float_type(log_temperatures[i / 5], compute_type(x.scalar_type()));
       scale = std::exp((double)t.const_data_ptr<T>()[0]);
     }
     const Arguments a = {x,
@@ -400,7 +401,7 @@ Tensor net_forward(const Tensor& x, const Tensors& low_rank, const Tensors& atte
       LIRANK_DISPATCH(cross_net, p.net, first.x0, begin, end, tiles.vectors, y, scratch);
     });
   }
-  return as_type(out, x.scalar_type());
+  return as_float_type(out, x.scalar_type());
 }
 
 Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors attention,

@@ -1,6 +1,7 @@
 // outer_attention: checks, CPU kernels, schema.
 // Source: LiRank (arXiv 2402.06859), section 3.3.
 #include "checks.h"
+#include "convert.h"
 
 #include "cross_layer.h"
 
@@ -43,7 +44,7 @@ void over_samples(int64_t batch, int64_t r, int64_t t, const Run& run) {
 template <typename T>
 Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, double temperature, int64_t t) {
   const ScalarType type = compute_type(q.scalar_type());
-  const Tensor cq = as_type(q, type), ck = as_type(k, type), cv = as_type(v, type);
+  const Tensor cq = as_float_type(q, type), ck = as_float_type(k, type), cv = as_float_type(v, type);
   Tensor out = empty_like_type(q, type);
   const T *pq = cq.const_data_ptr<T>(), *pk = ck.const_data_ptr<T>(), *pv = cv.const_data_ptr<T>();
   T* po = out.mutable_data_ptr<T>();
@@ -52,7 +53,7 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, double tempera
   over_samples<T>(q.size(0), r, t, [&](int64_t begin, int64_t end, T* scratch) {
     LIRANK_DISPATCH(attend_rows, pq, pk, pv, begin, end, r, t, scale, inverse, po, scratch);
   });
-  return as_type(out, q.scalar_type());
+  return as_float_type(out, q.scalar_type());
 }
 
 Tensor outer_attention(const Tensor& q, const Tensor& k, const Tensor& v, double temperature,
@@ -68,8 +69,8 @@ template <typename T>
 Gradients backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v,
                    double temperature, int64_t t) {
   const ScalarType type = compute_type(q.scalar_type()), out = q.scalar_type();
-  const Tensor cg = as_type(grad, type), cq = as_type(q, type), ck = as_type(k, type);
-  const Tensor cv = as_type(v, type);
+  const Tensor cg = as_float_type(grad, type), cq = as_float_type(q, type), ck = as_float_type(k, type);
+  const Tensor cv = as_float_type(v, type);
   Tensor gq = empty_like_type(q, type), gk = empty_like_type(q, type);
   Tensor gv = empty_like_type(q, type);
   const T *pg = cg.const_data_ptr<T>(), *pq = cq.const_data_ptr<T>();
@@ -81,7 +82,7 @@ Gradients backward(const Tensor& grad, const Tensor& q, const Tensor& k, const T
     LIRANK_DISPATCH(attend_rows_backward, pg, pq, pk, pv, begin, end, r, t, scale, inverse, oq, ok,
                     ov, scratch);
   });
-  return {as_type(gq, out), as_type(gk, out), as_type(gv, out)};
+  return {as_float_type(gq, out), as_float_type(gk, out), as_float_type(gv, out)};
 }
 
 Gradients outer_attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k,

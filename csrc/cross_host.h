@@ -1,6 +1,7 @@
 // Arguments of a cross layer on the Torch side: checks, and contiguous data of one type.
 #pragma once
 #include "checks.h"
+#include "convert.h"
 #include "cross_layer.h"
 
 #include <utility>
@@ -70,7 +71,7 @@ struct Weights {
     layer.skip = a.skip;
   }
   const T* hold(const Tensor& t) {
-    held.push_back(as_type(t, type));
+    held.push_back(as_float_type(t, type));
     return held.back().template const_data_ptr<T>();
   }
 };

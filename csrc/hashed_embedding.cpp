@@ -3,6 +3,7 @@
 #include "hashed_embedding.h"
 
 #include "checks.h"
+#include "convert.h"
 #include "rowwise.h"
 
 #define LIRANK_KERNELS "hashed_embedding_kernels.h"
@@ -120,7 +121,7 @@ void read_weights(const char* op, const char* ids_name, const OptionalTensor& we
   for (int64_t i = 0; same && i < call.ids.dim(); ++i) same = weights->size(i) == call.ids.size(i);
   LIRANK_CHECK(same, op, "per_sample_weights", "wanted the shape of ", ids_name, " ",
                shape(call.ids), ", got ", shape(*weights));
-  call.weights = as_type(*weights, type);
+  call.weights = as_float_type(*weights, type);
   call.bags.weights = call.weights.const_data_ptr();
 }
 
@@ -233,7 +234,7 @@ Tensor hashed_embedding_bag(const Tensor& ids, const OptionalTensor& offsets,
       0, call.bags.bags, call.grain(t.dim * element_bytes(type)), [&](int64_t from, int64_t to) {
         LIRANK_DISPATCH(pool_hashed, t, call.source, call.bags, from, to, po);
       });
-  return as_type(out, type);
+  return as_float_type(out, type);
 }
 
 Tensor quantized_hashed_embedding_bag(const Tensor& ids, const OptionalTensor& offsets,
@@ -258,7 +259,7 @@ Tensor quantized_hashed_embedding_bag(const Tensor& ids, const OptionalTensor& o
       0, call.bags.bags, call.grain(tables[0].size(1)), [&](int64_t from, int64_t to) {
         LIRANK_DISPATCH(pool_packed, t, call.source, call.bags, from, to, po);
       });
-  return as_type(out, output_dtype);
+  return as_float_type(out, output_dtype);
 }
 
 // The same gathers with rows given: what hashing costs is measured against it.
@@ -410,7 +411,7 @@ Gradients read_gradients(const char* op, const Tensor& grad, const Tensor& ids,
                "wanted fewer than 2^32 of them in one backward, got ", g.call.bags.count);
   set_rule(g.call, num_buckets, num_remainders, seed, prehashed);
   g.dim = grad.size(1);
-  g.grad = as_type(grad, g.type);
+  g.grad = as_float_type(grad, g.type);
   if (g.call.bags.mean) {
     g.grad = torch::stable::clone(g.grad);
     divide_by_length(g.call.bags, g.grad, g.dim);
@@ -482,7 +483,7 @@ Tensor dense_gradient(const Gradients& g, Sorter& sorter, int table, ScalarType 
   Runs r = runs_of(g, sorter.entries);
   r.out = out.mutable_data_ptr();
   sum_all(g, sorter.entries, std::vector<int64_t>(tasks + 1, 0), r);
-  return as_type(out, type);
+  return as_float_type(out, type);
 }
 
 std::pair<Tensor, Tensor> sparse_gradient(const Gradients& g, Sorter& sorter, int table,
@@ -496,7 +497,7 @@ std::pair<Tensor, Tensor> sparse_gradient(const Gradients& g, Sorter& sorter, in
   r.out = out.mutable_data_ptr();
   r.rows = rows.mutable_data_ptr<int64_t>();
   sum_all(g, sorter.entries, before, r);
-  return {rows, as_type(out, type)};
+  return {rows, as_float_type(out, type)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward_dense(
@@ -534,7 +535,7 @@ Tensor read_grad(const char* op, const Tensor& grad, const Call& call, int64_t d
   check_floating(op, "grad", grad);
   LIRANK_CHECK(grad.dim() == 2 && grad.size(0) == call.bags.bags && grad.size(1) == dim, op, "grad",
                "wanted shape (", call.bags.bags, ", ", dim, "), got ", shape(grad));
-  return as_type(grad, type);
+  return as_float_type(grad, type);
 }
 
 Tensor backward_weights(const Tensor& grad, const Tensor& ids, const OptionalTensor& offsets,

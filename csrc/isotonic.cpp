@@ -1,6 +1,7 @@
 // isotonic_calibration: checks, CPU kernels, schema.
 // Source: LiRank (arXiv 2402.06859), equation 1.
 #include "checks.h"
+#include "convert.h"
 
 #define LIRANK_KERNELS "isotonic_kernels.h"
 #include "foreach_isa.h"
@@ -56,13 +57,13 @@ std::vector<T> slopes(const T* weight, int64_t k) {
 template <typename T>
 Tensor forward(const Tensor& logits, const Tensor& weight, const Tensor& bias, T lower, T step,
                const OptionalTensor& embedding, ScalarType type) {
-  const Tensor x = as_type(logits, type), w = as_type(weight, type), b = as_type(bias, type);
+  const Tensor x = as_float_type(logits, type), w = as_float_type(weight, type), b = as_float_type(bias, type);
   Tensor out = empty_like_type(x, type);
   const int64_t n = x.numel(), k = w.numel();
   const T* px = x.const_data_ptr<T>();
   T* po = out.mutable_data_ptr<T>();
   if (embedding) {
-    const Tensor e = as_type(*embedding, type);
+    const Tensor e = as_float_type(*embedding, type);
     const T* pe = e.const_data_ptr<T>();
     const T base = lower + first<T>(b);
     torch::stable::parallel_for(0, n, 1 + kChunk / k, [&](int64_t begin, int64_t end) {
@@ -93,7 +94,7 @@ Tensor isotonic_calibration(const Tensor& logits, const Tensor& weight, const Te
       type == ScalarType::Double
           ? forward<double>(logits, weight, bias, lower, step, embedding, type)
           : forward<float>(logits, weight, bias, (float)lower, (float)step, embedding, type);
-  return as_type(out, logits.scalar_type());
+  return as_float_type(out, logits.scalar_type());
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -116,7 +117,7 @@ template <typename T>
 Gradients backward(const Tensor& grad, const Tensor& logits, const Tensor& weight,
                    const Tensor& bias, T lower, T step, const OptionalTensor& embedding,
                    ScalarType type) {
-  const Tensor g = as_type(grad, type), x = as_type(logits, type), w = as_type(weight, type);
+  const Tensor g = as_float_type(grad, type), x = as_float_type(logits, type), w = as_float_type(weight, type);
   const int64_t n = x.numel(), k = w.numel();
   Tensor grad_x = empty_like_type(x, type), grad_w = empty_like_type(w, type);
   Tensor grad_b = empty_like_type(bias, type);
@@ -127,7 +128,7 @@ Gradients backward(const Tensor& grad, const Tensor& logits, const Tensor& weigh
   for (int64_t i = 0; i < n; ++i) bias_total += (double)pg[i];
   grad_b.mutable_data_ptr<T>()[0] = (T)bias_total;
   if (embedding) {
-    const Tensor e = as_type(*embedding, type);
+    const Tensor e = as_float_type(*embedding, type);
     const T* pe = e.const_data_ptr<T>();
     T* pge = grad_e.mutable_data_ptr<T>();
     const int64_t tasks = (n + kSumRows - 1) / kSumRows, most = 1 + kChunk / k / kSumRows;
@@ -174,7 +175,7 @@ Gradients isotonic_calibration_backward(const Tensor& grad, const Tensor& logits
           ? backward<double>(grad, logits, weight, bias, lower, step, embedding, type)
           : backward<float>(grad, logits, weight, bias, (float)lower, (float)step, embedding, type);
   const ScalarType out = logits.scalar_type();
-  return {as_type(gx, out), as_type(gw, out), as_type(gb, out), as_type(ge, out)};
+  return {as_float_type(gx, out), as_float_type(gw, out), as_float_type(gb, out), as_float_type(ge, out)};
 }
 
 }  // namespace

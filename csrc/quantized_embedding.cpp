@@ -3,6 +3,7 @@
 #include "quantized_embedding.h"
 
 #include "checks.h"
+#include "convert.h"
 #include "huge_pages.h"
 
 #define LIRANK_KERNELS "quantized_embedding_pool.h"
@@ -53,7 +54,7 @@ Triple quantize_rows(const Tensor& weight, int64_t bits) {
                dtype_name(weight.scalar_type()));
   LIRANK_CHECK(weight.size(1) > 0, op, "weight", "wanted a positive width, got shape ",
                shape(weight));
-  const Tensor w = as_type(weight, ScalarType::Float);
+  const Tensor w = as_float_type(weight, ScalarType::Float);
   const int64_t rows = w.size(0), dim = w.size(1);
   Tensor codes = empty_like_type(w, ScalarType::Char);
   Tensor scale = new_tensor({rows}, ScalarType::Float);
@@ -219,7 +220,7 @@ void take_weights(const char* op, const OptionalTensor& weights, Bags& b, const 
   for (int64_t i = 0; same && i < indices.dim(); ++i) same = weights->size(i) == indices.size(i);
   LIRANK_CHECK(same, op, "per_sample_weights", "wanted the shape of indices ", shape(indices),
                ", got ", shape(*weights));
-  b.weights = as_type(*weights, ScalarType::Float);
+  b.weights = as_float_type(*weights, ScalarType::Float);
   b.call.weights = b.weights.const_data_ptr<float>();
 }
 
@@ -341,7 +342,7 @@ Tensor quantized_embedding_bag(const Tensor& packed, const Tensor& indices,
     give_tables(b, &table, 1, bits, mean, po, dim);
     pool_all(op, b);
   }
-  return as_type(out, output_dtype);
+  return as_float_type(out, output_dtype);
 }
 
 // The tables of a concatenation, one behind the other or each starting on 64 bytes.
@@ -411,7 +412,7 @@ Tensor quantized_embedding_bags(const Tensor& packed, const Tensor& rows, const 
   give_tables(b, tables.data(), (int64_t)tables.size(), bits, mean, out.mutable_data_ptr<float>(),
               width);
   pool_all(op, b);
-  return as_type(out, output_dtype);
+  return as_float_type(out, output_dtype);
 }
 
 // ---- gradient of per_sample_weights ----------------------------------------------------
@@ -421,7 +422,7 @@ Tensor weight_gradient(const char* op, const Bags& b, const Tensor& grad, int64_
   const PoolCall& call = b.call;
   LIRANK_CHECK(grad.dim() == 2 && grad.size(0) == call.bags && grad.size(1) == width, op, "grad",
                "wanted shape (", call.bags, ", ", width, "), got ", shape(grad));
-  const Tensor g = as_type(grad, ScalarType::Float);
+  const Tensor g = as_float_type(grad, ScalarType::Float);
   Tensor out = empty_like_type(b.indices, ScalarType::Float);
   float* po = out.mutable_data_ptr<float>();
   std::fill(po, po + call.count, 0.0f);

@@ -29,7 +29,7 @@
 
 #include "quantized_embedding_kernels.h"
 
-constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 4 << 20;  // in cache up to here
+constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 1 << 20;
 constexpr int kVectors = 8;
 
 LR_INLINE void read_pair(const uint8_t* at, float& scale, float& mid) {

@@ -9,7 +9,7 @@ from torch.nn.functional import embedding_bag
 
 from lirank_ext import dequantize_rows, pack_rows, quantize_rows, quantized_embedding_bag
 
-FAR = 4 << 20  # bytes of a table from which rows are prefetched twice (kFarBytes)
+FAR = 1 << 20  # bytes of a table from which rows are prefetched twice (kFarBytes)
 
 
 def table(rows, dim, bits=8):

@@ -1,0 +1,34 @@
+// 16-bit floats to float and back, for one instruction set.
+
+#include "half_lanes.h"
+
+template <typename Element>
+LR_INLINE void widen_elements(const Element* from, int64_t n, float* to) {
+  int64_t i = 0;
+  for (; i + f32::N <= n; i += f32::N) load_element<f32>(from + i).store(to + i);
+  if (i < n) load_element<f32>(from + i, n - i).store(to + i, n - i);
+}
+
+template <typename Element>
+LR_INLINE void narrow_elements(const float* from, int64_t n, Element* to) {
+  int64_t i = 0;
+  for (; i + f32::N <= n; i += f32::N) store_element(f32::load(from + i), to + i);
+  if (i == n) return;
+  Element last[f32::N];
+  store_element(f32::load(from + i, n - i), last);
+  memcpy(to + i, last, (size_t)(n - i) * sizeof(Element));
+}
+
+static void widen(const void* from, bool bfloat, int64_t n, float* to) {
+  if (bfloat)
+    widen_elements((const bfloat_bits*)from, n, to);
+  else
+    widen_elements((const half_bits*)from, n, to);
+}
+
+static void narrow(const float* from, bool bfloat, int64_t n, void* to) {
+  if (bfloat)
+    narrow_elements(from, n, (bfloat_bits*)to);
+  else
+    narrow_elements(from, n, (half_bits*)to);
+}

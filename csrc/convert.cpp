@@ -11,9 +11,7 @@ namespace {
 // Elements of a task: about 10 microseconds of one core.
 constexpr int64_t kElements = 1 << 16;
 
-bool is_short(ScalarType type) {
-  return type == ScalarType::Half || type == ScalarType::BFloat16;
-}
+bool is_short(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
 
 }  // namespace
 

@@ -44,7 +44,8 @@ void over_samples(int64_t batch, int64_t r, int64_t t, const Run& run) {
 template <typename T>
 Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, double temperature, int64_t t) {
   const ScalarType type = compute_type(q.scalar_type());
-  const Tensor cq = as_float_type(q, type), ck = as_float_type(k, type), cv = as_float_type(v, type);
+  const Tensor cq = as_float_type(q, type), ck = as_float_type(k, type),
+               cv = as_float_type(v, type);
   Tensor out = empty_like_type(q, type);
   const T *pq = cq.const_data_ptr<T>(), *pk = ck.const_data_ptr<T>(), *pv = cv.const_data_ptr<T>();
   T* po = out.mutable_data_ptr<T>();
@@ -69,7 +70,8 @@ template <typename T>
 Gradients backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v,
                    double temperature, int64_t t) {
   const ScalarType type = compute_type(q.scalar_type()), out = q.scalar_type();
-  const Tensor cg = as_float_type(grad, type), cq = as_float_type(q, type), ck = as_float_type(k, type);
+  const Tensor cg = as_float_type(grad, type), cq = as_float_type(q, type),
+               ck = as_float_type(k, type);
   const Tensor cv = as_float_type(v, type);
   Tensor gq = empty_like_type(q, type), gk = empty_like_type(q, type);
   Tensor gv = empty_like_type(q, type);

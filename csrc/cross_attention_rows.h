@@ -9,7 +9,7 @@
                           int64_t r, int64_t t, T scale, T inverse, T* out, T* scratch) {         \
     for (int64_t b = begin * r; b < end * r; b += r) {                                            \
       if (t == 1)                                                                                 \
-        attend<V>(q + b, k + b, v + b, r, scale, out + b, scratch);                                \
+        attend<V>(q + b, k + b, v + b, r, scale, out + b, scratch);                               \
       else                                                                                        \
         attend_tokens<V>(q + b, k + b, v + b, r / t, t, scale, out + b, scratch);                 \
     }                                                                                             \

@@ -2,24 +2,25 @@
 // instruction set.
 //
 // With tokens of width 1 a query's result depends on the query alone:
-//   o(s) = N(s) / D(s),  D(s) = sum_j exp(s k_j),  N(s) = sum_j exp(s k_j) v_j,  s = q_i / temperature.
+//   o(s) = N(s) / D(s),  D(s) = sum_j exp(s k_j),  N(s) = sum_j exp(s k_j) v_j,  s = q_i /
+//   temperature.
 // o has poles where D is 0, but N and D are entire. With the middle of the queries at 0, keys and
 // values taken from their means under the middle's weights, S half the width of the queries and
 // x = s / S, both are multiplied by the same exp(-b x - A x^2), which o does not feel. A and b are
 // chosen so that D is 1 at -1, 0 and 1: what is left to interpolate is nearly constant. Both are
 // computed at P nodes and interpolated at the r queries: P r exponentials instead of r^2, and 3
-// operations per query and node. Nodes come in pairs +-x whose exponentials 2^(tk) and 2^(-tk) share
-// all but the last of 7 steps. q and k of standard deviation 1 take 24 nodes at r = 64 and 32 at
-// r = 256; interpolating o itself took 96 there, and was no gain at r = 64.
+// operations per query and node. Nodes come in pairs +-x whose exponentials 2^(tk) and 2^(-tk)
+// share all but the last of 7 steps. q and k of standard deviation 1 take 24 nodes at r = 64 and 32
+// at r = 256; interpolating o itself took 96 there, and was no gain at r = 64.
 //
 // The bound. Let L(x) = log(exp(-b x - A x^2) D) on [-1, 1], up = log D at 1, down = log D at -1,
 // before the multiplication: log D is convex, at least 0 (the keys' mean is 0), and its slope is
 // between those of the extreme keys, low and high. So
-//   L >= max(0, up - (1 - x) high) - b x - A x^2 for x >= 0, and its mirror: smallest at the corner;
-//   L <= A / 4, from the chords.
+//   L >= max(0, up - (1 - x) high) - b x - A x^2 for x >= 0, and its mirror: smallest at the
+//   corner; L <= A / 4, from the chords.
 // In the complex plane |D(x + iy)| <= D(x) and |exp(-A (x + iy)^2)| = exp(-A x^2 + A y^2). On an
-// ellipse with half axes a and h, rho = a + h, beyond 1 again by slopes: L <= M, the maxima of three
-// parabolas. Then (Trefethen, Approximation Theory and Approximation Practice, theorem 8.2)
+// ellipse with half axes a and h, rho = a + h, beyond 1 again by slopes: L <= M, the maxima of
+// three parabolas. Then (Trefethen, Approximation Theory and Approximation Practice, theorem 8.2)
 //   |error of D| <= E min D,  E = 4 rho^(1 - P) / (rho - 1) exp(M - min L),
 // |error of N| <= E (range of v) min D, and o is off by less than 2 E (range of v): P is the least
 // for which E <= 2^-26 on one of 8 ellipses. Backward interpolates the same functions and those
@@ -31,7 +32,7 @@
 //
 // All exponents are of 2.
 
-constexpr float kMostSpread = 7.2f, kMostRange = 8.0f;
+constexpr float kMostSpread = 7.2f, kMostRange = 4.0f;
 constexpr float kMostExponent = 40.0f;  // half the queries' range times the keys'
 constexpr float kLeastWeight = -80.0f;
 constexpr int64_t kMostKeys = 1 << 14, kLeastQueries = 32;
@@ -62,9 +63,7 @@ typedef uint32_t Bits __attribute__((vector_size(16)));
 LR_INLINE f32 times_power(f32 p, f32 moved) {
   return {(f32::V)((Bits)p.v + ((Bits)moved.v << 23))};
 }
-LR_INLINE f32 over_power(f32 p, f32 moved) {
-  return {(f32::V)((Bits)p.v - ((Bits)moved.v << 23))};
-}
+LR_INLINE f32 over_power(f32 p, f32 moved) { return {(f32::V)((Bits)p.v - ((Bits)moved.v << 23))}; }
 #endif
 
 // 2^t and 2^-t for |t| < 126.
@@ -93,10 +92,10 @@ LR_INLINE float smaller(float a, float b) { return a < b ? a : b; }
 
 // One sample, keys laid out for the sums over them.
 struct Sample {
-  int P;               // nodes, 0: to be summed exactly
-  int64_t r, padded;   // keys; padded to whole vectors with keys of weight 0
-  float middle, half;  // of the queries
-  float S;             // exponent of 2 at x = 1 per unit of key
+  int P;                         // nodes, 0: to be summed exactly
+  int64_t r, padded;             // keys; padded to whole vectors with keys of weight 0
+  float middle, half;            // of the queries
+  float S;                       // exponent of 2 at x = 1 per unit of key
   float mean_v, b, A, total;     // means at the middle; total: D at the middle
   float *key, *weight, *valued;  // k - mean_k; 2^(exponent at the middle); that times v - mean_v
 };
@@ -501,10 +500,12 @@ LR_INLINE void key_gradients(const Sample& s, const float (*w)[kMostNodes], cons
 
 // False where the sample is to be summed exactly; what was written then is not valid.
 template <typename V>
-static __attribute__((noinline)) bool attend_nodes_backward(
-    const float* g, const float* q, Range<float> queries, Range<float> keys, const float* k,
-    const float* v, int64_t r, float scale, float inverse, float* gq, float* gk, float* gv,
-    float* scratch) {
+static __attribute__((noinline)) bool attend_nodes_backward(const float* g, const float* q,
+                                                            Range<float> queries, Range<float> keys,
+                                                            const float* k, const float* v,
+                                                            int64_t r, float scale, float inverse,
+                                                            float* gq, float* gk, float* gv,
+                                                            float* scratch) {
   constexpr int N = V::N;
   const Sample s = sample_of<V>(queries, keys, k, v, r, scale, scratch);
   if (!s.P) return false;
@@ -597,8 +598,7 @@ LR_INLINE bool by_nodes_backward(const float* g, const float* q, Range<float> qu
 // scale: log2(e) / temperature; inverse: 1 / temperature. scratch: attention_scratch.
 template <typename V>
 LR_INLINE void attend(const typename V::T* q, const typename V::T* k, const typename V::T* v,
-                      int64_t r, typename V::T scale, typename V::T* out,
-                      typename V::T* scratch) {
+                      int64_t r, typename V::T scale, typename V::T* out, typename V::T* scratch) {
   const Range<typename V::T> keys = range_of<V>(k, r), queries = range_of<V>(q, r);
   if (by_nodes(q, queries, keys, k, v, r, scale, out, scratch)) return;
   if (needs_exact(queries, keys, scale))

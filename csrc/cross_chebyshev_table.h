@@ -8,7 +8,8 @@ constexpr int kMostNodes = 64, kHalf = kMostNodes / 2;
 
 // The P nodes are +-x_p, x_p = cos(pi (p + 1/2) / P), p < P / 2. An interpolant is
 // sum_m c_m T_m(x) with, for the sums and differences of the values at x_p and -x_p,
-//   c_2m = sum_p sum_of[p] * even[p * kHalf + m], c_2m+1 = sum_p difference[p] * odd[p * kHalf + m].
+//   c_2m = sum_p sum_of[p] * even[p * kHalf + m], c_2m+1 = sum_p difference[p] * odd[p * kHalf +
+//   m].
 // The other two are their transposes. 0 beyond P / 2.
 struct ChebyshevTable {
   float nodes[kHalf];

@@ -57,7 +57,8 @@ std::vector<T> slopes(const T* weight, int64_t k) {
 template <typename T>
 Tensor forward(const Tensor& logits, const Tensor& weight, const Tensor& bias, T lower, T step,
                const OptionalTensor& embedding, ScalarType type) {
-  const Tensor x = as_float_type(logits, type), w = as_float_type(weight, type), b = as_float_type(bias, type);
+  const Tensor x = as_float_type(logits, type), w = as_float_type(weight, type),
+               b = as_float_type(bias, type);
   Tensor out = empty_like_type(x, type);
   const int64_t n = x.numel(), k = w.numel();
   const T* px = x.const_data_ptr<T>();
@@ -117,7 +118,8 @@ template <typename T>
 Gradients backward(const Tensor& grad, const Tensor& logits, const Tensor& weight,
                    const Tensor& bias, T lower, T step, const OptionalTensor& embedding,
                    ScalarType type) {
-  const Tensor g = as_float_type(grad, type), x = as_float_type(logits, type), w = as_float_type(weight, type);
+  const Tensor g = as_float_type(grad, type), x = as_float_type(logits, type),
+               w = as_float_type(weight, type);
   const int64_t n = x.numel(), k = w.numel();
   Tensor grad_x = empty_like_type(x, type), grad_w = empty_like_type(w, type);
   Tensor grad_b = empty_like_type(bias, type);
@@ -175,7 +177,8 @@ Gradients isotonic_calibration_backward(const Tensor& grad, const Tensor& logits
           ? backward<double>(grad, logits, weight, bias, lower, step, embedding, type)
           : backward<float>(grad, logits, weight, bias, (float)lower, (float)step, embedding, type);
   const ScalarType out = logits.scalar_type();
-  return {as_float_type(gx, out), as_float_type(gw, out), as_float_type(gb, out), as_float_type(ge, out)};
+  return {as_float_type(gx, out), as_float_type(gw, out), as_float_type(gb, out),
+          as_float_type(ge, out)};
 }
 
 }  // namespace

@@ -249,10 +249,21 @@ LR_PLAIN fnma(PlainVec<S, L> a, PlainVec<S, L> b, PlainVec<S, L> c) { return {c.
 // as the x86 instructions: the second operand where either is not a number
 LR_PLAIN max(PlainVec<S, L> a, PlainVec<S, L> b) { LR_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 LR_PLAIN min(PlainVec<S, L> a, PlainVec<S, L> b) { LR_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-LR_PLAIN round_even(PlainVec<S, L> a) { LR_LANES((S)__builtin_nearbyint((double)a.v[i])); }
+// |a| below 2^22 (float) or 2^51 (double): adding 1.5 * 2^23 or 1.5 * 2^52 rounds.
+LR_PLAIN round_even(PlainVec<S, L> a) {
+  constexpr S magic = sizeof(S) == 4 ? (S)12582912.0f : (S)6755399441055744.0;
+  return {(a.v + magic) - magic};
+}
 LR_PLAIN floor(PlainVec<S, L> a) { LR_LANES((S)__builtin_floor((double)a.v[i])); }
 LR_PLAIN scale2(PlainVec<S, L> a, PlainVec<S, L> n) {
   LR_LANES((S)__builtin_ldexp((double)a.v[i], (int)n.v[i]));
+}
+// a * 2^n for whole n in [-150, 128], in two steps as above
+typedef int32_t PlainInts __attribute__((vector_size(16)));
+LR_INLINE f32 scale2(f32 a, f32 n) {
+  const PlainInts whole = __builtin_convertvector(n.v, PlainInts), half = whole >> 1;
+  const PlainInts first = (half + 127) << 23, second = (whole - half + 127) << 23;
+  return {a.v * (f32::V)first * (f32::V)second};
 }
 LR_PLAIN gather(const S* p, PlainVec<S, L> index) { LR_LANES(p[(int64_t)index.v[i]]); }
 LR_PLAIN where_positive(PlainVec<S, L> a, PlainVec<S, L> b) {

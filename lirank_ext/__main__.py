@@ -119,6 +119,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     add("--peers", action="store_true", help="also time the other libraries installed")
     add("--quick", action="store_true", help="fewer shapes and repeats")
     add("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
+    add("--seconds", type=float, metavar="S", help="for the repeats of one shape (default: 2)")
     add("--plot", metavar="FILE.png", help="also draw the speed-ups")
     _json_file(parser)
 
@@ -131,10 +132,17 @@ def _bench(args: argparse.Namespace) -> int:
     _writable(args.json, args.plot)
     if args.threads is not None and args.threads < 1:
         raise Refused(f"--threads: wanted a positive number, got {args.threads}")
+    if args.seconds is not None and not 0 < args.seconds < 3600:
+        raise Refused(f"--seconds: wanted a number above 0 and below 3600, got {args.seconds}")
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         raise Refused("--plot needs matplotlib: pip install 'lirank_ext[bench]'")
     report = harness.run(
-        args.op, args.device, peers=args.peers, quick=args.quick, threads=args.threads
+        args.op,
+        args.device,
+        peers=args.peers,
+        quick=args.quick,
+        threads=args.threads,
+        seconds=args.seconds,
     )
     report.show()
     if args.json:

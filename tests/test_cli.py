@@ -164,7 +164,7 @@ def test_bench_writes_what_it_printed(monkeypatch, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     fake_run(monkeypatch, lambda: torch.full((4,), 2.0))
     files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]
-    assert main(["bench", "--op", OP, "--quick", *files]) == 0
+    assert main(["bench", "--op", OP, "--quick", "--seconds", "0.1", *files]) == 0
     out, err = capsys.readouterr()
     assert "tiny" in out and "tiny" in err
     found = json.loads((tmp_path / "b.json").read_text())
@@ -180,9 +180,10 @@ def test_bench_exits_1_where_the_op_disagrees(monkeypatch, capsys):
     assert "NOT TIMED: error 1.00e+00" in printed and "/row" not in printed
 
 
-def test_bench_refuses_a_senseless_number_of_threads(capsys):
-    assert main(["bench", "--threads", "0"]) == 2
-    assert "--threads" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--threads", "--seconds"])
+def test_bench_refuses_senseless_numbers(option, capsys):
+    assert main(["bench", option, "0"]) == 2
+    assert option in capsys.readouterr().err
 
 
 def test_plain_table_is_aligned():

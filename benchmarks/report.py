@@ -17,6 +17,12 @@ from lirank_ext._table import print_line, print_table
 from lirank_ext.benchmarks.ceilings import Ceilings
 
 OURS = "lirank"
+FASTEST = "the fastest of the others"
+
+
+def _is_partly_ours(provider: str) -> bool:
+    """Our op in another dtype, or a peer on pages that this package moved it to."""
+    return OURS in provider or "huge pages" in provider
 
 
 @dataclass
@@ -59,6 +65,12 @@ class Measured:
     gather: tuple[int, int]
     timings: list[Timing] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The word that a label may begin with, such as int8; else empty."""
+        first = self.label.split(maxsplit=1)[0] if self.label else ""
+        return first if first.isalnum() and not first.isdigit() else ""
 
     def cells(self) -> list[list[str]]:
         """The rows of the table: one for each provider timed, one for each refused."""
@@ -110,19 +122,27 @@ class Report:
         return not self.measured or any(m.refused for m in self.measured)
 
     def summary(self) -> list[list[str]]:
-        """Per op and provider: geometric mean of the ratios, the worst one, and its shape."""
+        """Per op and provider: geometric mean of the ratios, the worst one and its shape, and how
+        many are below 1; the same against the fastest of the others at each shape."""
         groups: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
         for m in self.measured:
             for t in m.timings:
                 if t.provider != OURS:
                     key = (m.op, m.direction, t.provider)
                     groups.setdefault(key, []).append((t.ratio, m.label))
+        fastest: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
+        for m in self.measured:
+            others = [t.ratio for t in m.timings if not _is_partly_ours(t.provider)]
+            if others:
+                key = (f"{m.op} {m.kind}".strip(), m.direction, FASTEST)
+                fastest.setdefault(key, []).append((min(others), m.label))
         rows = []
-        for (op, direction, provider), ratios in groups.items():
+        for (op, direction, provider), ratios in [*groups.items(), *fastest.items()]:
             mean = math.exp(sum(math.log(r) for r, _ in ratios) / len(ratios))
             worst, where = min(ratios)
             name = op if direction == "forward" else f"{op}, {direction}"
-            rows.append([name, provider, str(len(ratios)), f"{mean:.2f}x", f"{worst:.2f}x", where])
+            row = [name, provider, str(len(ratios)), f"{mean:.2f}x", f"{worst:.2f}x", where]
+            rows.append([*row, str(sum(ratio < 1 for ratio, _ in ratios))])
         return rows
 
     def show(self) -> None:
@@ -131,6 +151,7 @@ class Report:
         styles = [style for m in self.measured for style in m.styles()]
         print_table("", COLUMNS, rows, styles)
         columns = ("op", "provider", ">shapes", ">geometric mean", ">worst", "worst shape")
+        columns += (">below 1",)
         print_table("How many times faster lirank is", columns, self.summary())
         for name, rate in self.ceilings.measured.items():
             print_line(f"ceiling: {name}: {rate:.4g}", "dim")

@@ -207,7 +207,23 @@ def example():
 
 
 def test_summary_has_geometric_mean_and_worst_shape():
-    assert example().summary() == [["op", "eager", "2", "2.00x", "1.00x", "small"]]
+    assert example().summary()[0] == ["op", "eager", "2", "2.00x", "1.00x", "small", "0"]
+
+
+def test_summary_names_the_fastest_of_the_others():
+    """At each shape, by kind of label, without what is partly ours."""
+    report = example()
+    for m, ratio, label in zip(
+        report.measured, (3.0, 5.0), ("int8 big", "int8 small"), strict=True
+    ):
+        m.label = label
+        m.timings.append(Timing("peer", 1, 1, 1, 9, ratio, 0))
+        m.timings.append(Timing("peer, huge pages", 1, 1, 1, 9, 0.1, 0))
+        m.timings.append(Timing("lirank fp32", 1, 1, 1, 9, 0.1, 0))
+    report.measured[1].timings[1].ratio = 0.5
+    wanted = ["op int8", "the fastest of the others", "2", "1.22x", "0.50x", "int8 small", "1"]
+    assert report.summary()[-1] == wanted
+    assert [row[0] for row in report.summary()] == ["op"] * 4 + ["op int8"]
 
 
 def test_report_as_json_and_as_a_table(capsys):

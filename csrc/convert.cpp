@@ -11,8 +11,6 @@ namespace {
 // Elements of a task: about 10 microseconds of one core.
 constexpr int64_t kElements = 1 << 16;
 
-bool is_short(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
-
 }  // namespace
 
 Tensor as_float_type(const Tensor& t, ScalarType type) {
@@ -26,9 +24,10 @@ Tensor as_float_type(const Tensor& t, ScalarType type) {
   char* to = (char*)out.mutable_data_ptr();
   torch::stable::parallel_for(0, t.numel(), kElements, [&](int64_t begin, int64_t end) {
     if (widens)
-      LIRANK_DISPATCH(widen, source + 2 * begin, bfloat, end - begin, (float*)to + begin);
+      LIRANK_DISPATCH(widen_numbers, source + 2 * begin, bfloat, end - begin, (float*)to + begin);
     else
-      LIRANK_DISPATCH(narrow, (const float*)source + begin, bfloat, end - begin, to + 2 * begin);
+      LIRANK_DISPATCH(narrow_numbers, (const float*)source + begin, end - begin, bfloat,
+                      to + 2 * begin);
   });
   return out;
 }

@@ -1,4 +1,4 @@
-// 16-bit floats to float and back, for one instruction set.
+// Rows of 16-bit floats to float and back, n numbers in all, for one instruction set.
 
 #include "half_lanes.h"
 
@@ -19,14 +19,14 @@ LR_INLINE void narrow_elements(const float* from, int64_t n, Element* to) {
   memcpy(to + i, last, (size_t)(n - i) * sizeof(Element));
 }
 
-static void widen(const void* from, bool bfloat, int64_t n, float* to) {
+static void widen_numbers(const void* from, bool bfloat, int64_t n, float* to) {
   if (bfloat)
     widen_elements((const bfloat_bits*)from, n, to);
   else
     widen_elements((const half_bits*)from, n, to);
 }
 
-static void narrow(const float* from, bool bfloat, int64_t n, void* to) {
+static void narrow_numbers(const float* from, int64_t n, bool bfloat, void* to) {
   if (bfloat)
     narrow_elements(from, n, (bfloat_bits*)to);
   else

@@ -1,8 +1,5 @@
 // low_rank_cross and attention_cross: checks, CPU kernels, schema.
 // Sources: DCN-V2 (arXiv 2008.13535), LiRank (arXiv 2402.06859), section 3.3.
-#include "checks.h"
-#include "convert.h"
-
 #include "cross_host.h"
 #include "half.h"
 
@@ -155,8 +152,8 @@ void forward_layer(const Prepared<T>& p, int64_t batch, T* y, const Kept<T>& kep
   const Layer<T>& layer = p.layer;
   if (batch <= kSmallBatch) {
     const Tiles tiles = small_tiles(batch, work_of(layer));
-    const int64_t size =
-        LIRANK_DISPATCH(small_scratch, layer.d, layer.r, layer.token_dim, tiles.samples);
+    const int64_t size = LIRANK_DISPATCH(small_scratch, layer.d, layer.r, layer.token_dim,
+                                         layer.projections, tiles.samples);
     over_tiles<T>(tiles, batch, size, [&](int64_t begin, int64_t end, T* scratch) {
       LIRANK_DISPATCH(cross_small, layer, p.x0, p.x, begin, end, y, kept, scratch);
     });
@@ -200,8 +197,6 @@ std::vector<Tensor> forward(const Arguments& a, bool keep) {
   for (Tensor& t : out) t = as_float_type(t, a.x0.scalar_type());
   return out;
 }
-
-bool is_short(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
 
 // Many samples of 16-bit floats, nothing kept: widened and narrowed tile by tile in cache. Whole
 // float copies of x0, x and the result took about as long again as the layer.
@@ -389,8 +384,8 @@ Tensor net_forward(const Tensor& x, const Tensors& low_rank, const Tensors& atte
   T* y = out.mutable_data_ptr<T>();
   if (batch <= kSmallBatch) {
     const Tiles tiles = small_tiles(batch, p.work);
-    const int64_t size =
-        2 * tiles.samples * d + LIRANK_DISPATCH(small_scratch, d, p.rank, token_dim, tiles.samples);
+    const int64_t size = 2 * tiles.samples * d +
+                         LIRANK_DISPATCH(small_scratch, d, p.rank, token_dim, 3, tiles.samples);
     over_tiles<T>(tiles, batch, size, [&](int64_t begin, int64_t end, T* scratch) {
       LIRANK_DISPATCH(cross_small_net, p.net, first.x0, begin, end, y, scratch);
     });

@@ -1,8 +1,6 @@
 // outer_attention: checks, CPU kernels, schema.
 // Source: LiRank (arXiv 2402.06859), section 3.3.
-#include "checks.h"
 #include "convert.h"
-
 #include "cross_layer.h"
 
 #define LIRANK_KERNELS "cross_attention_rows.h"
@@ -50,9 +48,9 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, double tempera
   const T *pq = cq.const_data_ptr<T>(), *pk = ck.const_data_ptr<T>(), *pv = cv.const_data_ptr<T>();
   T* po = out.mutable_data_ptr<T>();
   const int64_t r = q.size(1);
-  const T scale = score_scale<T>(temperature, t), inverse = score_inverse<T>(temperature, t);
+  const T scale = score_scale<T>(temperature, t);
   over_samples<T>(q.size(0), r, t, [&](int64_t begin, int64_t end, T* scratch) {
-    LIRANK_DISPATCH(attend_rows, pq, pk, pv, begin, end, r, t, scale, inverse, po, scratch);
+    LIRANK_DISPATCH(attend_rows, pq, pk, pv, begin, end, r, t, scale, po, scratch);
   });
   return as_float_type(out, q.scalar_type());
 }

@@ -6,7 +6,7 @@
 
 #define LR_ATTENTION(V, T)                                                                        \
   static void attend_rows(const T* q, const T* k, const T* v, int64_t begin, int64_t end,         \
-                          int64_t r, int64_t t, T scale, T inverse, T* out, T* scratch) {         \
+                          int64_t r, int64_t t, T scale, T* out, T* scratch) {                    \
     for (int64_t b = begin * r; b < end * r; b += r) {                                            \
       if (t == 1)                                                                                 \
         attend<V>(q + b, k + b, v + b, r, scale, out + b, scratch);                               \

@@ -5,7 +5,7 @@
 // back once. One layer alone, on many samples, is in cross_rows.h, its backward in
 // cross_backward.h.
 
-#include "half_lanes.h"
+#include "convert_kernels.h"
 #include "cross_lanes.h"
 #include "cross_gemm.h"
 #include "cross_attention_kernels.h"
@@ -220,35 +220,6 @@ LR_INLINE void small_net_range(const Net<typename V::T>& net, const typename V::
 LR_CROSS(f32, float)
 LR_CROSS(f64, double)
 #undef LR_CROSS
-
-// Rows of 16-bit floats to float and back; n numbers in all.
-template <typename E>
-LR_INLINE void widen(const E* from, int64_t n, float* to) {
-  int64_t i = 0;
-  for (; i + f32::N <= n; i += f32::N) load_element<f32>(from + i).store(to + i);
-  if (i < n) load_element<f32>(from + i, n - i).store(to + i, n - i);
-}
-template <typename E>
-LR_INLINE void narrow(const float* from, int64_t n, E* to) {
-  int64_t i = 0;
-  for (; i + f32::N <= n; i += f32::N) store_element(f32::load(from + i), to + i);
-  if (i == n) return;
-  E lane[f32::N];
-  store_element(f32::load(from + i, n - i), lane);
-  memcpy(to + i, lane, (size_t)(n - i) * sizeof(E));
-}
-static void widen_numbers(const void* from, bool bfloat, int64_t n, float* to) {
-  if (bfloat)
-    widen((const bfloat_bits*)from, n, to);
-  else
-    widen((const half_bits*)from, n, to);
-}
-static void narrow_numbers(const float* from, int64_t n, bool bfloat, void* to) {
-  if (bfloat)
-    narrow(from, n, (bfloat_bits*)to);
-  else
-    narrow(from, n, (half_bits*)to);
-}
 
 static int64_t sum_columns() { return kSumColumns; }
 static int tile_vectors() { return kTileVectors; }

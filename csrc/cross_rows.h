@@ -212,7 +212,8 @@ LR_INLINE void pack_panels(const Packing<typename V::T>& one, int64_t part, int6
 
 static inline int64_t row_scratch(int64_t d, int64_t r, int64_t token_dim, int projections,
                                   int64_t samples) {
-  return samples * (projections * r + 2 * r + d) + attention_scratch(r, token_dim) + 64;
+  const int64_t attention = projections == 3 ? attention_scratch(r, token_dim) : 0;
+  return samples * (projections * r + 2 * r + d) + attention + 64;
 }
 
 // Projections of `rows` samples, those of the panels from column `first` on.

@@ -100,6 +100,8 @@ LR_INLINE void small_layer(const Layer<typename V::T>& layer, const typename V::
 }
 
 // Elements of scratch: t and one state of width d, h and the attention's own.
-static inline int64_t small_scratch(int64_t d, int64_t r, int64_t token_dim, int64_t samples) {
-  return samples * (d + 4 * r) + attention_scratch(r, token_dim) + 64;
+static inline int64_t small_scratch(int64_t d, int64_t r, int64_t token_dim, int projections,
+                                    int64_t samples) {
+  const int64_t attention = projections == 3 ? attention_scratch(r, token_dim) : 0;
+  return samples * (d + 4 * r) + attention + 64;
 }

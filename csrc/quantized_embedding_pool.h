@@ -6,7 +6,9 @@
 // tables: a row is never touched before its id is known to be good. Rows of a table beyond
 // kFarBytes are then sent for into the second-level cache, and into the first kNear ids before
 // they are used: 7.4 and 10.5 ns against 9.1 and 12.2 with one prefetch at 16 into the first (1M
-// rows of 16 and 30 codes, 20 ids a bag, one thread). Smaller tables get the second one alone.
+// rows of 16 and 30 codes, 20 ids a bag, one thread). Tables that the second-level cache may hold
+// get the second one alone: for the third level 6 ids are too near (100,000 rows of 32 codes, 20
+// ids a bag, two threads: 7.1 ns against 4.6).
 //
 // Up to kVectors vectors of columns stay in registers over a bag, with the number of vectors known
 // to the compiler; wider rows take several passes over a bag, all of one width, the last
@@ -29,7 +31,7 @@
 
 #include "quantized_embedding_kernels.h"
 
-constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 1 << 20;
+constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 1 << 20;  // see above
 constexpr int kVectors = 8;
 
 LR_INLINE void read_pair(const uint8_t* at, float& scale, float& mid) {

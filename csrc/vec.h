@@ -42,6 +42,18 @@ LR_INLINE f32 floor(f32 a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
 }
 LR_INLINE f32 scale2(f32 a, f32 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+// Low bits into the exponent, and bits added or subtracted as whole numbers.
+LR_INLINE f32 to_exponent(f32 a) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23))};
+}
+LR_INLINE f32 add_bits(f32 a, f32 b) {
+  const __m512i x = _mm512_castps_si512(a.v), y = _mm512_castps_si512(b.v);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(x, y))};
+}
+LR_INLINE f32 subtract_bits(f32 a, f32 b) {
+  const __m512i x = _mm512_castps_si512(a.v), y = _mm512_castps_si512(b.v);
+  return {_mm512_castsi512_ps(_mm512_sub_epi32(x, y))};
+}
 LR_INLINE f32 gather(const float* p, f32 index) {
   return {_mm512_i32gather_ps(_mm512_cvttps_epi32(index.v), p, 4)};
 }
@@ -141,6 +153,17 @@ LR_INLINE f32 scale2(f32 a, f32 n) {
   const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
   const __m256 second = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
   return {_mm256_mul_ps(_mm256_mul_ps(a.v, first), second)};
+}
+LR_INLINE f32 to_exponent(f32 a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 23))};
+}
+LR_INLINE f32 add_bits(f32 a, f32 b) {
+  const __m256i x = _mm256_castps_si256(a.v), y = _mm256_castps_si256(b.v);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(x, y))};
+}
+LR_INLINE f32 subtract_bits(f32 a, f32 b) {
+  const __m256i x = _mm256_castps_si256(a.v), y = _mm256_castps_si256(b.v);
+  return {_mm256_castsi256_ps(_mm256_sub_epi32(x, y))};
 }
 LR_INLINE f32 gather(const float* p, f32 index) {
   return {_mm256_i32gather_ps(p, _mm256_cvttps_epi32(index.v), 4)};
@@ -265,6 +288,9 @@ LR_INLINE f32 scale2(f32 a, f32 n) {
   const PlainInts first = (half + 127) << 23, second = (whole - half + 127) << 23;
   return {a.v * (f32::V)first * (f32::V)second};
 }
+LR_INLINE f32 to_exponent(f32 a) { return {(f32::V)((PlainInts)a.v << 23)}; }
+LR_INLINE f32 add_bits(f32 a, f32 b) { return {(f32::V)((PlainInts)a.v + (PlainInts)b.v)}; }
+LR_INLINE f32 subtract_bits(f32 a, f32 b) { return {(f32::V)((PlainInts)a.v - (PlainInts)b.v)}; }
 LR_PLAIN gather(const S* p, PlainVec<S, L> index) { LR_LANES(p[(int64_t)index.v[i]]); }
 LR_PLAIN where_positive(PlainVec<S, L> a, PlainVec<S, L> b) {
   LR_LANES(a.v[i] > 0 ? b.v[i] : (S)0);

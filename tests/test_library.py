@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, needs_library
 
-from lirank_ext import _library, verify
+from lirank_ext import _autograd, _library, verify
 from lirank_ext.cases import STEMS, all_cases
 
 PUBLIC = [name for name, op in _library.OPS.items() if not op.internal]
@@ -48,6 +48,15 @@ def test_every_family_has_all_its_parts(stem):
         f"benchmarks/bench_{stem}.py",
     ):
         assert (REPOSITORY / part).is_file(), f"{stem} lacks {part}"
+
+
+@pytest.mark.parametrize("arguments", ["Tensor[] x", "Tensor x, *, float scale=1.0"])
+def test_a_backward_that_would_miss_arguments_is_refused(arguments):
+    library = torch.library.Library("lirank", "FRAGMENT")
+    name = "never_" + re.sub(r"\W", "", arguments)
+    library.define(f"{name}({arguments}) -> Tensor")
+    with pytest.raises(TypeError, match=f"lirank::{name}: argument '(x|scale)': wanted no list"):
+        _autograd.register(library, name, lambda *a: None, lambda *a: None)
 
 
 def test_every_op_belongs_to_a_family_and_has_cases():

@@ -3,12 +3,21 @@
 // pooled = sum_i scale_i * code_i + sum_i mid_i. A look-up beyond the cache is bound by cache
 // lines touched (12.6 ns a line and thread on an AVX2 machine, however far ahead it is asked for),
 // so ids are checked kAhead ids before they are used, in one stream that runs across bags and
-// tables: a row is never touched before its id is known to be good. Rows of a table beyond
-// kFarBytes are then sent for into the second-level cache, and into the first kNear ids before
-// they are used: 7.4 and 10.5 ns against 9.1 and 12.2 with one prefetch at 16 into the first (1M
-// rows of 16 and 30 codes, 20 ids a bag, one thread). Tables that the second-level cache may hold
-// get the second one alone: for the third level 6 ids are too near (100,000 rows of 32 codes, 20
-// ids a bag, two threads: 7.1 ns against 4.6).
+// tables: a row is never touched before its id is known to be good. How far a table is, by its
+// bytes, decides how its rows are sent for:
+// - beyond kFarBytes into the second-level cache, and into the first kNear ids before they are
+//   used: 7.4 and 10.5 ns against 9.1 and 12.2 with one prefetch at 16 into the first (1M rows of
+//   16 and 30 codes, 20 ids a bag, one thread);
+// - near tables get the second prefetch alone: for the third level 6 ids are too near (100,000
+//   rows of 32 codes, 20 ids a bag, two threads: 7.1 ns against 4.6);
+// - tables up to kNearBytes get none and their ids are checked where they are used: a loop of 32
+//   instructions an id becomes one of 22 (1,000 rows, one thread: 2.4 ns against 3.9 for 16 codes,
+//   one id a bag; 2.2 against 2.9 for 32 codes, 5 ids). Without prefetches 10,000 rows of 64 codes
+//   take 5.0 ns against 3.2 in bags of 50.
+// Offsets are read kBlock at a time, so that their three kinds are not told apart in every bag.
+// Bags of a result beyond kLargeResult ask for the lines of those behind them, since writing to a
+// line fetches it first: 25 ns against 35 (256 columns, 5 ids a bag, 16 MB), 6.3 against 7.7 (64
+// columns, 20 MB). Results of 4 MB lose 4 %, and one-id bags of far tables 5 %.
 //
 // Up to kVectors vectors of columns stay in registers over a bag, with the number of vectors known
 // to the compiler; wider rows take several passes over a bag, all of one width, the last
@@ -31,12 +40,30 @@
 
 #include "quantized_embedding_kernels.h"
 
-constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 1 << 20;  // see above
+constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 1 << 20, kNearBytes = 1 << 17;
+constexpr int64_t kLargeResult = 12 << 20, kAheadPooled = 2, kAheadCopied = 8;  // see above
 constexpr int kVectors = 8;
 
 LR_INLINE void read_pair(const uint8_t* at, float& scale, float& mid) {
   memcpy(&scale, at, 4);
   memcpy(&mid, at + 4, 4);
+}
+
+LR_INLINE bool has_large_result(const PoolCall& call) {
+  return call.bags * call.out_stride * 4 > kLargeResult;
+}
+
+// Asks for the lines that `vectors` vectors of a result will be written to, which may lie behind
+// its end.
+LR_INLINE void prefetch_result(const float* to, int64_t vectors) {
+#pragma GCC unroll 8
+  for (int64_t b = 0; b < vectors * f32::N * 4; b += 64) __builtin_prefetch((const char*)to + b, 1);
+}
+
+enum class Reach { cached, near, far };
+LR_INLINE Reach reach_of(const PoolTable& t) {
+  const int64_t bytes = t.rows * (t.code_stride + (t.pair_stride == 8 ? 8 : 0));
+  return bytes > kFarBytes ? Reach::far : bytes > kNearBytes ? Reach::near : Reach::cached;
 }
 
 LR_INLINE bool prefetch_row(const PoolTable& t, int64_t row) {
@@ -88,7 +115,7 @@ LR_INLINE void store_lanes(f32 value, float* to, int64_t lanes) {
 }
 
 // One table's rows as a loop over bags sees them.
-template <int bits, int V, bool apart, typename Index>
+template <int bits, int V, bool apart, Reach reach, typename Index>
 struct Rows {
   static constexpr int64_t kPassBytes = V * f32::N * bits / 8;
   const PoolTable& t;
@@ -96,7 +123,6 @@ struct Rows {
   Ahead<Index>& ahead;
   int64_t inside;    // ids from here on have a look-ahead that passes the table's end
   int64_t distance;  // from a row's codes to its pair, where pairs are not apart
-  bool far;
 
   // Pairs apart are 8 bytes each; the others need no second multiplication.
   LR_METHOD const uint8_t* pair(const uint8_t* codes, int64_t row) const {
@@ -106,29 +132,28 @@ struct Rows {
     return t.codes + (int64_t)ids[i] * t.code_stride;
   }
 
-  // Checks id i + kAhead and prefetches what lies `bytes` from `from` on in its row; false where
-  // it is bad. Without `first_pass` it was checked before, and its pair is on its way.
+  // Checks id i of a cached table, or id i + kAhead and prefetches what lies `bytes` from `from`
+  // on in its row; false where it is bad. Without `first_pass` it was checked before, and its pair
+  // is on its way.
   LR_METHOD bool look_ahead(int64_t i, int64_t from, int64_t bytes, bool first_pass) const {
+    if constexpr (reach == Reach::cached) {
+      if (first_pass && __builtin_expect((uint64_t)(int64_t)ids[i] >= (uint64_t)t.rows, 0)) {
+        ahead.bad = i;
+        return false;
+      }
+      return true;
+    }
     if (__builtin_expect(i >= inside, 0)) return !first_pass || ahead.step(i + kAhead);
     const int64_t row = (int64_t)ids[i + kAhead];
     if (first_pass && __builtin_expect((uint64_t)row >= (uint64_t)t.rows, 0)) {
       ahead.bad = i + kAhead;
       return false;
     }
-    // Written out for both kinds of tables: with the near prefetch before the test, GCC 12 took
-    // 4.2 ns for 16 codes in cache against 3.0.
     const uint8_t* near = codes(i + kNear);
-    if (far) {
+    if constexpr (reach == Reach::far) {
       const uint8_t* next = t.codes + row * t.code_stride;
-      for (int64_t b = from; b < from + bytes; b += 64) {
-        __builtin_prefetch(next + b, 0, 2);
-        __builtin_prefetch(near + b);
-      }
-      if (first_pass) {
-        __builtin_prefetch(pair(next, row), 0, 2);
-        __builtin_prefetch(pair(near, (int64_t)ids[i + kNear]));
-      }
-      return true;
+      for (int64_t b = from; b < from + bytes; b += 64) __builtin_prefetch(next + b, 0, 2);
+      if (first_pass) __builtin_prefetch(pair(next, row), 0, 2);
     }
     for (int64_t b = from; b < from + bytes; b += 64) __builtin_prefetch(near + b);
     if (first_pass) __builtin_prefetch(pair(near, (int64_t)ids[i + kNear]));
@@ -136,28 +161,46 @@ struct Rows {
   }
 };
 
-// Bags of one id from `item` on, as many as there are: nothing to add up, each copies its row.
-// A loop of its own: inside that over any bags it took 4.6 ns a row against 4.0 (16 codes in
-// cache; 8.4 against 7.4 for 64). Returns how many bags it did, or -1 where an id is bad.
-template <int bits, int V, bool apart, bool weighted, typename Index>
-static __attribute__((noinline)) int64_t copy_bags(const PoolCall& call,
-                                                   const Rows<bits, V, apart, Index>& table,
-                                                   const Columns& places, int64_t item, int64_t to,
-                                                   float* out) {
+// Where the bags of a run of items start, kBlock at a time: the kinds of offsets are told apart
+// once a block.
+constexpr int64_t kBlock = 64;
+static void read_starts(const PoolCall& call, int64_t item, int64_t n, int64_t* starts) {
+  if (call.fixed > 0) {
+    for (int64_t k = 0; k < n; ++k) starts[k] = (item + k) * call.fixed;
+    return;
+  }
+  const int64_t given = call.offset_count - item, m = given < n ? (given > 0 ? given : 0) : n;
+  if (call.wide) {
+    for (int64_t k = 0; k < m; ++k) starts[k] = ((const int64_t*)call.offsets)[item + k];
+  } else {
+    for (int64_t k = 0; k < m; ++k) starts[k] = ((const int32_t*)call.offsets)[item + k];
+  }
+  for (int64_t k = m; k < n; ++k) starts[k] = call.count;
+}
+
+// `bags` bags of one id each, ids from `first` on: nothing to add up, each copies its row. A loop
+// of its own: inside that over any bags it took 4.6 ns a row against 4.0 (16 codes in cache; 8.4
+// against 7.4 for 64). False where an id is bad.
+template <int bits, int V, bool apart, bool weighted, Reach reach, typename Index>
+static __attribute__((noinline)) bool copy_bags(const PoolCall& call,
+                                                const Rows<bits, V, apart, reach, Index>& table,
+                                                const Columns& places, int64_t first, int64_t bags,
+                                                float* out) {
   const PoolTable t = table.t;
-  const Rows<bits, V, apart, Index> rows{
-      t, table.ids, table.ahead, table.inside, table.distance, table.far};
+  const Rows<bits, V, apart, reach, Index> rows{t, table.ids, table.ahead, table.inside,
+                                                table.distance};
   const Columns columns = places;
   const float* weights = call.weights;
-  const int64_t first = call.start(item), stride = call.out_stride;
-  const bool one_pass = columns.vectors <= V;
-  const int64_t bytes = one_pass ? rows.kPassBytes : rows.t.code_stride;
+  const int64_t stride = call.out_stride;
+  const bool large = has_large_result(call);
   const auto copy = [&](int64_t i, int64_t bytes, bool one_pass) __attribute__((always_inline)) {
     if (!rows.look_ahead(i, 0, bytes, true)) return false;
     const uint8_t* codes = rows.codes(i);
     float scale, mid;
     read_pair(rows.pair(codes, (int64_t)rows.ids[i]), scale, mid);
     if constexpr (weighted) scale *= weights[i], mid *= weights[i];
+    if (reach != Reach::far && large)
+      prefetch_result(out + kAheadCopied * stride, one_pass ? V : columns.vectors);
     const f32 s = f32::set1(scale), m = f32::set1(mid);
     const auto value = [&](int64_t c) __attribute__((always_inline)) {
       return load_codes<bits>(codes, c) * s + m;
@@ -171,31 +214,27 @@ static __attribute__((noinline)) int64_t copy_bags(const PoolCall& call,
     store_lanes(value(columns.tail), out + columns.tail, columns.left);
     return true;
   };
-  int64_t done = 0;
-  for (; item + done < to && call.start(item + done + 1) == first + done + 1; ++done) {
-    const bool good =
-        one_pass ? copy(first + done, rows.kPassBytes, true) : copy(first + done, bytes, false);
-    if (__builtin_expect(!good, 0)) return -1;
-    out += stride;
+  if (columns.vectors <= V) {
+    for (int64_t i = first; i < first + bags; ++i, out += stride)
+      if (__builtin_expect(!copy(i, rows.kPassBytes, true), 0)) return false;
+  } else {
+    for (int64_t i = first; i < first + bags; ++i, out += stride)
+      if (__builtin_expect(!copy(i, t.code_stride, false), 0)) return false;
   }
-  return done;
+  return true;
 }
 
 // Items [from, to) of one table, V vectors a pass; false where an id is bad.
-template <int bits, int V, bool apart, bool weighted, typename Index>
+template <int bits, int V, bool apart, bool weighted, Reach reach, typename Index>
 static bool pool_table(const PoolCall& call, const PoolTable& table, const Index* ids, int64_t from,
                        int64_t to, int64_t first_item, Ahead<Index>& ahead) {
   const PoolTable t = table;  // the compiler keeps a local copy in registers
   const float* weights = call.weights;
   const Columns columns = columns_of<bits>(t.dim);
-  using Table = Rows<bits, V, apart, Index>;
-  const Table rows{t,
-                   ids,
-                   ahead,
-                   call.start(to) - kAhead,
-                   t.pairs - t.codes,
-                   t.rows * (t.code_stride + (apart ? 8 : 0)) > kFarBytes};
-  int64_t begin = call.start(from);
+  using Table = Rows<bits, V, apart, reach, Index>;
+  const Table rows{t, ids, ahead, call.start(to) - kAhead, t.pairs - t.codes};
+  const int64_t stride = call.out_stride;
+  const bool mean = call.mean, large = has_large_result(call);
   float* out = call.out + t.column + (from - first_item) * call.out_stride;
 
   // The vectors of columns from `first` on of one bag; only the first pass checks ids.
@@ -207,6 +246,7 @@ static bool pool_table(const PoolCall& call, const PoolTable& table, const Index
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) total[v] = f32::set1(0);
     float mids = 0;
+    if (large) prefetch_result(out + kAheadPooled * stride + first, V);
     for (int64_t i = begin; i < end; ++i) {
       if (!rows.look_ahead(i, first * bits / 8, Table::kPassBytes, first_pass)) return false;
       const uint8_t* codes = rows.codes(i);
@@ -223,7 +263,7 @@ static bool pool_table(const PoolCall& call, const PoolTable& table, const Index
     const f32 m = f32::set1(mids);
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) total[v] = total[v] + m;
-    if (call.mean && end > begin) {
+    if (mean && end > begin) {
       const f32 d = f32::set1(1.0f / (float)(end - begin));
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) total[v] = total[v] * d;
@@ -234,29 +274,60 @@ static bool pool_table(const PoolCall& call, const PoolTable& table, const Index
     return true;
   };
 
-  for (int64_t item = from; item < to;) {
-    const int64_t end = call.start(item + 1);
-    if (end - begin == 1 && item + 1 < to && call.start(item + 2) == end + 1) {
-      // Copies, so that what the loop over other bags uses never has its address taken.
-      const Table same{table, ids, ahead, rows.inside, rows.distance, rows.far};
-      const Columns places = columns;
-      const int64_t done = copy_bags<bits, V, apart, weighted>(call, same, places, item, to, out);
-      if (done < 0) return false;
-      item += done;
-      out += done * call.out_stride;
-      begin = call.start(item);
-      continue;
+  int64_t starts[kBlock + 1];
+  for (int64_t item = from; item < to; item += kBlock) {
+    const int64_t n = to - item < kBlock ? to - item : kBlock;
+    read_starts(call, item, n + 1, starts);
+    for (int64_t k = 0; k < n;) {
+      const int64_t begin = starts[k], end = starts[k + 1];
+      if (end - begin == 1 && k + 1 < n && starts[k + 2] == end + 1) {
+        int64_t last = k + 2;
+        while (last < n && starts[last + 1] == starts[last] + 1) ++last;
+        // Copies, so that what the loop over other bags uses never has its address taken.
+        const Table same{table, ids, ahead, rows.inside, rows.distance};
+        const Columns places = columns;
+        if (!copy_bags<bits, V, apart, weighted, reach>(call, same, places, begin, last - k, out))
+          return false;
+        out += (last - k) * stride;
+        k = last;
+        continue;
+      }
+      if (!pool(begin, end, 0, true)) return false;
+      for (int64_t done = V; done < columns.vectors; done += V) {
+        const int64_t next = done + V <= columns.vectors ? done : columns.vectors - V;
+        pool(begin, end, next * f32::N, false);
+      }
+      ++k;
+      out += stride;
     }
-    if (!pool(begin, end, 0, true)) return false;
-    for (int64_t done = V; done < columns.vectors; done += V) {
-      const int64_t next = done + V <= columns.vectors ? done : columns.vectors - V;
-      pool(begin, end, next * f32::N, false);
-    }
-    ++item;
-    out += call.out_stride;
-    begin = end;
   }
   return true;
+}
+
+// Whether a table's ids are checked ahead, or each where it is used.
+template <bool weighted>
+LR_INLINE bool has_stream(const PoolTable& t) {
+  return LIRANK_ISA == 0 || weighted || reach_of(t) != Reach::cached;
+}
+
+// Each kind of table has a loop of its own where that was measured to pay: without weights and
+// with vectors. Others tell them apart no more than they must, since each loop is compiled for 16
+// widths, two kinds of ids and three instruction sets.
+template <int bits, int V, bool apart, bool weighted, typename Index>
+LR_INLINE bool pool_reach(const PoolCall& call, const PoolTable& t, const Index* ids, int64_t from,
+                          int64_t to, int64_t first_item, Ahead<Index>& ahead) {
+#if LIRANK_ISA > 0
+  if constexpr (!weighted) {
+    if (!has_stream<weighted>(t))
+      return pool_table<bits, V, apart, weighted, Reach::cached>(call, t, ids, from, to, first_item,
+                                                                 ahead);
+  }
+  if (reach_of(t) == Reach::far)
+    return pool_table<bits, V, apart, weighted, Reach::far>(call, t, ids, from, to, first_item,
+                                                            ahead);
+#endif
+  return pool_table<bits, V, apart, weighted, Reach::near>(call, t, ids, from, to, first_item,
+                                                           ahead);
 }
 
 // Codes whose pairs lie apart fill whole lines, and so whole passes of the widest kinds.
@@ -265,9 +336,9 @@ LR_INLINE bool pool_layout(const PoolCall& call, const PoolTable& t, const Index
                            int64_t to, int64_t first_item, Ahead<Index>& ahead) {
   if constexpr (V >= (f32::N > 8 ? 4 : kVectors)) {
     if (t.pair_stride == 8)
-      return pool_table<bits, V, true, weighted>(call, t, ids, from, to, first_item, ahead);
+      return pool_reach<bits, V, true, weighted>(call, t, ids, from, to, first_item, ahead);
   }
-  return pool_table<bits, V, false, weighted>(call, t, ids, from, to, first_item, ahead);
+  return pool_reach<bits, V, false, weighted>(call, t, ids, from, to, first_item, ahead);
 }
 
 template <int bits, bool weighted, typename Index>
@@ -296,11 +367,17 @@ static bool pool_any(const PoolCall& call, const PoolTable& t, const Index* ids,
 template <int bits, bool weighted, typename Index>
 static int64_t pool_items(const PoolCall& call, const Index* ids, int64_t from, int64_t to) {
   Ahead<Index> ahead{call, ids, call.start(to), from / call.bags};
-  const int64_t begin = call.start(from);
-  for (int64_t i = 0; i < kAhead; ++i)
-    if (!ahead.step(begin + i)) return ahead.bad;
+  bool running = false;  // the stream, which cached tables leave
   while (from < to) {
     const int64_t table = from / call.bags, first_item = table * call.bags;
+    const bool streams = has_stream<weighted>(call.tables[table]);
+    if (streams && !running) {
+      const int64_t begin = call.start(from);
+      ahead.table = table;
+      for (int64_t i = 0; i < kAhead; ++i)
+        if (!ahead.step(begin + i)) return ahead.bad;
+    }
+    running = streams;
     const int64_t stop = to < first_item + call.bags ? to : first_item + call.bags;
     if (!pool_any<bits, weighted>(call, call.tables[table], ids, from, stop, first_item, ahead))
       return ahead.bad;

@@ -91,3 +91,14 @@ def test_a_table_of_many_pages_reads_the_same():
     lirank_ext.use_huge_pages(packed)
     found = lirank_ext.quantized_embedding_bag(packed, ids, None, 64)
     torch.testing.assert_close(found, lirank_ext.dequantize_rows(*codes)[ids])
+
+
+@needs_pages
+@pytest.mark.parametrize("megabytes", [31, 33])
+def test_a_result_that_the_allocator_maps_anew_lies_on_them(megabytes):
+    packed = lirank_ext.pack_rows(*lirank_ext.quantize_rows(torch.randn(100, 64)))
+    ids = torch.randint(0, 100, ((megabytes << 20) // 256,))
+    got = lirank_ext.quantized_embedding_bag(packed, ids, None, 64)
+    assert asked_for(got) == (megabytes > 32)
+    rows = lirank_ext.dequantize_rows(*lirank_ext.unpack_rows(packed, 64))
+    assert torch.equal(got, rows[ids])

@@ -138,12 +138,15 @@ def _low_rank(batch: int, d: int, r: int, device: str, peers: bool) -> Iterator[
     if device == "cpu":
         short = tuple(t.bfloat16() for t in tensors)
         long = tuple(t.float() for t in short)
+        compiled = torch.compile(low_rank_cross_reference)
         yield Workload(
             "low_rank_cross",
             f"{label} bf16",
             {
                 "lirank": lambda: low_rank_cross(*short),
                 "lirank fp32": lambda: low_rank_cross(*long),
+                "eager bf16": lambda: low_rank_cross_reference(*short),
+                "compile bf16": lambda: compiled(*short),
             },
             expect=lambda: low_rank_cross_reference(*_wide(short)),
             tolerance=TOLERANCE[torch.bfloat16],
@@ -235,13 +238,21 @@ def _net(batch: int, d: int, r: int, device: str) -> Iterator[Workload]:
 
 
 def _half(ours: ResidualCrossNet, x: Tensor, label: str, stated: dict[str, Any]) -> Workload:
-    """bfloat16 weights beside the same weights in float32."""
+    """bfloat16 weights beside the same weights in float32, and beside PyTorch in bfloat16."""
     half, single = (copy.deepcopy(ours).bfloat16() for _ in range(2))
     single.float()
+    eager = ReferenceResidualCrossNet(ours.dim, ours.low_rank[0].rank).bfloat16()
+    eager.load_state_dict(half.state_dict())
+    compiled = torch.compile(eager)
     wide = ReferenceResidualCrossNet(ours.dim, ours.low_rank[0].rank).double()
     wide.load_state_dict(half.state_dict())
     short, long = x.bfloat16(), x.bfloat16().float()
-    providers = {"lirank": lambda: half(short), "lirank fp32": lambda: single(long)}
+    providers = {
+        "lirank": lambda: half(short),
+        "lirank fp32": lambda: single(long),
+        "eager bf16": lambda: eager(short),
+        "compile bf16": lambda: compiled(short),
+    }
     return Workload("attention_cross", label, providers, lambda: wide(short.double()), **stated)
 
 

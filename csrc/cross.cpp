@@ -1,6 +1,6 @@
 // low_rank_cross and attention_cross: checks, CPU kernels, schema.
 // Sources: DCN-V2 (arXiv 2008.13535), LiRank (arXiv 2402.06859), section 3.3.
-#include "cross_host.h"
+#include "cross_bf16.h"
 #include "half.h"
 
 #define LIRANK_KERNELS "cross_kernels.h"
@@ -229,9 +229,20 @@ Tensor forward_short(const Arguments& a) {
   return out;
 }
 
+// Products of pairs want 16 samples or more; tiles multiply so fast that one sample may do for 16.
+bool takes_bf16_products(const Tensor& x) {
+  const Bf16Products has = bf16_products();
+  return x.scalar_type() == ScalarType::BFloat16 &&
+         (has == Bf16Products::tiles || (has == Bf16Products::pairs && x.size(0) > kSmallBatch));
+}
+
 std::vector<Tensor> forward(const char* op, const Arguments& a, bool keep) {
   check_arguments(op, a);
   const int64_t batch = a.x0.size(0);
+  if (takes_bf16_products(a.x0)) {
+    const int64_t d = a.x0.size(1), r = a.u.size(1);
+    return bf16_layer(a, keep, a.kernels.size() == 3 ? 3 * r : kept_columns(d, r));
+  }
   if (!keep && is_short(a.x0.scalar_type()) && batch >= kManySamples && batch >= a.u.size(1))
     return {forward_short(a)};
   return a.x0.scalar_type() == ScalarType::Double ? forward<double>(a, keep)
@@ -346,37 +357,46 @@ struct PreparedNet {
 
 using Tensors = std::vector<Tensor>;
 
-template <typename T>
-Tensor net_forward(const Tensor& x, const Tensors& low_rank, const Tensors& attention,
-                   double temperature, const Tensors& log_temperatures, int64_t token_dim,
-                   bool skip, int64_t merge) {
-  const char* op = "residual_cross_net";
-  const OptionalTensor none;
-  PreparedNet<T> p;
-  for (size_t i = 0; i < low_rank.size(); i += 3) {
-    const OptionalTensor bias = low_rank[i + 2];
-    const Arguments a = {x, x, {{"v", &low_rank[i]}}, low_rank[i + 1], bias};
-    check_arguments(op, a);
-    p.add(0, a);
-  }
-  for (size_t i = 0; i < attention.size(); i += 5) {
-    const OptionalTensor bias = attention[i + 4];
-    double scale = temperature;
-    if (!log_temperatures.empty()) {
-      const Tensor t = as_float_type(log_temperatures[i / 5], compute_type(x.scalar_type()));
-      scale = std::exp((double)t.const_data_ptr<T>()[0]);
+// The layers of both stacks, checked against x.
+struct NetArguments {
+  std::vector<OptionalTensor> biases;  // what the arguments refer to
+  std::vector<Arguments> low, high;
+
+  NetArguments(const char* op, const Tensor& x, const Tensors& low_rank, const Tensors& attention,
+               double temperature, const Tensors& log_temperatures, int64_t token_dim, bool skip) {
+    biases.reserve(low_rank.size() + attention.size());
+    for (size_t i = 0; i < low_rank.size(); i += 3) {
+      biases.emplace_back(low_rank[i + 2]);
+      low.push_back({x, x, {{"v", &low_rank[i]}}, low_rank[i + 1], biases.back()});
+      check_arguments(op, low.back());
     }
-    const Arguments a = {x,
-                         x,
-                         {{"q", &attention[i]}, {"k", &attention[i + 1]}, {"v", &attention[i + 2]}},
-                         attention[i + 3],
-                         bias,
-                         scale,
-                         token_dim,
-                         skip};
-    check_arguments(op, a);
-    p.add(1, a);
+    for (size_t i = 0; i < attention.size(); i += 5) {
+      biases.emplace_back(attention[i + 4]);
+      double scale = temperature;
+      if (!log_temperatures.empty()) {
+        const Tensor t = as_float_type(log_temperatures[i / 5], compute_type(x.scalar_type()));
+        const bool wide = t.scalar_type() == ScalarType::Double;
+        scale = std::exp(wide ? t.const_data_ptr<double>()[0] : t.const_data_ptr<float>()[0]);
+      }
+      high.push_back({x,
+                      x,
+                      {{"q", &attention[i]}, {"k", &attention[i + 1]}, {"v", &attention[i + 2]}},
+                      attention[i + 3],
+                      biases.back(),
+                      scale,
+                      token_dim,
+                      skip});
+      check_arguments(op, high.back());
+    }
   }
+};
+
+template <typename T>
+Tensor net_forward(const Tensor& x, const NetArguments& a, int64_t merge) {
+  PreparedNet<T> p;
+  for (const Arguments& one : a.low) p.add(0, one);
+  for (const Arguments& one : a.high) p.add(1, one);
+  const int64_t token_dim = a.high[0].token_dim;
   const int64_t batch = x.size(0), d = x.size(1);
   p.finish(d, merge);
   const Prepared<T>& first = p.stacks[0].front();
@@ -414,11 +434,10 @@ Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors
     check_same_dtype(op, "log_temperatures", t, x.scalar_type());
     check_dim(op, "log_temperatures", t, 0);
   }
-  return x.scalar_type() == ScalarType::Double
-             ? net_forward<double>(x, low_rank, attention, temperature, log_temperatures, token_dim,
-                                   skip, merge)
-             : net_forward<float>(x, low_rank, attention, temperature, log_temperatures, token_dim,
-                                  skip, merge);
+  const NetArguments a(op, x, low_rank, attention, temperature, log_temperatures, token_dim, skip);
+  if (takes_bf16_products(x)) return bf16_net(x, a.low, a.high, merge);
+  return x.scalar_type() == ScalarType::Double ? net_forward<double>(x, a, merge)
+                                               : net_forward<float>(x, a, merge);
 }
 
 Tensor low_rank_cross(const Tensor& x0, const Tensor& x, const Tensor& v, const Tensor& u,

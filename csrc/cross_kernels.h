@@ -10,19 +10,7 @@
 #include "cross_gemm.h"
 #include "cross_attention_kernels.h"
 #include "cross_chebyshev.h"
-
-template <typename V>
-LR_INLINE void attend_sample(const Layer<typename V::T>& layer, const typename V::T* h,
-                             typename V::T* out, typename V::T* scratch) {
-  const int64_t r = layer.r, t = layer.token_dim;
-  if (t == 1)
-    attend<V>(h, h + r, h + 2 * r, r, layer.scale, out, scratch);
-  else
-    attend_tokens<V>(h, h + r, h + 2 * r, r / t, t, layer.scale, out, scratch);
-  if (layer.skip)
-    for (int64_t i = 0; i < r; ++i) out[i] += h[2 * r + i];
-}
-
+#include "cross_attend.h"
 #include "cross_small.h"
 
 // own: rows of q, k, v, (samples, 3r) -> p (r x W); result: the same as rows, (samples, r).
@@ -177,6 +165,7 @@ LR_INLINE void small_net_range(const Net<typename V::T>& net, const typename V::
   memcpy(y + begin * d, state[0], size * sizeof(T));
 }
 
+#include "cross_ahead.h"
 #include "cross_rows.h"
 #include "cross_backward.h"
 

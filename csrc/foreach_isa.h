@@ -9,21 +9,8 @@
 // templates of the standard library: an instantiation made under a target
 // pragma could be merged with the plain one by the linker.
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#if defined(__x86_64__)
-#define LIRANK_X86 1
-#include <immintrin.h>
-#else
-#define LIRANK_X86 0
-#endif
-
 #include "cpu_features.h"
-
-#define LR_INLINE static inline __attribute__((always_inline))
-#define LR_METHOD inline __attribute__((always_inline))
+#include "isa_macros.h"
 
 #define LIRANK_ISA 0
 namespace lirank::plain {

@@ -8,6 +8,9 @@
 // - beyond kFarBytes into the second-level cache, and into the first kNear ids before they are
 //   used: 7.4 and 10.5 ns against 9.1 and 12.2 with one prefetch at 16 into the first (1M rows of
 //   16 and 30 codes, 20 ids a bag, one thread);
+// - with AVX-512 one prefetch kAhead ids before into the first level serves both: on Sapphire
+//   Rapids two cost 5 to 15 % (each takes one of its 16 line buffers), and any distance from 16 to
+//   40 took the same time, so did leaving the pair to the hardware;
 // - near tables get the second prefetch alone: for the third level 6 ids are too near (100,000
 //   rows of 32 codes, 20 ids a bag, two threads: 7.1 ns against 4.6);
 // - tables up to kNearBytes get none and their ids are checked where they are used: a loop of 32
@@ -41,6 +44,7 @@
 #include "quantized_embedding_kernels.h"
 
 constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 1 << 20, kNearBytes = 1 << 17;
+constexpr bool kOnePrefetch = LIRANK_ISA == 512;
 constexpr int64_t kLargeResult = 12 << 20, kAheadPooled = 2, kAheadCopied = 8;  // see above
 constexpr int kVectors = 8;
 
@@ -149,9 +153,14 @@ struct Rows {
       ahead.bad = i + kAhead;
       return false;
     }
+    const uint8_t* next = t.codes + row * t.code_stride;
+    if constexpr (kOnePrefetch) {
+      for (int64_t b = from; b < from + bytes; b += 64) __builtin_prefetch(next + b);
+      if (first_pass) __builtin_prefetch(pair(next, row));
+      return true;
+    }
     const uint8_t* near = codes(i + kNear);
     if constexpr (reach == Reach::far) {
-      const uint8_t* next = t.codes + row * t.code_stride;
       for (int64_t b = from; b < from + bytes; b += 64) __builtin_prefetch(next + b, 0, 2);
       if (first_pass) __builtin_prefetch(pair(next, row), 0, 2);
     }
@@ -322,9 +331,11 @@ LR_INLINE bool pool_reach(const PoolCall& call, const PoolTable& t, const Index*
       return pool_table<bits, V, apart, weighted, Reach::cached>(call, t, ids, from, to, first_item,
                                                                  ahead);
   }
-  if (reach_of(t) == Reach::far)
-    return pool_table<bits, V, apart, weighted, Reach::far>(call, t, ids, from, to, first_item,
-                                                            ahead);
+  if constexpr (!kOnePrefetch) {
+    if (reach_of(t) == Reach::far)
+      return pool_table<bits, V, apart, weighted, Reach::far>(call, t, ids, from, to, first_item,
+                                                              ahead);
+  }
 #endif
   return pool_table<bits, V, apart, weighted, Reach::near>(call, t, ids, from, to, first_item,
                                                            ahead);

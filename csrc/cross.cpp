@@ -87,14 +87,21 @@ int64_t kept_columns(int64_t d, int64_t r) {
 }
 
 // Samples per tile of the row kernels. The block, its results and what is fetched for the next
-// lie in L2 beside 128 KB of weights: 24 samples up to a width of 512 floats.
+// lie in L2 beside 128 KB of weights: 24 samples up to a width of 512 floats, with AVX-512, whose
+// processors have 1 or 2 MB of L2, of 1024. Weights beyond that L2 come from L3 once a tile: 48
+// samples (2048 samples of d = 1024, r = 256 on Sapphire Rapids: 21.3 ms against 22.9, step 80
+// against 86).
 template <typename T>
-Tiles row_tiles(int64_t batch, int64_t d, int64_t work_per_sample) {
+Tiles row_tiles(int64_t batch, const Layer<T>& layer, int64_t work_per_sample) {
+  constexpr int64_t kBlockBytes = 64 << 10, kWeightBytes = 1 << 20;
   const int64_t all = torch::stable::get_num_threads();
   const int64_t useful = 1 + batch * work_per_sample / kWork;
   const int64_t threads = useful < all ? useful : all;
-  const bool narrow = 24 * d * (int64_t)sizeof(T) <= 64 << 10;
-  const int64_t samples = narrow && batch >= threads * 24 * 16 ? 24 : 12;
+  const int64_t size = sizeof(T), more = isa() == Isa::avx512 ? 2 : 1;
+  const bool narrow = 24 * layer.d * size <= more * kBlockBytes;
+  const bool heavy = more > 1 && (layer.projections + 1) * layer.d * layer.r * size > kWeightBytes;
+  int64_t samples = narrow && batch >= threads * 24 * 16 ? 24 : 12;
+  if (heavy && batch >= threads * 48 * 4) samples = 48;
   const int64_t count = (batch + samples - 1) / samples;
   return {samples, count, count < threads ? count : threads, 0};
 }
@@ -164,7 +171,7 @@ void forward_layer(const Prepared<T>& p, int64_t batch, T* y, const Kept<T>& kep
       LIRANK_DISPATCH(cross_forward, layer, p.x0, p.x, begin, end, tiles.vectors, y, kept, scratch);
     });
   } else {
-    const Tiles tiles = row_tiles<T>(batch, layer.d, work_of(layer));
+    const Tiles tiles = row_tiles<T>(batch, layer, work_of(layer));
     const PackedWeights<T> packed(layer, true, false);
     over_tiles<T>(tiles, batch, rows_scratch(layer, tiles.samples),
                   [&](int64_t begin, int64_t end, T* scratch) {
@@ -211,7 +218,7 @@ Tensor forward_short(const Arguments& a) {
   const uint16_t *px0 = (const uint16_t*)x0.const_data_ptr(),
                  *px = (const uint16_t*)x.const_data_ptr();
   uint16_t* y = (uint16_t*)out.mutable_data_ptr();
-  const Tiles tiles = row_tiles<float>(batch, d, work_of(p.layer));
+  const Tiles tiles = row_tiles<float>(batch, p.layer, work_of(p.layer));
   const PackedWeights<float> packed(p.layer, true, false);
   const int64_t size = tiles.samples * d;
   over_tiles<float>(tiles, batch, 3 * size + rows_scratch(p.layer, tiles.samples),
@@ -289,7 +296,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
     if (n == 1 && io.columns == r) io.low = io.hidden;
   }
   if (kept_mixed) io.low = kept_mixed->template const_data_ptr<T>();
-  const Tiles tiles = row_tiles<T>(batch, d, 3 * work_of(p.layer));
+  const Tiles tiles = row_tiles<T>(batch, p.layer, 3 * work_of(p.layer));
   {
     const PackedWeights<T> packed(p.layer, io.columns < n * r, true);
     over_tiles<T>(tiles, batch, rows_scratch(p.layer, tiles.samples),
@@ -302,7 +309,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
   for (int i = 0; i < n; ++i) to.in[i] = out[2 + i].mutable_data_ptr<T>();
   to.u = out[2 + n].mutable_data_ptr<T>();
   to.bias = out[3 + n].mutable_data_ptr<T>();
-  const int64_t panel = LIRANK_DISPATCH(tile_vectors) * LIRANK_DISPATCH(lanes, (const T*)nullptr);
+  const int64_t panel = LIRANK_DISPATCH(row_vectors) * LIRANK_DISPATCH(lanes, (const T*)nullptr);
   const Tiles columns = column_tiles(d, panel, tiles.tasks);
   over_tiles<T>(columns, d, LIRANK_DISPATCH(sum_scratch, r, (int)n, panel),
                 [&](int64_t begin, int64_t end, T* scratch) {

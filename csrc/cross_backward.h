@@ -91,7 +91,7 @@ constexpr int64_t kRowsAhead = 8;
 template <typename V, bool times>
 LR_INLINE void load_panels(const typename V::T* a, const typename V::T* b, int64_t ld, int64_t rows,
                            int64_t width, int64_t left, typename V::T* panels) {
-  constexpr int64_t W = kTileVectors * V::N, line = 64 / sizeof(typename V::T);
+  constexpr int64_t W = kRowVectors * V::N, line = 64 / sizeof(typename V::T);
   const int64_t whole = width / W * W, stride = panel_stride(rows, W);
   for (int64_t k = 0; k < rows; ++k) {
     const int64_t row = k * ld, later = row + kRowsAhead * ld;
@@ -103,7 +103,7 @@ LR_INLINE void load_panels(const typename V::T* a, const typename V::T* b, int64
     for (int64_t j = 0; j < whole; j += W) {
       typename V::T* to = panels + j / W * stride + k * W;
 #pragma GCC unroll 4
-      for (int n = 0; n < kTileVectors; ++n) {
+      for (int n = 0; n < kRowVectors; ++n) {
         V t = V::load(a + row + j + n * V::N);
         if (times) t = t * V::load(b + row + j + n * V::N);
         t.store(to + n * V::N);
@@ -130,17 +130,17 @@ static inline int64_t sum_scratch(int64_t r, int projections, int64_t W) {
 template <typename V>
 LR_INLINE void add_block(const typename V::T* a, const typename V::T* b, int64_t rows, bool first,
                          typename V::T* to) {
-  constexpr int64_t W = kTileVectors * V::N, line = 64 / sizeof(typename V::T);
+  constexpr int64_t W = kRowVectors * V::N, line = 64 / sizeof(typename V::T);
   for (int64_t i = 0; i < W * W; i += line) __builtin_prefetch(to + i, 1);
   const Product<typename V::T> one = {a, 1, W, rows, b};
-  product<V>(one, W, W, kTileVectors, {to, W, nullptr, nullptr, first ? nullptr : to});
+  product<V>(one, W, W, kRowVectors, {to, W, nullptr, nullptr, first ? nullptr : to});
 }
 
 // Rows [0, rows) of a W x W block to out, `width` columns of each.
 template <typename V>
 LR_INLINE void store_block(const typename V::T* block, int64_t rows, int64_t width,
                            typename V::T* out, int64_t ld) {
-  constexpr int64_t W = kTileVectors * V::N;
+  constexpr int64_t W = kRowVectors * V::N;
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < width; j += V::N)
       store_part(V::load(block + i * W + j), out + i * ld + j, width - j);
@@ -154,7 +154,7 @@ LR_INLINE void weight_columns(const Layer<typename V::T>& layer, const Backward<
                               int64_t batch, int64_t j0, int64_t width,
                               const WeightGradient<typename V::T>& out, typename V::T* scratch) {
   using T = typename V::T;
-  constexpr int64_t W = kTileVectors * V::N;
+  constexpr int64_t W = kRowVectors * V::N;
   const int64_t d = layer.d, r = layer.r, m = layer.projections * r, n = layer.projections;
   const int64_t padded = padded_to(r, W), columns = padded_to(width, W), count = columns / W;
   const int64_t most = panel_stride(kSumRows, W);

@@ -212,3 +212,4 @@ LR_CROSS(f64, double)
 
 static int64_t sum_columns() { return kSumColumns; }
 static int tile_vectors() { return kTileVectors; }
+static int row_vectors() { return kRowVectors; }

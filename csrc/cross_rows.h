@@ -2,10 +2,14 @@
 //
 // Every product is (samples x k) (k x n): the samples are broadcast, 6 at a time, from where
 // they lie, and the weights run along the lanes, packed once per call in panels
-// panel[k][kTileVectors * N]. So nothing of a sample is ever turned, and results leave in whole
-// lines. Packing costs about 0.4 cycles per weight, turning the tiles of cross_kernels.h about
-// 1.2 per element of the batch: kManySamples in cross.cpp. Both add up over k in order, in one
-// accumulator: they are equal bit for bit.
+// panel[k][kRowVectors * N]. So nothing of a sample is ever turned, and results leave in whole
+// lines. With AVX-512 12 samples and 2 vectors instead of 6 and 4 halve what comes from L2 for
+// each product: 5 to 20 % of a layer and of a step on Sapphire Rapids, where h takes 150 and t 120
+// Gflop/s of a thread's 215 and MKL 120 to 150 (d = 1024, r = 256, 2048 samples; 165 and 145 with
+// 96 samples). Tried and dropped there: 256 of k at a time for all samples of a tile, so that a
+// panel stays in L1 (no faster). Packing costs about 0.4 cycles per weight, turning the tiles of
+// cross_kernels.h about 1.2 per element of the batch: kManySamples in cross.cpp. Both add up over k
+// in order, in one accumulator: they are equal bit for bit.
 
 static inline int64_t padded_to(int64_t n, int64_t W) { return (n + W - 1) / W * W; }
 
@@ -22,13 +26,19 @@ LR_INLINE void load_block(const typename V::T* a, const typename V::T* b, int64_
     }
 }
 
+// kRowSamples x kRowVectors accumulators fill the registers.
+#if LIRANK_ISA == 512
+constexpr int kRowSamples = 12, kRowVectors = 2;
+#else
+constexpr int kRowSamples = 6, kRowVectors = kTileVectors;
+#endif
 template <typename V>
-constexpr int64_t kPanel = kTileVectors * V::N;
+constexpr int64_t kPanel = kRowVectors * V::N;
 
 // Bytes of panels that 6 samples run through before the next 6: they stay in L2. Columns of
 // such a block: their sums, 12 KB (float), stay in L1 until they are finished.
 constexpr int64_t kPanelBytes = 128 << 10;
-constexpr int64_t kBlockColumns = 512;
+constexpr int64_t kBlockColumns = LIRANK_ISA == 512 ? 256 : 512;
 // Sums of one sample lie so far apart: at 2^n bytes all rows would meet in one L1 set.
 constexpr int64_t kSumStride = kBlockColumns + 16;
 
@@ -124,16 +134,8 @@ LR_INLINE void row_panels(const typename V::T* a, int64_t lda, int64_t m0,
       case 1:
         row_micro<V, M, 1>(one, to, ld, left);
         break;
-#if LIRANK_ISA == 512
-      case 2:
-        row_micro<V, M, 2>(one, to, ld, left);
-        break;
-      case 3:
-        row_micro<V, M, 3>(one, to, ld, left);
-        break;
-#endif
       default:
-        row_micro<V, M, kTileVectors>(one, to, ld, left);
+        row_micro<V, M, kRowVectors>(one, to, ld, left);
     }
   }
   const int64_t stop = p1 * W < columns ? p1 * W : columns;
@@ -152,10 +154,14 @@ static __attribute__((noinline)) void row_product(const typename V::T* a, int64_
   const int64_t fit = kPanelBytes / (int64_t)(k * W * sizeof(typename V::T));
   const int64_t most = kBlockColumns / W, block = fit < 1 ? 1 : fit < most ? fit : most;
   // Fetching ends with this product's last panel.
-  const int64_t fetch = ((ahead.bytes - ahead.at) / (count * ((rows + 5) / 6)) + 64) / 64 * 64;
+  const int64_t fetch =
+      ((ahead.bytes - ahead.at) / (count * ((rows + kRowSamples - 1) / kRowSamples)) + 64) / 64 *
+      64;
   for (int64_t p = 0; p < count; p += block) {
     const int64_t q = p + block < count ? p + block : count;
     int64_t m = 0;
+    for (; kRowSamples > 6 && m + kRowSamples <= rows; m += kRowSamples)
+      row_panels<V, kRowSamples>(a, lda, m, panels, k, columns, p, q, e, ahead, fetch);
     for (; m + 6 <= rows; m += 6)
       row_panels<V, 6>(a, lda, m, panels, k, columns, p, q, e, ahead, fetch);
     for (; m + 4 <= rows; m += 4)

@@ -91,7 +91,7 @@ def test_extreme_scores_pick_the_largest_key(magnitude):
 # 24 is the last small batch, 96 the first that takes packed weights; 16, 32, 48 and 64 are the
 # tile widths of AVX-512 (8, 16: less)
 BATCHES = [1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 48, 49, 63, 64, 65, 95, 96]
-BATCHES += [97, 130]
+BATCHES += [97, 101, 103, 107, 130]  # from 96 on 12, 6, 4, 2 and 1 samples at a time
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -113,6 +113,27 @@ def test_every_batch_size_agrees_with_float64(threads, batch):
             ]
         for got, want in pairs:
             assert (got - want).abs().max() <= 64 * 2.0**-23 * want.abs().max()
+
+
+@needs_library
+@pytest.mark.parametrize("d, r", [(512, 256), (520, 257), (1100, 130), (400, 333)])
+def test_tiles_beside_heavy_weights(threads, d, r):
+    """Around 1 MB of weights, 192 samples a thread and 24 rows of the width in cache."""
+    for batch in (191, 192, 384, 389):
+        args = cross_inputs(batch, d, r)
+        wide = [t.double().requires_grad_() for t in args]
+        want = low_rank_cross(*wide)
+        exact = torch.autograd.grad(want.square().mean(), wide)
+        found = []
+        for count in (1, 2):
+            threads(count)
+            leaves = [t.clone().requires_grad_() for t in args]
+            y = low_rank_cross(*leaves)
+            found.append([y, *torch.autograd.grad(y.square().mean(), leaves)])
+            assert torch.equal(low_rank_cross(*args), y)
+        for one, other, right in zip(*found, [want, *exact], strict=True):
+            assert torch.equal(one, other)
+            assert (one - right).abs().max() <= 2.0**-16 * right.abs().max()
 
 
 def _multiplies_bfloat16(batch: int) -> bool:

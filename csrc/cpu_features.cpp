@@ -32,7 +32,7 @@ int bf16_level() {
   return tiles && may_use_tiles() ? 4 : 3;
 }
 
-// On Sapphire Rapids vdpbf16ps does half the products of float FMAs, layers took twice as long; on
+// On a Xeon with AMX vdpbf16ps does half the products of float FMAs, layers took twice as long; on
 // Zen 4 and 5 it does twice as many.
 bool pairs_are_fast() { return __builtin_cpu_is("amd"); }
 #endif

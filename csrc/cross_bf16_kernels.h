@@ -6,7 +6,7 @@
 // - tiles (AMX): 2 x 2 tiles of 16 x 16 sums, each instruction 16 x 16 x 32 products, 512
 //   multiply-adds a cycle where float FMAs do 32;
 // - pairs (vdpbf16ps): 4 x 4 vectors of sums, 32 products an instruction: twice the rate of float
-//   FMAs on Zen 4 and 5, half of it on Sapphire Rapids.
+//   FMAs on Zen 4 and 5, half of it on a Xeon with AMX.
 // Which side is packed: with many samples the weights, once a call (0.45 cycles each); with few
 // the samples, and weights are read where they lie, but results are turned (kDirect in
 // cross_bf16.cpp).

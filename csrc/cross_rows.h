@@ -4,7 +4,7 @@
 // they lie, and the weights run along the lanes, packed once per call in panels
 // panel[k][kRowVectors * N]. So nothing of a sample is ever turned, and results leave in whole
 // lines. With AVX-512 12 samples and 2 vectors instead of 6 and 4 halve what comes from L2 for
-// each product: 5 to 20 % of a layer and of a step on Sapphire Rapids, where h takes 150 and t 120
+// each product: 5 to 20 % of a layer and of a step on a Xeon with AMX, where h takes 150 and t 120
 // Gflop/s of a thread's 215 and MKL 120 to 150 (d = 1024, r = 256, 2048 samples; 165 and 145 with
 // 96 samples). Tried and dropped there: 256 of k at a time for all samples of a tile, so that a
 // panel stays in L1 (no faster). Packing costs about 0.4 cycles per weight, turning the tiles of

@@ -8,9 +8,9 @@
 // - beyond kFarBytes into the second-level cache, and into the first kNear ids before they are
 //   used: 7.4 and 10.5 ns against 9.1 and 12.2 with one prefetch at 16 into the first (1M rows of
 //   16 and 30 codes, 20 ids a bag, one thread);
-// - with AVX-512 one prefetch kAhead ids before into the first level serves both: on Sapphire
-//   Rapids two cost 5 to 15 % (each takes one of its 16 line buffers), and any distance from 16 to
-//   40 took the same time, so did leaving the pair to the hardware;
+// - with AVX-512 one prefetch kAhead ids before into the first level serves both: on a Xeon
+//   with AMX two cost 5 to 15 %, any distance from 16 to 40 took the same time, and into the second
+//   level alone 5 to 20 % more;
 // - near tables get the second prefetch alone: for the third level 6 ids are too near (100,000
 //   rows of 32 codes, 20 ids a bag, two threads: 7.1 ns against 4.6);
 // - tables up to kNearBytes get none and their ids are checked where they are used: a loop of 32

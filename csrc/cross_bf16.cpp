@@ -1,6 +1,8 @@
 // Cross layers in bfloat16 on processors that multiply bfloat16: the Torch side.
 #include "cross_bf16.h"
 
+#include <stdexcept>
+
 #include "cpu_features.h"
 #include "cross_bf16_layer.h"
 #include "isa_macros.h"
@@ -21,10 +23,11 @@ namespace lirank::bf16 {
 #include "vec.h"
 #include "half_lanes.h"
 #include "cross_lanes.h"
+#include "cross_gemm.h"
 #include "cross_attention_kernels.h"
 #include "cross_chebyshev.h"
 #include "cross_attend.h"
-#include "cross_ahead.h"
+#include "cross_bf16_products.h"
 #include "cross_bf16_kernels.h"
 }  // namespace lirank::bf16
 #undef LIRANK_ISA
@@ -62,13 +65,7 @@ class PackedLayers {
     for (int64_t i = 0; i < n; ++i) layer.rows_in[i] = in.from[i];
     layer.rows_u = u.from[0];
     layer.bias = a.bias ? hold(*a.bias) : nullptr;
-    layer.attention.projections = (int)n;
-    layer.attention.d = d;
-    layer.attention.r = r;
-    layer.attention.token_dim = a.token_dim;
-    layer.attention.scale = score_scale<float>(a.temperature, a.token_dim);
-    layer.attention.inverse = score_inverse<float>(a.temperature, a.token_dim);
-    layer.attention.skip = a.skip;
+    layer.attention = shape_of_layer<float>(a);
     layers.push_back(layer);
     matrices_.push_back(in);
     matrices_.push_back(u);
@@ -202,11 +199,13 @@ Tensor bf16_net(const Tensor& input, const std::vector<Arguments>& low,
 
 #else
 
-// Never called: bf16_products() is none.
-std::vector<Tensor> bf16_layer(const Arguments&, bool, int64_t) { return {}; }
-Tensor bf16_net(const Tensor& x, const std::vector<Arguments>&, const std::vector<Arguments>&,
+// Not reached: bf16_products() is none.
+std::vector<Tensor> bf16_layer(const Arguments&, bool, int64_t) {
+  throw std::logic_error("lirank: this build has no products of bfloat16");
+}
+Tensor bf16_net(const Tensor&, const std::vector<Arguments>&, const std::vector<Arguments>&,
                 int64_t) {
-  return x;
+  throw std::logic_error("lirank: this build has no products of bfloat16");
 }
 
 #endif

@@ -50,25 +50,33 @@ inline void check_arguments(const char* op, const Arguments& a) {
                "wanted a divisor of the rank ", r, ", got ", a.token_dim);
 }
 
+// A layer but for its weights.
+template <typename T>
+Layer<T> shape_of_layer(const Arguments& a) {
+  Layer<T> layer{};
+  layer.projections = (int)a.kernels.size();
+  layer.d = a.x0.size(1);
+  layer.r = a.u.size(1);
+  layer.token_dim = a.token_dim;
+  layer.scale = score_scale<T>(a.temperature, a.token_dim);
+  layer.inverse = score_inverse<T>(a.temperature, a.token_dim);
+  layer.skip = a.skip;
+  return layer;
+}
+
 // Contiguous weights of the computing type, and the layer that points into them.
 template <typename T>
 struct Weights {
   std::vector<Tensor> held;
-  Layer<T> layer{};
+  Layer<T> layer;
   ScalarType type;
 
-  explicit Weights(const Arguments& a) : type(compute_type(a.x0.scalar_type())) {
+  explicit Weights(const Arguments& a)
+      : layer(shape_of_layer<T>(a)), type(compute_type(a.x0.scalar_type())) {
     held.reserve(7);
-    layer.projections = (int)a.kernels.size();
     for (int i = 0; i < layer.projections; ++i) layer.in[i] = hold(*a.kernels[i].second);
     layer.u = hold(a.u);
     layer.bias = a.bias ? hold(*a.bias) : nullptr;
-    layer.d = a.x0.size(1);
-    layer.r = a.u.size(1);
-    layer.token_dim = a.token_dim;
-    layer.scale = score_scale<T>(a.temperature, a.token_dim);
-    layer.inverse = score_inverse<T>(a.temperature, a.token_dim);
-    layer.skip = a.skip;
   }
   const T* hold(const Tensor& t) {
     held.push_back(as_float_type(t, type));

@@ -165,7 +165,6 @@ LR_INLINE void small_net_range(const Net<typename V::T>& net, const typename V::
   memcpy(y + begin * d, state[0], size * sizeof(T));
 }
 
-#include "cross_ahead.h"
 #include "cross_rows.h"
 #include "cross_backward.h"
 

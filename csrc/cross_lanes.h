@@ -1,5 +1,7 @@
 // Small things on vectors that the cross kernels share, for one instruction set.
 
+static inline int64_t padded_to(int64_t n, int64_t W) { return (n + W - 1) / W * W; }
+
 template <typename V>
 LR_INLINE V load_part(const typename V::T* p, int64_t left) {
   return left >= V::N ? V::load(p) : V::load(p, left);

@@ -11,8 +11,6 @@
 // cross_kernels.h about 1.2 per element of the batch: kManySamples in cross.cpp. Both add up over k
 // in order, in one accumulator: they are equal bit for bit.
 
-static inline int64_t padded_to(int64_t n, int64_t W) { return (n + W - 1) / W * W; }
-
 // block[k][0..W) = a[k * ld + 0..width), times b where given, 0 beyond width.
 template <typename V>
 LR_INLINE void load_block(const typename V::T* a, const typename V::T* b, int64_t ld, int64_t rows,
@@ -51,6 +49,23 @@ struct RowEpilogue {
   const T* scale;
   const T* add;
 };
+
+// What is read or written soon: `bytes` from each of three addresses, fetched into L2 a part at
+// a time while the products run.
+struct Ahead {
+  const char* from[3];
+  int64_t bytes, at;
+};
+
+LR_INLINE void fetch_ahead(Ahead& ahead, int64_t bytes) {
+  const int64_t stop = ahead.at + bytes < ahead.bytes ? ahead.at + bytes : ahead.bytes;
+  for (int64_t i = ahead.at; i < stop; i += 64) {
+    __builtin_prefetch(ahead.from[0] + i, 0, 2);
+    __builtin_prefetch(ahead.from[1] + i, 0, 2);
+    __builtin_prefetch(ahead.from[2] + i, 0, 2);
+  }
+  ahead.at = stop;
+}
 
 template <typename V, int M, int NV>
 LR_INLINE void row_micro(const Product<typename V::T>& one, typename V::T* out, int64_t ld,
@@ -214,6 +229,16 @@ LR_INLINE void project_rows(const Layer<typename V::T>& layer, const Packed<type
   for (int s = 0; s < layer.projections; ++s)
     row_product<V>(x, d, rows, w.in + s * w.in_size + first * d, d, r - first,
                    {h + s * r + first, m, nullptr, nullptr, nullptr}, nothing);
+}
+
+// The `rows` samples from `at` on, of three arrays of width d, are needed next.
+template <typename T>
+LR_INLINE Ahead next_rows(const T* a, const T* b, const T* c, int64_t at, int64_t rows,
+                          int64_t batch, int64_t d) {
+  const int64_t left = batch - at < rows ? batch - at : rows;
+  return {{(const char*)(a + at * d), (const char*)(b + at * d), (const char*)(c + at * d)},
+          left * d * (int64_t)sizeof(T),
+          0};
 }
 
 // Samples [begin, end) of `batch` through one layer.

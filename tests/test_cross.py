@@ -137,7 +137,7 @@ def test_tiles_beside_heavy_weights(threads, d, r):
 
 
 def _multiplies_bfloat16(batch: int) -> bool:
-    """Whether bfloat16 is not widened to float first (see csrc/cross_bf16_kernels.h)."""
+    """Whether bfloat16 is not widened to float first (see csrc/cross_bf16_products.h)."""
     isa = lirank_ext.build_info()["cpu"]
     return isa == "amx" or (isa == "avx512_bf16" and batch > 24)
 
@@ -159,7 +159,8 @@ def test_short_floats_are_the_float_result_rounded_once(threads, d, r, batch, dt
                 got = op(*given)
                 assert got.dtype == dtype
                 exact = dtype == torch.float16 or not _multiplies_bfloat16(batch)
-                off = {"rtol": 0, "atol": 0} if exact else {"rtol": 2.0**-7, "atol": 2.0**-12}
+                # bfloat16 products add up in another order: the next bfloat16 at most
+                off = {"rtol": 0, "atol": 0} if exact else {"rtol": 2.0**-7, "atol": 2.0**-16}
                 torch.testing.assert_close(got, want, **off, equal_nan=True)
 
 

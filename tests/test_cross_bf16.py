@@ -38,11 +38,11 @@ def wide(tensors):
 
 
 def assert_rounded_once(got, want, more=0.0):
-    """got is want rounded to bfloat16, where want is right within 2^-13 of what was added up."""
+    """got is want rounded to bfloat16, where got may differ from want by 2^-16 of its largest."""
     assert got.dtype == torch.bfloat16 and got.shape == want.shape
     if got.numel() == 0:
         return
-    allowed = ROUNDING * want.abs() + (2.0**-13 + more) * (1 + want.abs().max())
+    allowed = ROUNDING * want.abs() + (2.0**-16 + more) * (1 + want.abs().max())
     assert ((got.double() - want).abs() / allowed).max() <= 1
 
 
@@ -55,7 +55,7 @@ def test_every_size_around_the_switches(d, r, threads):
             threads(count)
             assert_rounded_once(low_rank_cross(*low), low_rank_cross_reference(*wide(low)))
             assert_rounded_once(
-                attention_cross(*high), attention_cross_reference(*wide(high)), more=2.0**-12
+                attention_cross(*high), attention_cross_reference(*wide(high)), more=2.0**-15
             )
 
 
@@ -79,7 +79,7 @@ def test_tokens_and_skip(batch, token_dim, skip):
     args = layer(batch, 64, 32, projections=3)
     stated = {"temperature": 0.7, "token_dim": token_dim, "skip": skip}
     want = attention_cross_reference(*wide(args), **stated)
-    assert_rounded_once(attention_cross(*args, **stated), want, more=2.0**-12)
+    assert_rounded_once(attention_cross(*args, **stated), want, more=2.0**-15)
 
 
 @pytest.mark.parametrize("batch", [1, 16, 33, 200])
@@ -101,7 +101,7 @@ def test_nets(batch, d, r, s, merge, threads):
             found.append(net(x))
     assert torch.equal(*found)
     # A whole net, not one layer: states between layers are not rounded to bfloat16.
-    assert_rounded_once(found[0], want, more=2.0**-10)
+    assert_rounded_once(found[0], want, more=2.0**-13)
 
 
 @pytest.mark.parametrize("batch", [17, 64, 65, 400])
@@ -168,7 +168,7 @@ def test_training_keeps_what_the_backward_needs(batch, d, r):
         want = torch.autograd.grad(slow(*exact), exact, gradient.double())
         for one, other in zip(got, want, strict=True):
             # What is kept is rounded to bfloat16: 2^-8 of each term.
-            assert (one.double() - other).abs().max() <= 2.0**-5 * (1 + other.abs().max())
+            assert (one.double() - other).abs().max() <= 2.0**-6 * (1 + other.abs().max())
 
 
 def test_the_levels_are_named():

@@ -1,9 +1,9 @@
 """Fast PyTorch ops, modules and models for LiRank (arXiv 2402.06859)."""
 
 from . import nn, ops
-from ._quantize import quantize
-from ._swap import swap
 from ._version import __version__
+from .conversion.quantize import quantize
+from .conversion.swap import swap
 from .library.build_info import build_info
 from .library.device_errors import check_errors
 from .library.huge_pages import use_huge_pages

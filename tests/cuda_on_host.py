@@ -57,7 +57,7 @@ def main(path: str, *names: str) -> int:
 
         def call(*args, op=op):
             out = op(*args)
-            found = device_errors._take(library)
+            found = device_errors._take(library, 0)
             if found[0]:
                 raise device_errors._describe(found)
             return out

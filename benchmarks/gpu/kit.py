@@ -58,15 +58,15 @@ def _serve_cpu_by_triton() -> list[str]:
     """In this process CPU tensors reach the Triton launchers; the ops that have one."""
     import torch
 
-    from lirank_ext.library import gpu
-    from lirank_ext.library.op import OPS
+    from lirank_ext import _gpu
+    from lirank_ext._library import OPS
 
     library = torch.library.Library("lirank", "IMPL")
     _serve_cpu_by_triton.library = library  # its registrations go with it
     found = []
     for name, op in OPS.items():
-        if gpu.has_triton_kernel(op):
-            library.impl(name, gpu.launcher(op), "CPU")
+        if "triton" in _gpu.KERNELS[name]:
+            library.impl(name, _gpu.launcher(name, op.stem), "CPU")
             found.append(name)
     return found
 
@@ -77,18 +77,18 @@ def _calls(ops: list[str]):
 
     from lirank_ext.benchmarks.gpu.target import Place
     from lirank_ext.benchmarks.gpu.worker import SUBJECTS
-    from lirank_ext.library.op import OPS
-    from lirank_ext.verify.cases import all_cases
+    from lirank_ext._library import OPS
+    from lirank_ext.cases import all_cases
 
     for case in all_cases():
         if case.op not in ops or case.raises is not None:
             continue
 
         def call(case=case):
-            given = dict(case.args)
+            given = list(case.args)
             for name in case.grad:
                 given[name] = given[name].detach().clone().requires_grad_()
-            out = OPS[case.op].overload(**given)
+            out = OPS[case.op].overload(*given)
             out = out if isinstance(out, torch.Tensor) else out[0]
             if case.grad:
                 torch.autograd.grad(out, [given[n] for n in case.grad], out.detach(),
@@ -109,7 +109,7 @@ def _compile_share(first: int, step: int) -> int:
     from triton.runtime import driver
 
     from lirank_ext.benchmarks.triton_resources import _Compiler
-    from lirank_ext.kernels import launch
+    from lirank_ext.kernels import _launch as launch
 
     driver.set_active(_Compiler(ARCHITECTURE))
     ops, found, skipped = _serve_cpu_by_triton(), {}, 0

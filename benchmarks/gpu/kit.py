@@ -75,9 +75,9 @@ def _calls(ops: list[str]):
     """Everything that ``verify`` and the benchmark ask of Triton, as functions to be recorded."""
     import torch
 
+    from lirank_ext._library import OPS
     from lirank_ext.benchmarks.gpu.target import Place
     from lirank_ext.benchmarks.gpu.worker import SUBJECTS
-    from lirank_ext._library import OPS
     from lirank_ext.cases import all_cases
 
     for case in all_cases():

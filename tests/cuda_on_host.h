@@ -164,6 +164,12 @@ inline int __any_sync(unsigned mask, int x) {
     if (mask >> lane & 1) any |= on_host::exchange(mask, x, lane) != 0;
   return any;
 }
+inline unsigned __reduce_max_sync(unsigned mask, unsigned x) {
+  unsigned most = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (mask >> lane & 1) most = std::max(most, on_host::exchange(mask, x, lane));
+  return most;
+}
 template <typename T>
 T atomicAdd(T* at, T x) {
   const T before = *at;

@@ -164,6 +164,13 @@ inline int __any_sync(unsigned mask, int x) {
     if (mask >> lane & 1) any |= on_host::exchange(mask, x, lane) != 0;
   return any;
 }
+inline unsigned __ballot_sync(unsigned mask, int x) {
+  unsigned all = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (mask >> lane & 1) all |= (unsigned)(on_host::exchange(mask, x, lane) != 0) << lane;
+  return all;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __reduce_max_sync(unsigned mask, unsigned x) {
   unsigned most = 0;
   for (int lane = 0; lane < 32; ++lane)

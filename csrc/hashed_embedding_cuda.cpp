@@ -6,7 +6,7 @@
 #include <array>
 
 #include "bags_cuda.h"
-#include "rowwise.h"
+#include "quantized_embedding_layout.h"
 
 namespace lirank {
 namespace {

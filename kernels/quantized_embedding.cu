@@ -1,4 +1,4 @@
-// Row-wise quantized tables on the GPU. Layout: csrc/rowwise.h.
+// Row-wise quantized tables on the GPU. Layout: csrc/quantized_embedding_layout.h.
 #include "quantized_embedding.cuh"
 
 #include "codes.cuh"
@@ -153,9 +153,10 @@ __device__ void zero_all(const PoolParams& p) {
 // TB/s): 1,048,570 rows of 160 bytes 0.050 ms, of which L2 keeps what zipf 1.05 repeats.
 // Instructions: 3 a code, 9.5 of 28.7 T lane-instructions a second at that rate. Not yet measured.
 //
-// Assumes rows and pairs on 8 bytes (rowwise.h) and fewer than 65,536 blocks of tables at a time.
-// Dropped on paper: one bag a warp (at D = 32 three of four lanes idle), ids by shuffle (a shuffle
-// costs what a broadcast load from L1 does), descriptors of tables in a workspace (an allocation).
+// Assumes rows and pairs on 8 bytes (quantized_embedding_layout.h) and fewer than 65,536 blocks of
+// tables at a time. Dropped on paper: one bag a warp (at D = 32 three of four lanes idle), ids by
+// shuffle (a shuffle costs what a broadcast load from L1 does), descriptors of tables in a
+// workspace (an allocation).
 template <int bits, typename Out>
 __global__ void __launch_bounds__(kBlock, 2) pool_kernel(const PoolParams p) {
   for (int64_t index = blockIdx.y; index < p.set.tables; index += gridDim.y) {

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lirank_ext.datasets import DataError, MissingPackage
+from lirank_ext.data.errors import DataError, MissingPackage
 
 from . import bandit, report
 from .data import Prepared, adult, movielens

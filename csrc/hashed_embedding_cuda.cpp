@@ -97,8 +97,8 @@ Call read_call(const OnDevice& on, const Four& given, int64_t dim, int64_t bits,
     if (bits) check_in_place(on.op, kNames[t], given[t]);
     p.tables.base[t] = given[t].const_data_ptr();
     p.tables.heights[t] = given[t].size(0);
-    p.tables.row_stride[t] = given[t].stride(0);
-    p.tables.column_stride[t] = given[t].stride(1);
+    p.tables.row_bytes[t] = given[t].stride(0) * (int64_t)given[t].element_size();
+    p.tables.column_bytes[t] = given[t].stride(1) * (int64_t)given[t].element_size();
   }
   p.tables.dim = dim;
   p.tables.bits = (int)bits;
@@ -173,6 +173,9 @@ Tensor hashed_embedding_bag_of_rows(const Tensor& rows, const OptionalTensor& of
   check_same_dtype(on.op, "rows", rows, ScalarType::Long);
   LIRANK_CHECK(rows.dim() == 2 && rows.size(0) == 4, on.op, "rows", "wanted shape (4, len), got ",
                shape(rows));
+  for (int t = 0; t < 4; ++t)
+    LIRANK_CHECK(given[t].size(0) <= int64_t(1) << 32, on.op, kNames[t],
+                 "wanted at most 2^32 rows, got ", given[t].size(0));
   const Tensor all = to_contiguous(rows);
   Call c = read_call(on, given, quotient_b.size(1), 0, torch::stable::select(all, 0, 0), offsets,
                      mode, weights, include_last);

@@ -65,7 +65,7 @@ def _info_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from ._build import build_info, gpu_ops
+    from .library.build_info import build_info, gpu_ops
 
     info, ops = build_info(), gpu_ops()
     print_table("", ("lirank_ext", ""), list(info.items()))

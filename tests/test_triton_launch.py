@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lirank_ext import _gpu
+from lirank_ext.library import gpu
 
 pytest.importorskip("triton", reason="Triton is not installed: the extra 'test' has it")
 
@@ -83,8 +83,8 @@ def chosen(key=("op",), candidates=(0, 1, 2)) -> int:
 def launched_on(gpus, monkeypatch, *args, **kwargs) -> int:
     seen = []
     module = SimpleNamespace(an_op=lambda *a, **k: seen.append(gpus.current))
-    monkeypatch.setattr(_gpu.importlib, "import_module", lambda name: module)
-    _gpu.launcher("an_op", "stem")(*args, **kwargs)
+    monkeypatch.setattr(gpu.importlib, "import_module", lambda name: module)
+    gpu.launcher("an_op", "stem")(*args, **kwargs)
     assert gpus.current == 0
     return seen[0]
 
@@ -105,9 +105,9 @@ def test_the_device_is_restored_where_a_launcher_fails(gpus, monkeypatch):
     def fails(*_):
         raise ValueError("refused")
 
-    monkeypatch.setattr(_gpu.importlib, "import_module", lambda name: SimpleNamespace(an_op=fails))
+    monkeypatch.setattr(gpu.importlib, "import_module", lambda name: SimpleNamespace(an_op=fails))
     with pytest.raises(ValueError, match="refused"):
-        _gpu.launcher("an_op", "stem")(Placed.on(1))
+        gpu.launcher("an_op", "stem")(Placed.on(1))
     assert gpus.current == 0
 
 

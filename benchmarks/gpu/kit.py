@@ -58,15 +58,15 @@ def _serve_cpu_by_triton() -> list[str]:
     """In this process CPU tensors reach the Triton launchers; the ops that have one."""
     import torch
 
-    from lirank_ext import _gpu
-    from lirank_ext._library import OPS
+    from lirank_ext.library import gpu
+    from lirank_ext.library.op import OPS
 
     library = torch.library.Library("lirank", "IMPL")
     _serve_cpu_by_triton.library = library  # its registrations go with it
     found = []
     for name, op in OPS.items():
-        if "triton" in _gpu.KERNELS[name]:
-            library.impl(name, _gpu.launcher(name, op.stem), "CPU")
+        if gpu.KERNELS[name] == gpu.TRITON:  # the others are served by the CUDA library
+            library.impl(name, gpu.launcher(name, op.stem), "CPU")
             found.append(name)
     return found
 
@@ -75,10 +75,10 @@ def _calls(ops: list[str]):
     """Everything that ``verify`` and the benchmark ask of Triton, as functions to be recorded."""
     import torch
 
-    from lirank_ext._library import OPS
     from lirank_ext.benchmarks.gpu.target import Place
     from lirank_ext.benchmarks.gpu.worker import SUBJECTS
-    from lirank_ext.cases import all_cases
+    from lirank_ext.library.op import OPS
+    from lirank_ext.verify.cases import all_cases
 
     for case in all_cases():
         if case.op not in ops or case.raises is not None:
@@ -124,7 +124,11 @@ def _compile_share(first: int, step: int) -> int:
             found.setdefault(_key(one), one)
     chosen = [one for _, one in sorted(found.items())][first::step]
     for one in chosen:
-        one.kernel.warmup(*one.args, grid=(1,), **(launch.FUSION | one.constants))
+        try:
+            one.kernel.warmup(*one.args, grid=(1,), **(launch.FUSION | one.constants))
+        except Exception as error:
+            print(f"gpu kit: {one.kernel.__name__} {one.constants} does not compile: {error}",
+                  file=sys.stderr)  # fmt: skip
     return len(chosen)
 
 

@@ -1,0 +1,36 @@
+"""Loads the compiled libraries, whose loading registers the C++ and CUDA kernels."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+library = torch.library.Library("lirank", "FRAGMENT")
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The pybind11 module (its import registers the C++ ops), or None and why."""
+    if os.environ.get("LIRANK_NO_EXT", "0") not in ("", "0"):
+        return None, "LIRANK_NO_EXT is set"
+    if importlib.util.find_spec("lirank_ext._C") is None:
+        return None, "not built: no C++ compiler was found when the package was installed"
+    # A library that is there and does not load is an error, never a reason to go on without.
+    return importlib.import_module("lirank_ext._C"), ""
+
+
+def _load_cuda() -> bool:
+    """The CUDA kernels beside the module, where they were built and PyTorch has CUDA."""
+    if extension is None or torch.version.cuda is None:
+        return False
+    path = Path(extension.__file__).parent / "liblirank_cuda.so"
+    if path.is_file():
+        torch.ops.load_library(path)
+    return path.is_file()
+
+
+extension, why_no_extension = _load()
+cuda_loaded = _load_cuda()

@@ -4,7 +4,7 @@
 
 #include "bags_cuda.h"
 #include "hashed_embedding.cuh"
-#include "rowwise.h"
+#include "quantized_embedding_layout.h"
 
 namespace lirank {
 

@@ -1,4 +1,4 @@
-// Row-wise quantized tables on the GPU. Layout: csrc/rowwise.h.
+// Row-wise quantized tables on the GPU. Layout: csrc/quantized_embedding_layout.h.
 #include "quantized_embedding.cuh"
 
 #include "codes.cuh"
@@ -245,7 +245,7 @@ __device__ void zero_all(const PoolParams& p) {
 // TB/s) for 1,048,570 rows of 160 bytes is 0.050 ms, of which L2 keeps what zipf 1.05 repeats.
 // Instructions: 3 a code, 9.5 of 28.7 T lane-instructions a second at that rate. Not yet measured.
 //
-// Assumes that rows and pairs start on 8 bytes (rowwise.h).
+// Assumes that rows and pairs start on 8 bytes (quantized_embedding_layout.h).
 // Tried in SASS and dropped: one id after another, each checked and weighted before the next (the
 // weight's multiplication waits for a row before the next one is asked for, one row in flight).
 // 16 bytes of 4-bit codes a lane (32 sums a lane spill).

@@ -1,7 +1,7 @@
 // Quantizing and packing tables on the GPU, once a table. Layout: csrc/rowwise.h.
 #include "launch.cuh"
 #include "quantized_embedding.cuh"
-#include "rowwise.h"
+#include "quantized_embedding_layout.h"
 
 namespace lirank::gpu {
 namespace {

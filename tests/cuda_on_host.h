@@ -197,14 +197,6 @@ T __ldg(const T* at) {
   }
   return *at;
 }
-template <typename T>
-void __stwb(T* at, T x) {
-  if ((uintptr_t)at % sizeof(T)) {
-    std::fprintf(stderr, "a store of %zu bytes at %p\n", sizeof(T), (void*)at);
-    std::abort();
-  }
-  *at = x;
-}
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
   const uint64_t all = (uint64_t)y << 32 | x;
   uint32_t out = 0;

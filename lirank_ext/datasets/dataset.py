@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 MIN_PER_CLASS = 10
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Input that cannot be used; the message is one sentence naming file and line."""
 
 
-class MissingPackage(ImportError):
+class MissingPackage(UserError, ImportError):
     """An optional package that the demo needs is not installed."""
 
 

@@ -8,12 +8,13 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..errors import UserError
 from ..nn._common import did_you_mean
 
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message is one sentence naming the key."""
 
 

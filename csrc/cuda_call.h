@@ -35,11 +35,20 @@ inline void check_cuda(const char* op, cudaError_t status) {
   throw std::runtime_error(std::string("lirank::") + op + ": CUDA: " + cudaGetErrorString(status));
 }
 
-// Makes the device of a tensor current, for the scope of one op.
+// A CUDA call may come with some tensors on the CPU: PyTorch picks the backend by any of them.
+inline int32_t cuda_index(const char* op, const char* argument, const Tensor& t) {
+#if !defined(LIRANK_ON_HOST)
+  LIRANK_CHECK(t.is_cuda(), op, argument,
+               "wanted a CUDA tensor like the others, got one on another device");
+#endif
+  return t.get_device_index();
+}
+
+// Makes the device of the tensor `argument` current, for the scope of one op.
 struct OnDevice {
-  explicit OnDevice(const char* op, const Tensor& t)
+  OnDevice(const char* op, const char* argument, const Tensor& t)
       : op(op),
-        index(t.get_device_index()),
+        index(cuda_index(op, argument, t)),
 #if !defined(LIRANK_ON_HOST)
         guard(index),
 #endif
@@ -82,6 +91,17 @@ inline void check_together(const char* op, const char* argument, const Tensor& t
                            const Tensor& first) {
   LIRANK_CHECK(t.is_cuda() == first.is_cuda() && t.get_device_index() == first.get_device_index(),
                op, argument, "wanted it on the device of the first tensor, got another");
+}
+
+// Kernels read tables where they lie. A table that they cannot read would be copied whole in every
+// call, gigabytes a look-up, so it is refused.
+inline void check_in_place(const char* op, const char* argument, const Tensor& packed) {
+  LIRANK_CHECK(
+      packed.is_contiguous(), op, argument,
+      "wanted a contiguous table, got a strided one; make a copy once, with .contiguous()");
+  const uintptr_t past = (uintptr_t)packed.const_data_ptr() % 8;
+  LIRANK_CHECK(past == 0, op, argument, "wanted a table whose address is a multiple of 8, got one ",
+               past, " bytes past it; make a copy once, with .clone()");
 }
 
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size, ScalarType type) {

@@ -4,10 +4,10 @@
 
 static_assert(sizeof(lirank::gpu::Errors) == 6 * sizeof(int64_t), "six numbers");
 
-// Waits for the current device; found: count, kind, position, value, table, limit. The findings
-// are cleared. Returns 0, or the number of the CUDA error.
-LIRANK_EXPORT int lirank_take_errors(int64_t* found) {
-  return (int)lirank::gpu::take_errors((lirank::gpu::Errors*)found);
+// Waits for `device`; found: count, kind, position, value, table, limit. The findings are cleared.
+// Where no op has run on the device, nothing is found. Returns 0, or the number of the CUDA error.
+LIRANK_EXPORT int lirank_take_errors(int device, int64_t* found) {
+  return (int)lirank::gpu::take_errors(device, (lirank::gpu::Errors*)found);
 }
 
 // Python finds the text in the file, without loading it: that would register the kernels with a

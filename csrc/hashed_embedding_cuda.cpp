@@ -94,12 +94,11 @@ Call read_call(const OnDevice& on, const Four& given, int64_t dim, int64_t bits,
          {}};
   HashedParams& p = c.params;
   for (int t = 0; t < 4; ++t) {
-    c.tables[t] = to_contiguous(given[t]);
-    // Packed rows are loaded 8 bytes at a time; a table cut out at an odd byte is copied.
-    if (bits && (uintptr_t)c.tables[t].const_data_ptr() % 8)
-      c.tables[t] = torch::stable::clone(c.tables[t]);
-    p.tables.base[t] = c.tables[t].const_data_ptr();
-    p.tables.heights[t] = c.tables[t].size(0);
+    if (bits) check_in_place(on.op, kNames[t], given[t]);
+    p.tables.base[t] = given[t].const_data_ptr();
+    p.tables.heights[t] = given[t].size(0);
+    p.tables.row_stride[t] = given[t].stride(0);
+    p.tables.column_stride[t] = given[t].stride(1);
   }
   p.tables.dim = dim;
   p.tables.bits = (int)bits;
@@ -125,7 +124,7 @@ Tensor hashed_embedding_bag(const Tensor& ids, const OptionalTensor& offsets,
                             int64_t num_buckets, int64_t seed, std::string mode,
                             const OptionalTensor& weights, bool include_last, bool prehashed,
                             bool /*sparse*/) {
-  const OnDevice on("hashed_embedding_bag", quotient_b);
+  const OnDevice on("hashed_embedding_bag", "quotient_b", quotient_b);
   const Four given = {quotient_b, remainder_b, quotient_c, remainder_c};
   check_rule(on.op, num_buckets, seed);
   check_form(on.op, given);
@@ -145,7 +144,7 @@ Tensor quantized_hashed_embedding_bag(const Tensor& ids, const OptionalTensor& o
                                       int64_t num_buckets, int64_t dim, int64_t bits, int64_t seed,
                                       std::string mode, const OptionalTensor& weights,
                                       bool include_last, bool prehashed, ScalarType output_dtype) {
-  const OnDevice on("quantized_hashed_embedding_bag", quotient_b);
+  const OnDevice on("quantized_hashed_embedding_bag", "quotient_b", quotient_b);
   const Four given = {quotient_b, remainder_b, quotient_c, remainder_c};
   check_rule(on.op, num_buckets, seed);
   check_packed(on.op, given, num_buckets, dim, bits);
@@ -166,7 +165,7 @@ Tensor hashed_embedding_bag_of_rows(const Tensor& rows, const OptionalTensor& of
                                     const Tensor& quotient_c, const Tensor& remainder_c,
                                     std::string mode, const OptionalTensor& weights,
                                     bool include_last) {
-  const OnDevice on("hashed_embedding_bag_of_rows", quotient_b);
+  const OnDevice on("hashed_embedding_bag_of_rows", "quotient_b", quotient_b);
   const Four given = {quotient_b, remainder_b, quotient_c, remainder_c};
   check_form(on.op, given);
   LIRANK_CHECK(quotient_b.scalar_type() == ScalarType::Float, on.op, "quotient_b",
@@ -252,7 +251,7 @@ void start(const OnDevice& on, Gradients& g) {
   p.keys = g.keys.mutable_data_ptr<int32_t>();
   p.bag_of = g.bag_of.mutable_data_ptr<int32_t>();
   p.partials = g.partials.mutable_data_ptr();
-  on.check(cudaMemsetAsync(p.bag_of, 0xff, p.count * sizeof(int32_t), on.stream));
+  if (p.count > 0) on.check(cudaMemsetAsync(p.bag_of, 0xff, p.count * sizeof(int32_t), on.stream));
   on.check(gpu::hashed_bags_launch(p, on.stream));
 }
 
@@ -281,7 +280,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_dense(
     const Tensor& grad, const Tensor& ids, const OptionalTensor& offsets,
     const OptionalTensor& weights, int64_t num_buckets, int64_t num_remainders, int64_t seed,
     std::string mode, bool include_last, bool prehashed) {
-  const OnDevice on("hashed_embedding_bag_backward", grad);
+  const OnDevice on("hashed_embedding_bag_backward", "grad", grad);
   Gradients g = read_gradients(on, grad, ids, offsets, weights, num_buckets, num_remainders, seed,
                                mode, include_last, prehashed);
   start(on, g);
@@ -305,7 +304,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_sparse(
     const Tensor& grad, const Tensor& ids, const OptionalTensor& offsets,
     const OptionalTensor& weights, int64_t num_buckets, int64_t num_remainders, int64_t seed,
     std::string mode, bool include_last, bool prehashed) {
-  const OnDevice on("hashed_embedding_bag_backward_sparse", grad);
+  const OnDevice on("hashed_embedding_bag_backward_sparse", "grad", grad);
   Gradients g = read_gradients(on, grad, ids, offsets, weights, num_buckets, num_remainders, seed,
                                mode, include_last, prehashed);
   if (on.capturing())
@@ -362,7 +361,7 @@ Tensor backward_weights(const Tensor& grad, const Tensor& ids, const OptionalTen
                         const Tensor& quotient_b, const Tensor& remainder_b,
                         const Tensor& quotient_c, const Tensor& remainder_c, int64_t num_buckets,
                         int64_t seed, bool include_last, bool prehashed) {
-  const OnDevice on("hashed_embedding_bag_backward_weights", quotient_b);
+  const OnDevice on("hashed_embedding_bag_backward_weights", "quotient_b", quotient_b);
   const Four given = {quotient_b, remainder_b, quotient_c, remainder_c};
   check_rule(on.op, num_buckets, seed);
   check_form(on.op, given);
@@ -378,7 +377,7 @@ Tensor quantized_backward_weights(const Tensor& grad, const Tensor& ids,
                                   const Tensor& remainder_b, const Tensor& quotient_c,
                                   const Tensor& remainder_c, int64_t num_buckets, int64_t dim,
                                   int64_t bits, int64_t seed, bool include_last, bool prehashed) {
-  const OnDevice on("quantized_hashed_embedding_bag_backward", quotient_b);
+  const OnDevice on("quantized_hashed_embedding_bag_backward", "quotient_b", quotient_b);
   const Four given = {quotient_b, remainder_b, quotient_c, remainder_c};
   check_rule(on.op, num_buckets, seed);
   check_packed(on.op, given, num_buckets, dim, bits);

@@ -15,7 +15,7 @@ Tensor murmur_hash(const Tensor& ids, int64_t seed) {
   const char* op = "murmur_hash";
   check_seed(op, seed);
   check_same_dtype(op, "ids", ids, ScalarType::Long);
-  const OnDevice on(op, ids);
+  const OnDevice on(op, "ids", ids);
   const Tensor from = to_contiguous(ids);
   Tensor out = torch::stable::new_empty(from, from.sizes(), ScalarType::Long);
   gpu::HashParams p{};
@@ -37,7 +37,7 @@ Tensor hash_strings(const Tensor& bytes, const Tensor& offsets, int64_t seed) {
   check_together(op, "offsets", offsets, bytes);
   LIRANK_CHECK(offsets.numel() > 0, op, "offsets", "wanted at least one offset, got shape ",
                shape(offsets));
-  const OnDevice on(op, bytes);
+  const OnDevice on(op, "bytes", bytes);
   const Tensor text = to_contiguous(bytes), bounds = to_contiguous(offsets);
   Tensor out = new_tensor(bounds, {bounds.numel() - 1}, ScalarType::Long);
   gpu::HashParams p{};

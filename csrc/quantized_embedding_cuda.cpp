@@ -48,7 +48,7 @@ Triple quantize_rows(const Tensor& weight, int64_t bits) {
                dtype_name(weight.scalar_type()));
   LIRANK_CHECK(weight.size(1) > 0, op, "weight", "wanted a positive width, got shape ",
                shape(weight));
-  const OnDevice on(op, weight);
+  const OnDevice on(op, "weight", weight);
   const Tensor w = as_type(weight, ScalarType::Float);
   Tensor codes = new_tensor(w, {w.size(0), w.size(1)}, ScalarType::Char);
   Tensor scale = new_tensor(w, {w.size(0)}, ScalarType::Float);
@@ -92,7 +92,7 @@ RowsParams read_rows(const Tensor& c, const Tensor& s, const Tensor& m) {
 Tensor dequantize_rows(const Tensor& codes, const Tensor& scale, const Tensor& mid) {
   const char* op = "dequantize_rows";
   check_rows(op, codes, scale, mid);
-  const OnDevice on(op, codes);
+  const OnDevice on(op, "codes", codes);
   const Tensor c = to_contiguous(codes), s = to_contiguous(scale), m = to_contiguous(mid);
   Tensor out = new_tensor(c, {c.size(0), c.size(1)}, ScalarType::Float);
   RowsParams p = read_rows(c, s, m);
@@ -106,7 +106,7 @@ Tensor pack_rows(const Tensor& codes, const Tensor& scale, const Tensor& mid, in
   check_rows(op, codes, scale, mid);
   check_bits(op, bits);
   check_width(op, codes.size(1));
-  const OnDevice on(op, codes);
+  const OnDevice on(op, "codes", codes);
   const Tensor c = to_contiguous(codes), s = to_contiguous(scale), m = to_contiguous(mid);
   const int64_t row_bytes = rowwise::layout(c.size(1), (int)bits).row_bytes;
   Tensor packed = new_tensor(c, {c.size(0), row_bytes}, ScalarType::Byte);
@@ -135,7 +135,7 @@ void check_packed(const char* op, const Tensor& packed, int64_t dim, int64_t bit
                dim, " at ", bits, " bits, got shape ", shape(packed));
 }
 
-// Kernels load 8 bytes at a time; a table cut out of a larger tensor at an odd byte is copied.
+// Kernels load 8 bytes at a time. Unpacking runs once a table, so that here a copy does no harm.
 Tensor aligned(const Tensor& packed) {
   const Tensor t = to_contiguous(packed);
   return (uintptr_t)t.const_data_ptr() % 8 == 0 ? t : torch::stable::clone(t);
@@ -144,7 +144,7 @@ Tensor aligned(const Tensor& packed) {
 Triple unpack_rows(const Tensor& packed, int64_t dim, int64_t bits) {
   const char* op = "unpack_rows";
   check_packed(op, packed, dim, bits);
-  const OnDevice on(op, packed);
+  const OnDevice on(op, "packed", packed);
   const Tensor t = aligned(packed);
   Tensor codes = new_tensor(t, {t.size(0), dim}, ScalarType::Char);
   Tensor scale = new_tensor(t, {t.size(0)}, ScalarType::Float);
@@ -166,7 +166,8 @@ struct Tables {
 
 Tables one_table(const char* op, const Tensor& packed, int64_t dim, int64_t bits) {
   check_packed(op, packed, dim, bits);
-  Tables t{aligned(packed), {}, {}, {}};
+  check_in_place(op, "packed", packed);
+  Tables t{packed, {}, {}, {}};
   t.set.packed = t.packed.const_data_ptr<uint8_t>();
   t.set.bytes = t.packed.numel();
   t.set.one_rows = t.packed.size(0), t.set.one_dim = dim, t.set.width = dim;
@@ -217,7 +218,8 @@ Tables many_tables(const OnDevice& on, const Tensor& packed, const Tensor& rows,
   LIRANK_CHECK(rows.size(0) == dims.size(0) && rows.size(0) > 0, op, "dims",
                "wanted one width per table, at least one, got ", shape(dims), " for rows ",
                shape(rows));
-  Tables t{aligned(packed), to_contiguous(rows), to_contiguous(dims), {}};
+  check_in_place(op, "packed", packed);
+  Tables t{packed, to_contiguous(rows), to_contiguous(dims), {}};
   t.set.packed = t.packed.const_data_ptr<uint8_t>();
   t.set.bytes = t.packed.numel();
   t.set.rows = t.rows.const_data_ptr<int64_t>();
@@ -252,7 +254,7 @@ Tensor quantized_embedding_bag(const Tensor& packed, const Tensor& indices,
                                const OptionalTensor& offsets, int64_t dim, int64_t bits,
                                std::string mode, const OptionalTensor& weights, bool include_last,
                                ScalarType output_dtype) {
-  const OnDevice on("quantized_embedding_bag", packed);
+  const OnDevice on("quantized_embedding_bag", "packed", packed);
   check_output_dtype(on.op, output_dtype);
   const Tables t = one_table(on.op, packed, dim, bits);
   return pool(on, t,
@@ -265,7 +267,7 @@ Tensor quantized_embedding_bags(const Tensor& packed, const Tensor& rows, const 
                                 const Tensor& indices, const Tensor& offsets, int64_t bits,
                                 std::string mode, const OptionalTensor& weights,
                                 ScalarType output_dtype, int64_t total_dim) {
-  const OnDevice on("quantized_embedding_bags", packed);
+  const OnDevice on("quantized_embedding_bags", "packed", packed);
   check_output_dtype(on.op, output_dtype);
   const Tables t = many_tables(on, packed, rows, dims, bits, total_dim);
   const DeviceBags d = table_bags(on.op, indices, offsets, t.set.tables, mode, weights, packed);
@@ -294,7 +296,7 @@ Tensor weight_gradient(const OnDevice& on, const Tables& t, const DeviceBags& d,
 Tensor quantized_embedding_bag_backward(const Tensor& grad, const Tensor& packed,
                                         const Tensor& indices, const OptionalTensor& offsets,
                                         int64_t dim, int64_t bits, bool include_last) {
-  const OnDevice on("quantized_embedding_bag_backward", packed);
+  const OnDevice on("quantized_embedding_bag_backward", "packed", packed);
   const Tables t = one_table(on.op, packed, dim, bits);
   return weight_gradient(on, t,
                          read_device_bags(on.op, "indices", indices, offsets, "sum", std::nullopt,
@@ -306,7 +308,7 @@ Tensor quantized_embedding_bags_backward(const Tensor& grad, const Tensor& packe
                                          const Tensor& rows, const Tensor& dims,
                                          const Tensor& indices, const Tensor& offsets,
                                          int64_t bits) {
-  const OnDevice on("quantized_embedding_bags_backward", packed);
+  const OnDevice on("quantized_embedding_bags_backward", "packed", packed);
   check_dim(on.op, "grad", grad, 2);
   const Tables t = many_tables(on, packed, rows, dims, bits, grad.size(1));
   return weight_gradient(

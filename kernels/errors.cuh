@@ -18,8 +18,8 @@ struct Errors {
 // On the current device; its memory belongs to the library's module, nothing is allocated.
 Errors* errors_address();
 
-// Waits for the current device, copies the findings and clears them.
-cudaError_t take_errors(Errors* found);
+// Waits for a device, copies its findings and clears them; none where no op has run there.
+cudaError_t take_errors(int device, Errors* found);
 
 #if defined(__CUDACC__) || defined(LIRANK_DEVICE_CODE)
 __device__ inline void report(Errors* errors, Wrong kind, int64_t position, int64_t value,

@@ -56,6 +56,7 @@ __device__ inline float multiply_add(float a, float b, float c) { return __fmaf_
 __device__ inline double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
 
 // `columns` elements a lane: 16 bytes where rows lie on 16, else one element, lanes side by side.
+// One element at a time reads tables of any strides, so that none has to be copied.
 template <typename E, int columns>
 struct FloatReader {
   using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
@@ -70,7 +71,8 @@ struct FloatReader {
     Part part[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      part[k] = *(const Part*)((const E*)t.base[k] + r.row[k] * t.dim + first);
+      part[k] = *(const Part*)((const E*)t.base[k] + r.row[k] * t.row_stride[k] +
+                               (columns > 1 ? first : first * t.column_stride[k]));
 #pragma unroll
     for (int c = 0; c < columns; ++c)
       x[c] =
@@ -393,7 +395,9 @@ __global__ void __launch_bounds__(kBlock, 2) join_runs_kernel(const RunsParams p
 
 bool on_16(const HashedTables& t, int64_t element_bytes) {
   bool good = t.dim * element_bytes % 16 == 0;
-  for (const void* base : t.base) good = good && (uintptr_t)base % 16 == 0;
+  for (int k = 0; k < 4; ++k)
+    good = good && (uintptr_t)t.base[k] % 16 == 0 && t.column_stride[k] == 1 &&
+           t.row_stride[k] * element_bytes % 16 == 0;
   return good;
 }
 

@@ -12,6 +12,7 @@ namespace lirank::gpu {
 struct HashedTables {
   const void* base[4];
   int64_t heights[4];
+  int64_t row_stride[4], column_stride[4];  // in elements; packed tables are contiguous
   int64_t dim;
   Element element;
   int bits;

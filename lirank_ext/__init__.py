@@ -5,9 +5,9 @@ from ._build import build_info
 from ._errors import check_errors
 from ._huge_pages import use_huge_pages
 from ._library import implementations
-from ._quantize import quantize
-from ._swap import swap
 from ._version import __version__
+from .conversion.quantize import quantize
+from .conversion.swap import swap
 from .ops.cross import attention_cross, low_rank_cross, outer_attention
 from .ops.hashed_embedding import hashed_embedding_bag, quantized_hashed_embedding_bag
 from .ops.hashing import hash_strings, murmur_hash

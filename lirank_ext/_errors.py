@@ -30,8 +30,7 @@ def check_errors() -> None:
     if not cuda_loaded or not torch.cuda.is_initialized():
         return
     for device in range(torch.cuda.device_count()):
-        with torch.cuda.device(device):
-            found = _take(_library())
+        found = _take(_library(), device)
         if found[0]:
             raise _describe(found, f" on cuda:{device}")
 
@@ -41,10 +40,10 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(extension.__file__.rpartition("/")[0] + "/liblirank_cuda.so")
 
 
-def _take(library: ctypes.CDLL) -> list[int]:
+def _take(library: ctypes.CDLL, device: int) -> list[int]:
     """Count, kind, position, value, table and limit of what was found; cleared on the device."""
     found = (ctypes.c_int64 * 6)()
-    status = library.lirank_take_errors(found)
+    status = library.lirank_take_errors(device, found)
     if status:
         raise RuntimeError(f"check_errors: CUDA error {status} while waiting for the device")
     return list(found)

@@ -31,6 +31,8 @@ def _findings(kind: str, index: int | None) -> Tensor:
 def take() -> Iterator[tuple[list[int], str]]:
     """What was found on each device that has findings, cleared there, and the device in words."""
     for buffer in _buffers:
+        if buffer.is_cuda:  # kernels may run on other streams than the current one
+            torch.cuda.synchronize(buffer.device)
         found = buffer.tolist()
         if found[0]:
             buffer.zero_()

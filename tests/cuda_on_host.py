@@ -55,7 +55,7 @@ def main(path: str, *names: str) -> int:
 
         def call(*args, op=op):
             out = op(*args)
-            found = _errors._take(library)
+            found = _errors._take(library, 0)
             if found[0]:
                 raise _errors._describe(found)
             return out

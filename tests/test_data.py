@@ -13,8 +13,8 @@ pytest.importorskip("tqdm")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 from lirank_ext import datasets  # noqa: E402
-from lirank_ext.datasets import DataError  # noqa: E402
-from lirank_ext.datasets.dataset import ranges  # noqa: E402
+from lirank_ext.data.columns import ranges  # noqa: E402
+from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.datasets.movielens import past  # noqa: E402
 
 USERS = "1::F::1::10::48067\n2::M::56::16::70072-1234\n3::M::25::15::55117\n"

@@ -221,7 +221,9 @@ def test_what_is_no_module_is_refused():
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_bytes_and_errors(bits, monkeypatch):
-    monkeypatch.setattr("lirank_ext._quantize.CHUNK", 7)  # the worst row is past the first chunk
+    monkeypatch.setattr(
+        "lirank_ext.conversion.quantize.CHUNK", 7
+    )  # the worst row is past the first chunk
     model = held(nn.Embedding(30, 64))
     with torch.no_grad():
         model["table"].weight[23] *= 50

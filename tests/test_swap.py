@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import lirank_ext
-from lirank_ext import _swap, swap
+from lirank_ext import swap
+from lirank_ext.conversion import swap as conversion
 from lirank_ext.nn import (
     FullRankCrossNet,
     IsotonicCalibration,
@@ -28,7 +29,7 @@ from lirank_ext.nn.reference_isotonic import ReferenceIsotonicCalibration
 
 @pytest.fixture(autouse=True)
 def _no_registrations(monkeypatch):
-    monkeypatch.setattr(_swap, "_registered", {})
+    monkeypatch.setattr(conversion, "_registered", {})
 
 
 class Ranker(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lirank_ext.datasets import DataError
+from lirank_ext.data.errors import DataError
 from lirank_ext.models import Categorical, ConfigError, History, LiRankConfig, Schema, Task
 from lirank_ext.training import Config, RowwiseAdagrad, Settings, learning_rate
 
@@ -19,13 +19,14 @@ csv = pytest.importorskip("pyarrow.csv")
 pytest.importorskip("sklearn")
 
 from lirank_ext import hash_strings  # noqa: E402
+from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.features import Converter  # noqa: E402
+from lirank_ext.data.loader import Loader, Position, Split, ahead  # noqa: E402
+from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.training import checkpoint  # noqa: E402
 from lirank_ext.training.calibrate import calibrate  # noqa: E402
 from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
 from lirank_ext.training.defaults import for_files  # noqa: E402
-from lirank_ext.training.features import Converter  # noqa: E402
-from lirank_ext.training.files import Broken, Source  # noqa: E402
-from lirank_ext.training.loader import Loader, Position, Split, ahead  # noqa: E402
 from lirank_ext.training.metrics import evaluate, measure  # noqa: E402
 from lirank_ext.training.session import load_model, open_trainer, save_model  # noqa: E402
 from lirank_ext.training.trainer import CHECKPOINT  # noqa: E402

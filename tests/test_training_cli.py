@@ -70,7 +70,7 @@ def test_trained_model_swaps_quantizes_and_serves(data, tmp_path):
     out = tmp_path / "model"
     assert run("train", data, "--label", "click", "--output", out, *SMALL) == 0
     model, config = load_model(out)
-    from lirank_ext.training.files import Broken
+    from lirank_ext.data.broken import Broken
     from lirank_ext.training.session import open_loader
 
     batch = next(iter(open_loader(config, [data], Broken())))

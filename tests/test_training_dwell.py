@@ -12,12 +12,12 @@ for name in ("pyarrow", "yaml", "safetensors", "sklearn", "tqdm"):
     pytest.importorskip(name)
 
 from lirank_ext.__main__ import main  # noqa: E402
+from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.loader import Split  # noqa: E402
 from lirank_ext.models import ConfigError, Dwell, LiRankConfig, Task  # noqa: E402
 from lirank_ext.nn import LongDwellLabels  # noqa: E402
 from lirank_ext.training.defaults import for_files  # noqa: E402
-from lirank_ext.training.files import Broken  # noqa: E402
 from lirank_ext.training.incremental import begin, keep, load_past  # noqa: E402
-from lirank_ext.training.loader import Split  # noqa: E402
 from lirank_ext.training.session import (  # noqa: E402
     dwell_of,
     load_model,

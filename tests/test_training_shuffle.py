@@ -16,11 +16,12 @@ for name in ("pyarrow", "safetensors", "sklearn", "tqdm"):
 import pyarrow as pa  # noqa: E402
 from pyarrow import parquet  # noqa: E402
 
+from lirank_ext.data import files  # noqa: E402
+from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.features import Converter  # noqa: E402
+from lirank_ext.data.loader import Loader, Position, Split  # noqa: E402
+from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.models import Categorical, LiRankConfig, Schema, Task  # noqa: E402
-from lirank_ext.training import files  # noqa: E402
-from lirank_ext.training.features import Converter  # noqa: E402
-from lirank_ext.training.files import Broken, Source  # noqa: E402
-from lirank_ext.training.loader import Loader, Position, Split  # noqa: E402
 from lirank_ext.training.session import open_trainer  # noqa: E402
 from lirank_ext.training.settings import Config  # noqa: E402
 

@@ -14,7 +14,7 @@ for name in ("pyarrow", "yaml", "safetensors", "sklearn", "tqdm"):
 from test_training import make_config, weights, write_csv  # noqa: E402
 
 from lirank_ext.__main__ import main  # noqa: E402
-from lirank_ext.datasets import DataError  # noqa: E402
+from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.models import ConfigError  # noqa: E402
 from lirank_ext.training import tuning  # noqa: E402
 from lirank_ext.training.metrics import difference_error, measure  # noqa: E402

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lirank_ext.datasets import DataError, require
+from lirank_ext.data.errors import DataError
+from lirank_ext.data.features import Rows
+from lirank_ext.datasets import require
 from lirank_ext.models import (
     MLP,
     Calibration,
@@ -24,7 +26,6 @@ from lirank_ext.models import (
     Task,
 )
 from lirank_ext.nn import NeuralLinear
-from lirank_ext.training.features import Rows
 from lirank_ext.training.settings import Config, Settings
 from lirank_ext.training.trainer import Trainer
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from lirank_ext import hash_strings
+from lirank_ext.data.broken import Broken
+from lirank_ext.data.columns import ranges
+from lirank_ext.data.features import Bag, Batch, Converter, Rows
+from lirank_ext.data.loader import Position
 from lirank_ext.datasets import ADULT, require
-from lirank_ext.datasets.dataset import ranges
 from lirank_ext.datasets.movielens import _read_movies, _read_ratings, _read_users, past
 from lirank_ext.models import Categorical, History, Schema, Task
-from lirank_ext.training.features import Bag, Batch, Converter, Rows
-from lirank_ext.training.files import Broken
-from lirank_ext.training.loader import Position
 
 from .plan import Plan
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     options.check_packages()
     from ..training import ablation
     from ..training.defaults import configuration
-    from ..training.files import Broken
+    from ..data.broken import Broken
     from ..training.metrics import evaluate
     from ..training.session import dwell_of, open_loader, open_trainer
 

@@ -121,7 +121,7 @@ def check_packages() -> None:
     Raises:
         MissingPackage: one is.
     """
-    from ..training.packages import need
+    from ..data.packages import need
 
     for package in PACKAGES:
         need(package)

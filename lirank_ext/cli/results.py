@@ -12,7 +12,7 @@ from .._table import print_table
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from ..training.files import Broken
+    from ..data.broken import Broken
     from ..training.metrics import Figures
 
 

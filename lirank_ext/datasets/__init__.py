@@ -11,7 +11,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .dataset import Batch, DataError, Dataset, MissingPackage, progress, require
+from ..data.errors import DataError, MissingPackage
+from .dataset import Batch, Dataset, progress, require
 from .movielens import load_movielens
 from .table import load_table
 

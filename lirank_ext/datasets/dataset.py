@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -12,28 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..data.columns import ranges
+from ..data.errors import DataError
+from ..data.packages import need
 
 MIN_PER_CLASS = 10
 
 
-class DataError(UserError, ValueError):
-    """Input that cannot be used; the message is one sentence naming file and line."""
-
-
-class MissingPackage(UserError, ImportError):
-    """An optional package that the demo needs is not installed."""
-
-
 def require(name: str) -> ModuleType:
-    """Import an optional package, or say in one sentence how to get it."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingPackage(
-            f"the demo needs {name.split('.')[0]}, which is not installed: "
-            "pip install 'lirank_ext[demo]'"
-        ) from error
+    """Import an optional package of the demo."""
+    return need(name, "demo")
 
 
 def progress(rows: Iterable[Any] | None, what: str, **options: Any) -> Any:
@@ -144,13 +131,6 @@ class Builder:
             torch.from_numpy(labels.astype(np.float32)),
             *(torch.from_numpy(part.astype(np.int64)) for part in parts),
         )
-
-
-def ranges(firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """``first, first + 1, ..., first + length - 1`` of every pair, concatenated."""
-    ends = lengths.cumsum()
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(firsts - ends + lengths, lengths)
 
 
 def ordered_parts(order: np.ndarray) -> list[np.ndarray]:

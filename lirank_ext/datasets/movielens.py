@@ -15,7 +15,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import Builder, DataError, Dataset, check_parts, ordered_parts, progress, ranges
+from ..data.columns import ranges
+from ..data.errors import DataError
+from .dataset import Builder, Dataset, check_parts, ordered_parts, progress
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from ..data.errors import DataError
+from ..data.records import lines, open_bytes, raise_broken, records, sentence
+from ..data.values import LABEL_NAMES, MISSING, MOSTLY, NUMBER, is_id, zero_or_one
 from .dataset import (
     Builder,
-    DataError,
     Dataset,
     check_parts,
     ordered_parts,
@@ -23,12 +24,8 @@ from .dataset import (
     require,
 )
 
-LABEL_NAMES = ("label", "target", "click", "clicked", "y")
-MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "\\N")
-NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 MAX_VALUES = 128  # a number with no more distinct values gets one id per value
 NUM_BINS = 64  # any other gets one id per quantile bin
-MOSTLY = 0.9  # a text column with this share of numbers is a number column with broken rows
 
 
 def load_table(
@@ -58,7 +55,7 @@ def load_table(
     builder = Builder(len(labels))
     for column in progress(features, "reading columns"):
         values = None if column in categorical else table.numbers(column)
-        if values is None or _is_id(column, values):
+        if values is None or is_id(column, values):
             builder.add_ids(column, *table.texts(column))
         else:
             builder.add_ids(column, *_bins(values, parts[0]))
@@ -79,13 +76,6 @@ def _time_order(table: _Table, column: str) -> np.ndarray:
         wanted = "numbers or dates like 2024-12-31 were wanted"
         raise DataError(f"{table.path}: the time '{column}' holds '{values[0]}', where {wanted}")
     return np.argsort(times, kind="stable")
-
-
-def _is_id(column: str, values: np.ndarray) -> bool:
-    """Whole numbers in a column called "id", "user_id" or "userId" are names, not amounts."""
-    named = re.search(r"(^|[_\s-])id$|[a-z]I[dD]$", column) or column.lower() == "id"
-    known = values[~np.isnan(values)]
-    return bool(named) and bool(np.all(known == np.floor(known)))
 
 
 def _bins(values: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -125,7 +115,7 @@ def _labels(table: _Table, name: str, positive: str | None) -> tuple[np.ndarray,
             some = ", ".join(f"'{v}'" for v in values[:5])
             raise DataError(f"{table.path}: no label '{name}' is '{positive}' (it holds {some})")
         return (codes == values.index(positive)).astype(np.float64), f"{name} = {positive}"
-    labels = np.array([_zero_or_one(value) for value in values])[codes]
+    labels = np.array([zero_or_one(value) for value in values])[codes]
     if np.any(bad := np.isnan(labels)):
         row = int(bad.argmax())
         value = values[codes[row]]
@@ -133,12 +123,6 @@ def _labels(table: _Table, name: str, positive: str | None) -> tuple[np.ndarray,
         found = f"is '{value}', where 0 or 1 was wanted{hint}" if value else "is missing"
         raise table.error(row, f"the label '{name}' {found}")
     return labels, f"{name} = 1"
-
-
-def _zero_or_one(text: str) -> float:
-    if text.lower() in ("true", "false"):
-        return float(text.lower() == "true")
-    return {"0": 0.0, "1": 1.0}.get(re.sub(r"^([01])\.0*$", r"\1", text), np.nan)
 
 
 class _Table:
@@ -171,8 +155,8 @@ class _Table:
         """An error at a row, by line number where the file has lines."""
         if self.delimiter is None:
             return DataError(f"{self.path}, row {row + 1}: {what}")
-        records = _records(self.path, self.delimiter)
-        line = next(line for i, (line, _) in enumerate(records) if i == row + 1)
+        found = records(self.path, self.delimiter)
+        line = next(line for i, (line, _) in enumerate(found) if i == row + 1)
         return DataError(f"{self.path}:{line}: {what}")
 
     def texts(self, column: str) -> tuple[np.ndarray, list[str]]:
@@ -218,13 +202,13 @@ def _read_parquet(path: Path) -> Any:
     try:
         return parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {_sentence(error)}") from error
+        raise DataError(f"{path}: cannot be read as Parquet: {sentence(error)}") from error
 
 
 def _read_csv(path: Path) -> tuple[Any, str]:
     """All columns as strings: what a column holds is decided once it is there as a whole."""
     pa, reader = require("pyarrow"), require("pyarrow.csv")
-    header = next((line for line in _lines(path) if line.strip()), "")
+    header = next((line for line in lines(path) if line.strip()), "")
     delimiter = max(",\t;|", key=header.count)  # the first of equals: a comma
     names = next(csv.reader([header], delimiter=delimiter), [])
     try:
@@ -234,56 +218,13 @@ def _read_csv(path: Path) -> tuple[Any, str]:
             convert_options=reader.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
         )
     except pa.ArrowException as error:
-        _raise_broken(path, delimiter)
-        raise DataError(f"{path}: cannot be read as CSV: {_sentence(error)}") from error
+        raise_broken(path, delimiter)
+        raise DataError(f"{path}: cannot be read as CSV: {sentence(error)}") from error
     if _quotes(path) % 2:  # an open quote swallows the rest of the file as one value
-        _raise_broken(path, delimiter)
+        raise_broken(path, delimiter)
     return table, delimiter
 
 
-def _raise_broken(path: Path, delimiter: str) -> None:
-    """Find the first broken record of a file and raise it by line."""
-    wanted = None
-    for line, fields in _records(path, delimiter, strict=True):
-        wanted = wanted or len(fields)
-        if len(fields) != wanted:
-            raise DataError(f"{path}:{line}: {len(fields)} fields, where the header has {wanted}")
-
-
-def _records(path: Path, delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of every record: slow and exact, for messages alone."""
-    reader = csv.reader(_lines(path), delimiter=delimiter, strict=strict)
-    line = 1
-    try:
-        for fields in reader:
-            if fields:
-                yield line, fields
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}:{line}: broken row ({error})") from error
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file; one that is no text is an error with its number."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}:{number + 1}: cannot be read ({error})") from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
-
-
 def _quotes(path: Path) -> int:
-    with _open(path) as file:
+    with open_bytes(path) as file:
         return sum(chunk.count(b'"') for chunk in iter(lambda: file.read(1 << 20), b""))
-
-
-def _sentence(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")

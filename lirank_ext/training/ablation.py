@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets import DataError
+from ..data.errors import DataError
 from ..models._parse import override
 from .metrics import Metrics, mean
 from .settings import Config

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional as F
 
+from ..data.features import Batch
 from ..models import LiRank
-from .features import Batch
 
 
 def calibrate(

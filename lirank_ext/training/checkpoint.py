@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..datasets import DataError
-from .packages import need
+from ..data.errors import DataError
+from ..data.packages import need
 
 FORMAT = "lirank_ext 1"
 

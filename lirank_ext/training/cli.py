@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._table import print_line, print_table
-from ..datasets import DataError, MissingPackage
+from ..data.errors import DataError, MissingPackage
 
 NEEDED = ("pyarrow", "yaml", "safetensors", "tqdm", "sklearn")
 Command = Callable[[argparse.Namespace], int]
@@ -34,8 +34,8 @@ def _add(subparsers: Any, name: str, run: Command, text: str) -> argparse.Argume
 
 def _refusing(name: str, run: Command, args: argparse.Namespace) -> int:
     """Run a command; what cannot be used is one sentence on stderr and exit code 2."""
+    from ..data.packages import need
     from ..models import ConfigError
-    from .packages import need
     from .trainer import Interrupted
 
     try:
@@ -301,8 +301,8 @@ def _increment_config(args: argparse.Namespace, past: Any) -> Any:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from ..data.broken import Broken
     from . import incremental, tuning
-    from .files import Broken
     from .session import MODEL, save_model
     from .settings import Config
     from .trainer import CHECKPOINT
@@ -472,7 +472,7 @@ def _say_broken(broken: Any) -> None:
 
 def _open(args: argparse.Namespace, labels: bool) -> tuple[Any, Any, Any, Any, str]:
     """Model, configuration, loader, broken rows and device of a command on a trained model."""
-    from .files import Broken
+    from ..data.broken import Broken
     from .session import dwell_of, load_model, open_loader
 
     device = _device(args)
@@ -500,7 +500,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _bar(batches: Any) -> Any:
-    from .packages import need
+    from ..data.packages import need
 
     return need("tqdm").tqdm(batches, unit=" batches", leave=False, mininterval=0.3)
 
@@ -554,9 +554,9 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _ablate(args: argparse.Namespace) -> int:
+    from ..data.broken import Broken
     from ..nn._common import did_you_mean
     from . import ablation
-    from .files import Broken
     from .metrics import evaluate
     from .session import dwell_of, open_loader, open_trainer
 

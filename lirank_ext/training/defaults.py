@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..datasets import DataError
+from ..data.broken import Broken
+from ..data.errors import DataError
+from ..data.infer import infer
 from ..models import MLP, Cross, Embedding, Head, LiRankConfig, Task, with_schema
-from .files import Broken
-from .infer import infer
 from .settings import Config, Settings
 
 # How ids learn: their embeddings start near zero and move with the number of their rows, so that

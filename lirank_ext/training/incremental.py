@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.loader import Loader, Position
 from ..models import LiRank
 from ..nn.incremental import IncrementalPenalty
 from . import checkpoint
 from .checkpoint import CheckpointError
-from .loader import Loader, Position
 from .session import load_model
 from .settings import Config
 from .trainer import Trainer

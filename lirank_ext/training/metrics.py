@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from ..data.features import Batch
+from ..data.packages import need
 from ..models import LiRank
-from .features import Batch
-from .packages import need
 
 
 @dataclass

@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
-from ..datasets import DataError
+from ..data.broken import Broken
+from ..data.errors import DataError
+from ..data.features import Converter
+from ..data.loader import Loader, Split
+from ..data.source import Source
 from ..models import ConfigError, LiRank
 from ..models.lirank import _safe, make_dwell
 from ..nn.dwell import LongDwellLabels
 from . import checkpoint
 from .checkpoint import CheckpointError
-from .features import Converter
-from .files import Broken, Source
-from .loader import Loader, Split
 from .settings import Config
 from .trainer import Trainer
 

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..datasets import DataError
+from ..data.errors import DataError
+from ..data.features import Batch
+from ..data.loader import Loader, Position
+from ..data.packages import need
 from ..models import LiRank
 from ..nn.incremental import IncrementalPenalty
 from . import checkpoint
 from .checkpoint import CheckpointError
-from .features import Batch
-from .loader import Loader, Position
 from .metrics import Metrics, evaluate, mean
 from .optimizers import RowwiseAdagrad, learning_rate
-from .packages import need
 from .settings import Config
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -1,4 +1,4 @@
-"""CSV and Parquet files, one or many, as a stream of Arrow tables with numbered rows."""
+"""A CSV or Parquet file as a stream of Arrow tables with numbered rows."""
 
 from __future__ import annotations
 
@@ -6,57 +6,21 @@ import csv
 import difflib
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..datasets import DataError
-from ..datasets.table import _lines, _open, _raise_broken, _records, _sentence
+from .broken import Broken
+from .errors import DataError
 from .packages import need
+from .records import lines, open_bytes, raise_broken, records, sentence
 
 CSV_BLOCK = 1 << 20  # bytes parsed at a time
 PARQUET_ROWS = 65_536
-PLACES = 32  # where a shuffled source is read at once; each holds a piece of its file in memory
 # A quoted field, line breaks and doubled quotes in it included, behind a delimiter.
 QUOTED = rb'(?<![^%s\r\n])"(?:[^"]|"")*"'
 OPENED = rb'(?<![^%s\r\n])"'
-NAMED_AT_MOST = 5  # broken rows that a summary names
-
-
-@dataclass
-class Broken:
-    """What to do with rows that cannot be read, and what was met."""
-
-    skip: bool = False
-    rows: set[tuple[Path, str, int]] = field(default_factory=set)
-    examples: list[str] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        return len(self.rows)
-
-    def add(self, row: tuple[Path, str, int], message: Callable[[], str]) -> None:
-        """Note a broken row, once however often it is read.
-
-        Args:
-            row: what tells it from all others.
-            message: makes the sentence that names it; called for the first few alone.
-
-        Raises:
-            DataError: the row, where rows are not to be skipped.
-        """
-        if not self.skip:
-            raise DataError(message())
-        if row not in self.rows and len(self.examples) < NAMED_AT_MOST:
-            self.examples.append(message())
-        self.rows.add(row)
-
-    def summary(self) -> str:
-        """One sentence."""
-        rows = "row was" if self.count == 1 else "rows were"
-        return f"{self.count} broken {rows} skipped; the first: {'; '.join(self.examples)}"
 
 
 @dataclass
@@ -119,7 +83,7 @@ class File:
             raise DataError(f"{path}:1: column '{min(twice)}' is there more than once")
 
     def _header(self) -> list[str]:
-        header = next((line for line in _lines(self.path) if line.strip()), "")
+        header = next((line for line in lines(self.path) if line.strip()), "")
         self.delimiter = max(",\t;|", key=header.count)  # the first of equals: a comma
         names = next(csv.reader([header], delimiter=self.delimiter), [])
         if not any(names):
@@ -137,7 +101,7 @@ class File:
             raise self._unreadable("Parquet", error) from error
 
     def _unreadable(self, kind: str, error: Exception) -> DataError:
-        return DataError(f"{self.path}: cannot be read as {kind}: {_sentence(error)}")
+        return DataError(f"{self.path}: cannot be read as {kind}: {sentence(error)}")
 
     def check(self, column: str) -> None:
         """Refuse a column that is not there, with the nearest one.
@@ -155,8 +119,8 @@ class File:
         if self.is_parquet:
             return f"{self.path}, row {row + 1}"
         # Records of another length than the header's were skipped and not counted.
-        records = (r for r in _records(self.path, self.delimiter) if len(r[1]) == len(self.columns))
-        line = next((line for i, (line, _) in enumerate(records) if i == row + 1), None)
+        whole = (r for r in records(self.path, self.delimiter) if len(r[1]) == len(self.columns))
+        line = next((line for i, (line, _) in enumerate(whole) if i == row + 1), None)
         return f"{self.path}:{line}" if line else f"{self.path}, row {row + 1}"
 
     def count(self, columns: Sequence[str], skip: bool) -> int:
@@ -218,7 +182,7 @@ class File:
                 if offset > self._index[-1].offset:
                     self._index.append(_Piece(offset, row, record))
         except pa.ArrowException as error:
-            _raise_broken(self.path, self.delimiter)
+            raise_broken(self.path, self.delimiter)
             raise self._unreadable("CSV", error) from error
         except (OSError, EOFError) as error:
             raise self._unreadable("CSV", error) from error
@@ -226,7 +190,7 @@ class File:
     def _body(self) -> int:
         """The byte behind the header."""
         at = 0
-        with _open(self.path) as file:
+        with open_bytes(self.path) as file:
             for line in file:
                 at += len(line)
                 if line.strip():
@@ -235,7 +199,7 @@ class File:
 
     def _pieces(self, offset: int) -> Iterator[bytes]:
         """Whole records, about a block of bytes at a time."""
-        with _open(self.path) as file:
+        with open_bytes(self.path) as file:
             file.seek(offset)
             held = b""
             while block := file.read(CSV_BLOCK):
@@ -301,119 +265,3 @@ def _last_record(text: bytes, delimiter: bytes) -> int:
     begun = re.compile(OPENED % delimiter).search(text, at)
     best = max(best, text.rfind(b"\n", at, begun.start() if begun else len(text)))
     return best + 1
-
-
-class Source:
-    """Files read one after the other.
-
-    Args:
-        paths: files, all with the columns wanted.
-        columns: to read.
-        broken: what to do with rows that do not have the header's fields.
-
-    Raises:
-        DataError: a file or a column is missing.
-    """
-
-    def __init__(
-        self, paths: Sequence[str | Path], columns: Sequence[str], broken: Broken | None = None
-    ) -> None:
-        self.files = [File(path) for path in paths]
-        self.columns = list(dict.fromkeys(columns))
-        self.broken = Broken() if broken is None else broken
-        self._counts: dict[File, int] = {}
-        for file in self.files:
-            for column in self.columns:
-                file.check(column)
-
-    def chunks(self, skip: int = 0, rows: int = PARQUET_ROWS) -> Iterator[Chunk]:
-        """All rows from number ``skip`` on, in chunks of ``rows`` at most where it is Parquet."""
-        first = 0
-        for file in self.files:
-            row = 0
-            if self._counts and first + self._counts[file] <= skip:
-                first += self._counts[file]
-                continue
-            for table in file.tables(self.columns, self.broken, skip - first, rows):
-                if isinstance(table, int):
-                    row += table
-                    continue
-                chunk = Chunk(table, first + row, row, file)
-                row += table.num_rows
-                if first + row > skip:
-                    yield chunk.slice(max(0, skip - chunk.first), table.num_rows)
-            first += row
-
-    def blocks(self, rows: int, start: int = 0) -> Iterator[list[Chunk]]:
-        """The rows cut into blocks of ``rows``, from block ``start`` on; the last may be short."""
-        held: list[Chunk] = []
-        room = rows
-        for chunk in self.chunks(start * rows):
-            at = 0
-            while at < chunk.table.num_rows:
-                stop = min(chunk.table.num_rows, at + room)
-                held.append(chunk.slice(at, stop))
-                room -= stop - at
-                at = stop
-                if not room:
-                    yield held
-                    held, room = [], rows
-        if held:
-            yield held
-
-    def mixed(self, rows: int, start: int = 0) -> Iterator[list[Chunk]]:
-        """The rows in blocks of about ``rows``, each gathered from places all over the files.
-
-        The files are cut into :data:`PLACES` stretches, and a block takes its share of every one,
-        so that it is like the whole even where the files are sorted. Each stretch is read
-        forward, by a reader of its own. To get there, a reader passes over the rows before it in
-        its row group of Parquet, and decompresses all that lies before it in a .gz file.
-
-        Args:
-            rows: of a block, at most.
-            start: the block to begin with.
-        """
-        total = self.count()
-        blocks = -(-total // rows)
-        if blocks < 2:
-            yield from self.blocks(rows, start)
-            return
-        if start >= blocks:
-            return
-        places = min(PLACES, total)
-        edges = [total * i // places for i in range(places + 1)]
-        cuts = [
-            [low + (high - low) * b // blocks for b in range(blocks + 1)]
-            for low, high in pairwise(edges)
-        ]
-        readers = [_Reader(self.chunks(cut[start], max(1, rows // places))) for cut in cuts]
-        for b in range(start, blocks):
-            taken = [r.take(cut[b + 1] - cut[b]) for r, cut in zip(readers, cuts, strict=True)]
-            yield [chunk for chunks in taken for chunk in chunks]
-
-    def count(self) -> int:
-        """How many rows there are; CSV files are read once for it."""
-        if not self._counts:
-            skip = self.broken.skip
-            self._counts = {f: f.count(self.columns, skip) for f in self.files}
-        return sum(self._counts.values())
-
-
-class _Reader:
-    """Takes a stream of chunks by number of rows."""
-
-    def __init__(self, chunks: Iterator[Chunk]) -> None:
-        self.chunks = chunks
-        self.rest: Chunk | None = None
-
-    def take(self, rows: int) -> list[Chunk]:
-        """The next rows."""
-        taken = []
-        while rows:
-            chunk = self.rest or next(self.chunks)
-            some = min(rows, chunk.table.num_rows)
-            taken.append(chunk.slice(0, some))
-            rows -= some
-            left = chunk.table.num_rows - some
-            self.rest = chunk.slice(some, some + left) if left else None
-        return taken

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from .features import Batch, Converter, Rows
-from .files import Source
+from .source import Source
 
 T = TypeVar("T")
 SMALLEST = 2  # rows of a training batch: batch norm has no variance of fewer

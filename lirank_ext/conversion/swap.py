@@ -1,9 +1,4 @@
-"""``lirank_ext.swap``: replace modules by their faster equals, in place.
-
-The file is called ``_swap.py``, and ``_quantize.py`` alike, because ``lirank_ext.swap`` is the
-function: a module ``lirank_ext.swap`` would hide it, or be hidden by it, depending on what was
-imported first.
-"""
+"""``lirank_ext.swap``: replace modules by their faster equals, in place."""
 
 from __future__ import annotations
 
@@ -12,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ._surgery import Found, Leave, exchange, find, refuse_hooks, type_name
-from ._swap_sources import CANDIDATE, FOREIGN, NOTES, known_base, name_of, twin
-from ._table import plain_table
+from .._table import plain_table
+from .sources import CANDIDATE, FOREIGN, NOTES, known_base, name_of, twin
+from .surgery import Found, Leave, exchange, find, refuse_hooks, type_name
 
 Convert = Callable[[nn.Module], nn.Module]
 

@@ -1,7 +1,4 @@
-"""``lirank_ext.quantize``: embedding tables to int8 or int4 rows, in place.
-
-The file is called ``_quantize.py`` for the reason given in ``_swap.py``.
-"""
+"""``lirank_ext.quantize``: embedding tables to int8 or int4 rows, in place."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ._surgery import Found, Leave, exchange, find, refuse_hooks, type_name
-from ._table import plain_table
-from .nn.hashed_embedding import TABLES as HASHED_TABLES
-from .nn.hashed_embedding import HashedEmbeddingBag, QuantizedHashedEmbeddingBag
-from .nn.quantized_embedding import QuantizedEmbedding, QuantizedEmbeddingBag
-from .nn.reference_hashed_embedding import ReferenceHashedEmbeddingBag
-from .ops.quantized_embedding import dequantize_rows, unpack_rows
+from .._table import plain_table
+from ..nn.hashed_embedding import TABLES as HASHED_TABLES
+from ..nn.hashed_embedding import HashedEmbeddingBag, QuantizedHashedEmbeddingBag
+from ..nn.quantized_embedding import QuantizedEmbedding, QuantizedEmbeddingBag
+from ..nn.reference_hashed_embedding import ReferenceHashedEmbeddingBag
+from ..ops.quantized_embedding import dequantize_rows, unpack_rows
+from .surgery import Found, Leave, exchange, find, refuse_hooks, type_name
 
 TWINS = {
     nn.Embedding: QuantizedEmbedding,

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import hash_strings
-from ..datasets import DataError
-from ..datasets.dataset import ranges
-from ..datasets.table import MISSING, NUMBER, _zero_or_one
 from ..models import Categorical, History, Schema, Task
 from ..nn.dwell import LongDwellLabels
-from .files import Broken, Chunk
-from .packages import need
-
-Bag = tuple[np.ndarray, np.ndarray]  # hashes of all rows one after the other, how many each has
+from .broken import Broken
+from .columns import Bag, ColumnReader, ranges, take_bag
+from .errors import DataError
+from .files import Chunk
 
 
 @dataclass
@@ -80,13 +75,6 @@ class Rows:
         return Rows(numeric, bags, labels, numbers)
 
 
-def take_bag(bag: Bag, rows: np.ndarray) -> Bag:
-    """The bags of these rows."""
-    values, lengths = bag
-    starts = lengths.cumsum() - lengths
-    return values[ranges(starts[rows], lengths[rows])], lengths[rows]
-
-
 class Converter:
     """Turns Arrow tables into :class:`Rows`, and rows into batches.
 
@@ -126,7 +114,7 @@ class Converter:
             DataError: a row does not fit, where such rows are not to be skipped, or a column is
                 of a type that can't be read.
         """
-        reader = _ChunkReader(chunk)
+        reader = ColumnReader(chunk)
         n = chunk.table.num_rows
         numeric = [reader.numbers(name) for name in self.schema.numeric]
         bags = {f"ids/{c.name}": reader.bag(c) for c in self.schema.categorical}
@@ -143,7 +131,7 @@ class Converter:
         )
         return self._without_broken(rows, reader, chunk)
 
-    def _labels(self, reader: _ChunkReader, task: Task) -> np.ndarray:
+    def _labels(self, reader: ColumnReader, task: Task) -> np.ndarray:
         if task.dwell is None:
             return reader.labels(task)
         dwell, columns = reader.dwell(task.source, task.dwell.clusters)
@@ -153,14 +141,14 @@ class Converter:
 
     def dwell_of(self, chunk: Chunk, task: Task) -> tuple[Tensor, Tensor, np.ndarray]:
         """Times and clusters of the rows that have a time, and their row numbers."""
-        reader = _ChunkReader(chunk)
+        reader = ColumnReader(chunk)
         dwell, columns = reader.dwell(task.source, task.dwell.clusters)
         kept = np.ones(len(dwell), bool)
         kept[list(reader.broken)] = False
         numbers = chunk.first + np.flatnonzero(kept)
         return dwell[kept], columns[kept], numbers
 
-    def _without_broken(self, rows: Rows, reader: _ChunkReader, chunk: Chunk) -> Rows:
+    def _without_broken(self, rows: Rows, reader: ColumnReader, chunk: Chunk) -> Rows:
         if not reader.broken:
             return rows
         for row, message in sorted(reader.broken.items()):
@@ -170,7 +158,7 @@ class Converter:
         kept[list(reader.broken)] = False
         return rows.take(np.flatnonzero(kept))
 
-    def _history(self, reader: _ChunkReader, history: History) -> dict[str, Bag]:
+    def _history(self, reader: ColumnReader, history: History) -> dict[str, Bag]:
         candidate = next(c for c in self.schema.categorical if c.name == history.candidate)
         column = Categorical(history.name, prefix=candidate.key, separator=history.separator)
         bags = {"items": reader.bag(column)}
@@ -231,130 +219,3 @@ def _newest(bag: Bag, most: int, newest_first: bool) -> Bag:
         return values[ranges(starts, kept)], kept
     back = np.repeat(starts + lengths - 1, kept) - ranges(np.zeros_like(kept), kept)
     return values[back], kept
-
-
-class _ChunkReader:
-    """Reads the columns of one chunk; rows that do not fit are gathered with what is wrong."""
-
-    def __init__(self, chunk: Chunk) -> None:
-        self.chunk = chunk
-        self.broken: dict[int, str] = {}
-
-    def _mark(self, rows: Iterator[int] | Sequence[int], message: Any) -> None:
-        for row in rows:
-            self.broken.setdefault(int(row), message(int(row)))
-
-    def _text(self, values: Any, column: str) -> Any:
-        """One Arrow array of trimmed text, "" where the value is missing."""
-        pa, pc = need("pyarrow"), need("pyarrow.compute")
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
-            file = self.chunk.file.path
-            raise DataError(f"{file}: column '{column}' holds {values.type}, not one value")
-        if pa.types.is_null(values.type) or not pa.types.is_large_string(values.type):
-            values = values.cast(pa.large_string())
-        if isinstance(values, pa.ChunkedArray):
-            values = values.combine_chunks()
-        values = pc.utf8_trim_whitespace(pc.fill_null(values, ""))
-        return pc.if_else(pc.is_in(values, pa.array(MISSING, pa.large_string())), "", values)
-
-    def numbers(self, column: str) -> np.ndarray:
-        """float64, NaN where missing."""
-        pa, pc = need("pyarrow"), need("pyarrow.compute")
-        values = self.chunk.table[column]
-        if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-            return values.cast(pa.float64()).to_numpy()
-        text = self._text(values, column)
-        number = pc.match_substring_regex(text, NUMBER)
-        good = number.to_numpy(zero_copy_only=False)
-        broken = ~good & pc.not_equal(text, "").to_numpy(zero_copy_only=False)
-        wanted = "where a number was wanted"
-        self._mark(
-            np.flatnonzero(broken), lambda i: f"column '{column}' holds '{text[i]}', {wanted}"
-        )
-        known = pc.if_else(number, text, pa.scalar(None, pa.large_string())).cast(pa.float64())
-        return known.to_numpy(zero_copy_only=False)
-
-    def bag(self, column: Categorical) -> Bag:
-        """Hashes of a categorical column."""
-        pa, pc = need("pyarrow"), need("pyarrow.compute")
-        values = self.chunk.table[column.name]
-        if column.edges:
-            return self._binned(column), np.ones(len(values), np.int64)
-        if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-            values = values.combine_chunks()
-            lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
-            return self._hashes(values.flatten(), column), lengths.astype(np.int64)
-        if column.separator is None:
-            return self._hashes(values, column), np.ones(len(values), np.int64)
-        text = self._text(values, column.name)
-        parts = pc.split_pattern(text, column.separator)
-        lengths = pc.list_value_length(parts).to_numpy(zero_copy_only=False).astype(np.int64)
-        flat = pc.utf8_trim_whitespace(parts.flatten())
-        # An empty cell is an empty bag, and two separators in a row enclose nothing.
-        there = pc.not_equal(flat, "").to_numpy(zero_copy_only=False)
-        row = np.repeat(np.arange(len(lengths)), lengths)
-        counts = np.bincount(row[there], minlength=len(lengths)).astype(np.int64)
-        return self._hashes(flat.filter(pa.array(there)), column), counts
-
-    def _binned(self, column: Categorical) -> np.ndarray:
-        values = self.numbers(column.name)
-        places = np.searchsorted(column.edges, values, side="right")
-        places[np.isnan(values)] = len(column.edges) + 1
-        names = [f"{column.key}=bin {i}" for i in range(len(column.edges) + 1)]
-        return hash_strings([*names, f"{column.key}="]).numpy()[places]
-
-    def _hashes(self, values: Any, column: Categorical) -> np.ndarray:
-        """A hash of ``prefix=value`` each; the distinct values alone are hashed."""
-        pa, pc = need("pyarrow"), need("pyarrow.compute")
-        encoded = self._text(values, column.name).dictionary_encode()
-        prefix = pa.scalar(f"{column.key}=", pa.large_string())
-        empty = pa.scalar("", pa.large_string())
-        named = pc.binary_join_element_wise(prefix, encoded.dictionary, empty)
-        codes = encoded.indices.to_numpy(zero_copy_only=False)
-        return hash_strings(named).numpy()[codes]
-
-    def same_lengths(self, history: History, items: np.ndarray, actions: np.ndarray) -> None:
-        """Mark rows with another number of actions than of items."""
-
-        def message(i: int) -> str:
-            found = f"'{history.actions}' has {actions[i]} actions, '{history.name}'"
-            return f"{found} {items[i]} items"
-
-        self._mark(np.flatnonzero(items != actions), message)
-
-    def dwell(self, column: str, clusters: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Times (n,) float64 and clusters (n, columns) as hashes; 0 where the row is broken."""
-        times = self.numbers(column)
-        bad = ~(np.isfinite(times) & (times >= 0))
-        self._mark(
-            np.flatnonzero(bad),
-            lambda i: f"the dwell time '{column}' is {times[i]:g}, where 0 or more was wanted",
-        )
-        times = np.where(bad, 0.0, times)
-        table = self.chunk.table
-        codes = [self._hashes(table[name], Categorical(name)) for name in clusters]
-        columns = np.stack(codes, 1) if codes else np.zeros((len(times), 1), np.int64)
-        return torch.from_numpy(times), torch.from_numpy(columns)
-
-    def labels(self, task: Task) -> np.ndarray:
-        """0 or 1, float64."""
-        encoded = self._text(self.chunk.table[task.source], task.source).dictionary_encode()
-        codes = encoded.indices.to_numpy(zero_copy_only=False)
-        values = encoded.dictionary.to_pylist()
-        if task.positive is None:
-            known = np.array([_zero_or_one(v) for v in values], np.float64)
-        else:
-            known = np.array(
-                [np.nan if v == "" else v == task.positive for v in values], np.float64
-            )
-        labels = known[codes] if len(known) else np.zeros(0)
-
-        def message(i: int) -> str:
-            value = values[codes[i]]
-            found = f"is '{value}', where 0 or 1 was wanted" if value else "is missing"
-            return f"the label '{task.source}' {found}"
-
-        self._mark(np.flatnonzero(np.isnan(labels)), message)
-        return labels

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets import DataError
-from ..datasets.table import LABEL_NAMES, MOSTLY, NUMBER, _is_id
 from ..models import Categorical, Schema, Table, Task
-from .features import _ChunkReader
-from .files import Broken, Chunk, Source
+from .broken import Broken
+from .columns import ColumnReader
+from .errors import DataError
+from .files import Chunk
 from .packages import need
+from .source import Source
+from .values import LABEL_NAMES, MOSTLY, NUMBER, is_id
 
 SAMPLE_ROWS = 500_000
 MAX_VALUES = 128  # a number with no more distinct values also gets an id per value
@@ -127,7 +129,7 @@ class _Looks:
         pa, pc = need("pyarrow"), need("pyarrow.compute")
         kind = sample.table[column].type
         self.is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        reader = _ChunkReader(sample)
+        reader = ColumnReader(sample)
         if self.is_list:
             flat = sample.table[column].combine_chunks().flatten()
             self.distinct, self.values = pc.count_distinct(flat).as_py(), None
@@ -150,7 +152,7 @@ class _Looks:
             return True
         if np.any(values != np.floor(values)):
             return False
-        if _is_id(column, values):
+        if is_id(column, values):
             return True
         distinct = len(np.unique(values))
         return distinct > MAX_VALUES and distinct >= FILLED * (values.max() - values.min() + 1)

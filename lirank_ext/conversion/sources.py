@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._surgery import Leave
-from .nn.cross_net import FullRankCrossNet, LowRankCrossNet, MixtureCrossNet
+from ..nn.cross_net import FullRankCrossNet, LowRankCrossNet, MixtureCrossNet
+from .surgery import Leave
 
 Convert = Callable[[nn.Module], nn.Module]
 
@@ -46,7 +46,7 @@ def twin(module: nn.Module) -> type[nn.Module] | None:
     if name is None:
         return None
     file, _, name = name.rpartition(".")
-    return getattr(importlib.import_module(f".nn.{file}", __package__), name)
+    return getattr(importlib.import_module(f"..nn.{file}", __package__), name)
 
 
 def _is_ours(kind: type) -> bool:

@@ -1,11 +1,11 @@
-"""Optional packages of the training."""
+"""Optional packages, imported where they are first needed."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
 
-from ..datasets import MissingPackage
+from .errors import MissingPackage
 
 
 def need(name: str, extra: str = "train") -> ModuleType:
@@ -18,6 +18,6 @@ def need(name: str, extra: str = "train") -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise MissingPackage(
-            f"training needs {name.split('.')[0]}, which is not installed: "
+            f"this command needs {name.split('.')[0]}, which is not installed: "
             f"pip install 'lirank_ext[{extra}]'"
         ) from error

@@ -1,0 +1,1 @@
+"""Models converted in place: modules swapped for faster equals, tables quantized."""

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -66,8 +66,8 @@ class Progress:
             self._last = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
 
-    def show(self, **figures: str) -> None:
-        """Show figures beside the count from now on."""
+    def show(self, figures: Mapping[str, str]) -> None:
+        """Show these figures beside the count from now on."""
         self.figures.update(figures)
         if self._bar is not None:
             self._bar.set_postfix(self.figures)

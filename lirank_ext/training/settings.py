@@ -10,6 +10,21 @@ from ..models import ConfigError, LiRankConfig
 from ..models._parse import parse, read_yaml
 
 
+# What may change while a training is under way: how far it goes and what it writes, and not what
+# it has computed so far.
+RESUMABLE = (
+    "epochs",
+    "max_steps",
+    "patience",
+    "evaluate_every",
+    "checkpoint_every",
+    "prefetch",
+    "bad_rows",
+    "tensorboard",
+    "fisher_rows",
+)
+
+
 @dataclass
 class Settings:
     """Options of a training run. The paper gives the methods; the numbers here are free choices
@@ -86,6 +101,8 @@ class Settings:
     fisher_rows: int = 500
 
     def __post_init__(self) -> None:
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed: wanted a number below 2**63, got {self.seed}")
         _check(self, 2, "batch_size")
         _check(self, 1, "epochs", "shuffle_rows")
         _check(self, 0, "lr", "table_lr", "lr_scale", "weight_decay", "table_l2", "clip", "seed")

@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train every variant with every seed and print the differences."""
     options.check_packages()
+    from ..data.broken import Broken
     from ..training import ablation
     from ..training.defaults import configuration
-    from ..data.broken import Broken
     from ..training.metrics import evaluate
     from ..training.session import dwell_of, open_loader, open_trainer
 

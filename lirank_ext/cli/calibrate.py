@@ -37,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
     used = open_model(args.model, args.data, options.use_device(args), skip=args.skip_bad_rows)
     model, loader, device = used.model, used.loader, used.device
     if model.calibration is None:
-        raise UserError(
-            f"{args.model}: the model has no calibration (calibration.enabled = false)"
-        )
+        raise UserError(f"{args.model}: the model has no calibration (calibration.enabled = false)")
     output = options.make_folder(args.model if args.output is None else args.output)
     before = evaluate(model, loader, device)
     if not all(m.rows for m in before.values()):

@@ -4,23 +4,19 @@ from ._parse import ConfigError
 from .config import (
     MLP,
     Calibration,
-    Categorical,
     Cross,
-    Dwell,
     Embedding,
     Explore,
     Head,
-    History,
     HistoryBlock,
     LiRankConfig,
     Numeric,
     Popularity,
-    Schema,
     Table,
-    Task,
-    with_schema,
 )
 from .lirank import LiRank
+from .presets import preset, with_schema
+from .schema import Categorical, Dwell, History, Schema, Task
 
 __all__ = [
     "MLP",
@@ -41,5 +37,6 @@ __all__ = [
     "Schema",
     "Table",
     "Task",
+    "preset",
     "with_schema",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,6 +97,29 @@ def _plain(hint: type, value: Any, where: str) -> Any:
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
         raise ConfigError(f"{where}: wanted {names[hint]}, got {value!r}")
     return value
+
+
+def refuse_twice(what: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{what}: '{name}' is there more than once")
+
+
+def check_at_least(least: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"{name}: wanted {least} or more, got {value}")
+
+
+def check_share(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"{name}: wanted a number in [0, 1), got {value}")
+
+
+def refuse_unknown(where: str, what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"{where}: no {what} '{name}'{did_you_mean(name, known)}")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a LiRank model is made of: the columns it reads and the blocks it has.
+"""The blocks that a LiRank model is made of.
 
 The paper leaves many numbers open; each is a field with a default, and the docstrings say which
 are the paper's. Every block can be switched off, so that an ablation is a configuration.
@@ -7,192 +7,13 @@ are the paper's. Every block can be switched off, so that an ablation is a confi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from ..nn._common import did_you_mean
-from ._parse import ConfigError, parse, read_yaml
-
-
-def _refuse_twice(what: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{what}: '{name}' is there more than once")
-
-
-def _at_least(least: float, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value >= least:
-            raise ConfigError(f"{name}: wanted {least} or more, got {value}")
-
-
-def _share(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ConfigError(f"{name}: wanted a number in [0, 1), got {value}")
-
-
-@dataclass
-class Categorical:
-    """A column of ids; every value is hashed as ``prefix=value``.
-
-    Attributes:
-        name: of the column.
-        table: the embedding table it looks up. Columns may share one.
-        prefix: columns of one table that share it share the rows of equal values too, as a
-            member's and a job's title do; the column's name if None.
-        separator: splits a cell into several ids, pooled; None takes the cell as one id.
-        edges: bounds of bins; the column then holds numbers, and the id is that of the bin.
-    """
-
-    name: str
-    table: str = "ids"
-    prefix: str | None = None
-    separator: str | None = None
-    edges: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.separator == "":
-            raise ConfigError(f"column '{self.name}': separator: wanted text, got ''")
-        if self.edges != sorted(self.edges):
-            raise ConfigError(f"column '{self.name}': edges: wanted rising numbers")
-
-    @property
-    def key(self) -> str:
-        """The prefix in use."""
-        return self.name if self.prefix is None else self.prefix
-
-
-@dataclass
-class History:
-    """A column of past items, each hashed as a value of the candidate's column.
-
-    Attributes:
-        name: of the column: cells of several items, or lists.
-        candidate: the categorical column that the items are of.
-        actions: a column of as many actions (click, like...), or None.
-        separator: between the items of a cell of text.
-        newest_first: their order.
-    """
-
-    name: str
-    candidate: str
-    actions: str | None = None
-    separator: str = " "
-    newest_first: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.separator:
-            raise ConfigError(f"history '{self.name}': separator: wanted text, got ''")
-
-
-@dataclass
-class Dwell:
-    """A label that is 1 where the time spent is above the percentile of its cluster.
-
-    The thresholds are measured on the rows trained on, one update of
-    :class:`lirank_ext.nn.LongDwellLabels` for each training, and kept with the model: every
-    increment measures them again. The paper: the 90th percentile (as an example), clusters of
-    ranking position, content type and platform, a measurement a day.
-
-    Attributes:
-        clusters: columns whose values tell the clusters apart; none is one cluster.
-        quantile, window, min_count: as in :class:`lirank_ext.nn.LongDwellLabels`.
-    """
-
-    clusters: list[str] = field(default_factory=list)
-    quantile: float = 0.9
-    window: int = 1
-    min_count: int = 100
-
-    def __post_init__(self) -> None:
-        _refuse_twice("clusters", self.clusters)
-        _at_least(1, window=self.window, min_count=self.min_count)
-        if not 0 < self.quantile < 1:
-            raise ConfigError(f"quantile: wanted a number in (0, 1), got {self.quantile}")
-
-
-@dataclass
-class Task:
-    """A label to predict.
-
-    Attributes:
-        name: of the task.
-        column: of the labels, 0 or 1; the task's name if None.
-        positive: the value that counts as 1, all others as 0; None wants 0 and 1.
-        weight: of its loss. The paper's weights are not given; 1 is a free choice.
-        dwell: the column holds times, and the label is "stayed long".
-    """
-
-    name: str
-    column: str | None = None
-    positive: str | None = None
-    weight: float = 1.0
-    dwell: Dwell | None = None
-
-    def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ConfigError(f"task '{self.name}': weight: wanted 0 or more, got {self.weight}")
-        if self.dwell is not None and self.positive is not None:
-            raise ConfigError(f"task '{self.name}': a time has no positive value: leave one out")
-
-    @property
-    def source(self) -> str:
-        """The column in use."""
-        return self.name if self.column is None else self.column
-
-
-@dataclass
-class Schema:
-    """The columns of a row.
-
-    Attributes:
-        numeric: columns of numbers.
-        log: those of them to map by ``sign(x) log(1 + |x|)`` first: counts and amounts.
-        categorical, history, tasks: see there.
-        popularity: column whose values get a random effect each; see :class:`Popularity`.
-    """
-
-    numeric: list[str] = field(default_factory=list)
-    log: list[str] = field(default_factory=list)
-    categorical: list[Categorical] = field(default_factory=list)
-    history: list[History] = field(default_factory=list)
-    tasks: list[Task] = field(default_factory=list)
-    popularity: str | None = None
-
-    def __post_init__(self) -> None:
-        names = [c.name for c in self.categorical]
-        _refuse_twice("numeric", self.numeric)
-        _refuse_twice("categorical", names)
-        _refuse_twice("history", [h.name for h in self.history])
-        _refuse_twice("tasks", [t.name for t in self.tasks])
-        for name in self.log:
-            _refuse_unknown("log", "numeric column", name, self.numeric)
-        for history in self.history:
-            what = f"history '{history.name}': candidate"
-            _refuse_unknown(what, "categorical column", history.candidate, names)
-
-    @property
-    def columns(self) -> list[str]:
-        """All columns read as features."""
-        names = [*self.numeric, *(c.name for c in self.categorical)]
-        names += [h.name for h in self.history]
-        names += [h.actions for h in self.history if h.actions]
-        return list(dict.fromkeys([*names, *([self.popularity] if self.popularity else [])]))
-
-    def tables(self) -> dict[str, list[Categorical]]:
-        """The columns of every table, in order."""
-        tables: dict[str, list[Categorical]] = {}
-        for column in self.categorical:
-            tables.setdefault(column.table, []).append(column)
-        return tables
-
-
-def _refuse_unknown(where: str, what: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ConfigError(f"{where}: no {what} '{name}'{did_you_mean(name, known)}")
+from ._parse import ConfigError, check_at_least, check_share, parse, read_yaml, refuse_unknown
+from .schema import Schema
 
 
 @dataclass
@@ -231,9 +52,11 @@ class Embedding:
     tables: dict[str, Table] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _at_least(1, dim=self.dim, num_buckets=self.num_buckets, num_remainders=self.num_remainders)
-        _at_least(0, init_norm=self.init_norm)
-        _share(dropout=self.dropout)
+        check_at_least(
+            1, dim=self.dim, num_buckets=self.num_buckets, num_remainders=self.num_remainders
+        )
+        check_at_least(0, init_norm=self.init_norm)
+        check_share(dropout=self.dropout)
 
 
 @dataclass
@@ -268,8 +91,8 @@ class Cross:
     merge: Literal["sum", "mean", "concat"] = "sum"
 
     def __post_init__(self) -> None:
-        _at_least(1, num_layers=self.num_layers, rank=self.rank, token_dim=self.token_dim)
-        _at_least(1, attention_rank=self.attention_rank)
+        check_at_least(1, num_layers=self.num_layers, rank=self.rank, token_dim=self.token_dim)
+        check_at_least(1, attention_rank=self.attention_rank)
 
 
 @dataclass
@@ -283,7 +106,7 @@ class MLP:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _share(dropout=self.dropout)
+        check_share(dropout=self.dropout)
         if not self.dims or min(self.dims) < 1:
             raise ConfigError(f"dims: wanted at least one positive width, got {self.dims}")
 
@@ -312,10 +135,14 @@ class HistoryBlock:
     positions: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(1, num_layers=self.num_layers, num_heads=self.num_heads, max_len=self.max_len)
-        _at_least(1, action_dim=self.action_dim, width=self.width, feed_forward=self.feed_forward)
-        _at_least(0, last=self.last)
-        _share(dropout=self.dropout)
+        check_at_least(
+            1, num_layers=self.num_layers, num_heads=self.num_heads, max_len=self.max_len
+        )
+        check_at_least(
+            1, action_dim=self.action_dim, width=self.width, feed_forward=self.feed_forward
+        )
+        check_at_least(0, last=self.last)
+        check_share(dropout=self.dropout)
 
 
 @dataclass
@@ -349,7 +176,7 @@ class Head:
     num_shared_experts: int = 2
 
     def __post_init__(self) -> None:
-        _share(dropout=self.dropout)
+        check_share(dropout=self.dropout)
         if self.interactions == "per_tower" and self.kind in ("mmoe", "ple"):
             raise ConfigError(
                 f"interactions: 'per_tower' goes with 'hard' or 'grouped', not with '{self.kind}'"
@@ -413,13 +240,15 @@ class LiRankConfig:
     calibration: Calibration = field(default_factory=Calibration)
     popularity: Popularity = field(default_factory=Popularity)
     explore: Explore = field(default_factory=Explore)
+    # One of the paper's models, by name; ``presets.py``, which builds them of this class, sets it.
+    preset: ClassVar[Callable[..., LiRankConfig]]
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.schema.categorical]
         for name in self.calibration.columns:
-            _refuse_unknown("calibration.columns", "categorical column", name, names)
+            refuse_unknown("calibration.columns", "categorical column", name, names)
         for name in self.embedding.tables:
-            _refuse_unknown("embedding.tables", "table", name, list(self.schema.tables()))
+            refuse_unknown("embedding.tables", "table", name, list(self.schema.tables()))
         self._check_groups()
 
     def _check_groups(self) -> None:
@@ -428,7 +257,7 @@ class LiRankConfig:
         tasks = [t.name for t in self.schema.tasks]
         grouped = [name for group in self.head.groups for name in group]
         for name in grouped:
-            _refuse_unknown("head.groups", "task", name, tasks)
+            refuse_unknown("head.groups", "task", name, tasks)
         missing = [name for name in tasks if name not in grouped]
         if missing or len(grouped) != len(tasks) or not all(self.head.groups):
             wanted = f"every task exactly once ({', '.join(tasks)})"
@@ -466,47 +295,3 @@ class LiRankConfig:
         import yaml
 
         Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
-
-    @classmethod
-    def preset(cls, name: str, schema: Schema | None = None) -> LiRankConfig:
-        """One of the paper's models: ``"feed"``, ``"jobs"`` or ``"ads"``.
-
-        Args:
-            name: of the preset.
-            schema: columns to use in place of the preset's own, which are the paper's.
-
-        Raises:
-            ConfigError: the name is unknown.
-        """
-        from .presets import PRESETS
-
-        if name not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise ConfigError(
-                f"preset: wanted one of {known}, got '{name}'" + did_you_mean(name, PRESETS)
-            )
-        config = PRESETS[name]()
-        return config if schema is None else with_schema(config, schema)
-
-
-def with_schema(config: LiRankConfig, schema: Schema) -> LiRankConfig:
-    """The blocks of ``config`` on other columns.
-
-    Groups, table sizes and calibration columns that name what ``schema`` lacks are dropped: they
-    belong to the old columns.
-    """
-    names = {c.name for c in schema.categorical}
-    tasks = sorted(t.name for t in schema.tasks)
-    groups = config.head.groups
-    if groups is not None and sorted(name for group in groups for name in group) != tasks:
-        groups = None
-    tables = schema.tables()
-    sizes = {name: size for name, size in config.embedding.tables.items() if name in tables}
-    columns = [name for name in config.calibration.columns if name in names]
-    return dataclasses.replace(
-        config,
-        schema=schema,
-        head=dataclasses.replace(config.head, groups=groups),
-        embedding=dataclasses.replace(config.embedding, tables=sizes),
-        calibration=dataclasses.replace(config.calibration, columns=columns),
-    )

@@ -14,8 +14,10 @@ from ..nn.explore import NeuralLinear
 from ..nn.inputs import NumericBatchNorm
 from ..nn.isotonic import IsotonicCalibration
 from ..nn.random_effect import RandomEffect
+from ._parse import ConfigError
 from .blocks import HistoryFeature, SeparateHead, SharedHead, make_table
-from .config import ConfigError, Dwell, LiRankConfig
+from .config import LiRankConfig
+from .schema import Dwell
 
 Features = Mapping[str, Tensor]
 

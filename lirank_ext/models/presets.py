@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from .config import (
-    MLP,
-    Calibration,
-    Categorical,
-    Cross,
-    Embedding,
-    Head,
-    History,
-    LiRankConfig,
-    Schema,
-    Table,
-    Task,
-)
+import dataclasses
+
+from ..nn._common import did_you_mean
+from ._parse import ConfigError
+from .config import MLP, Calibration, Cross, Embedding, Head, LiRankConfig, Table
+from .schema import Categorical, History, Schema, Task
 
 JOBS_MATRICES = ("title", "skill", "company", "industry", "seniority")
 
@@ -90,3 +83,47 @@ def ads() -> LiRankConfig:
 
 
 PRESETS = {"feed": feed, "jobs": jobs, "ads": ads}
+
+
+def preset(name: str, schema: Schema | None = None) -> LiRankConfig:
+    """One of the paper's models: ``"feed"``, ``"jobs"`` or ``"ads"``.
+
+    Args:
+        name: of the preset.
+        schema: columns to use in place of the preset's own, which are the paper's.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name not in PRESETS:
+        known = ", ".join(PRESETS)
+        hint = did_you_mean(name, PRESETS)
+        raise ConfigError(f"preset: wanted one of {known}, got '{name}'{hint}")
+    config = PRESETS[name]()
+    return config if schema is None else with_schema(config, schema)
+
+
+LiRankConfig.preset = staticmethod(preset)
+
+
+def with_schema(config: LiRankConfig, schema: Schema) -> LiRankConfig:
+    """The blocks of ``config`` on other columns.
+
+    Groups, table sizes and calibration columns that name what ``schema`` lacks are dropped: they
+    belong to the old columns.
+    """
+    names = {c.name for c in schema.categorical}
+    tasks = sorted(t.name for t in schema.tasks)
+    groups = config.head.groups
+    if groups is not None and sorted(name for group in groups for name in group) != tasks:
+        groups = None
+    tables = schema.tables()
+    sizes = {name: size for name, size in config.embedding.tables.items() if name in tables}
+    columns = [name for name in config.calibration.columns if name in names]
+    return dataclasses.replace(
+        config,
+        schema=schema,
+        head=dataclasses.replace(config.head, groups=groups),
+        embedding=dataclasses.replace(config.embedding, tables=sizes),
+        calibration=dataclasses.replace(config.calibration, columns=columns),
+    )

@@ -14,7 +14,6 @@ from ..data.features import Batch
 from ..data.packages import need
 from ..models import LiRank
 
-
 Figures = dict[str, float | None]
 
 

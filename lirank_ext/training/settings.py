@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ..models import ConfigError, LiRankConfig
 from ..models._parse import parse, read_yaml
-
 
 # What may change while a training is under way: how far it goes and what it writes, and not what
 # it has computed so far.
@@ -149,6 +149,14 @@ class Config:
         return dataclasses.asdict(self)
 
     @classmethod
-    def load(cls, path: Any) -> Config:
+    def load(cls, path: str | Path) -> Config:
         """From a YAML file."""
         return cls.from_dict(read_yaml(path), str(path))
+
+    def save(self, path: Path) -> None:
+        """Write a YAML file that :meth:`load` reads."""
+        import yaml
+
+        from .checkpoint import save_text
+
+        save_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))

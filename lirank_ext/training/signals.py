@@ -24,7 +24,7 @@ class Interrupted(UserError):
 
 
 class StopSignals:
-    """While it is entered, a first SIGINT or SIGTERM is noted; a second one does what it always did.
+    """Notes a first SIGINT or SIGTERM while it is entered; a second one has its usual effect.
 
     Python hands signals to the main thread only; in any other thread nothing is changed.
 

@@ -22,8 +22,6 @@ from lirank_ext.training.incremental import (  # noqa: E402
     save_increment,
     start_increment,
 )
-    load_previous,
-)
 from lirank_ext.training.session import (  # noqa: E402
     dwell_of,
     load_model,

@@ -113,7 +113,7 @@ def test_trials_and_resumed_trainings_have_the_same_thresholds(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     first = open_trainer(config, [path], output=out)
-    first.after_step = lambda t: setattr(t, "stop_signal", 15 if t.progress.step == 4 else 0)
+    first.after_step = lambda t: setattr(t.signals, "received", 15 if t.progress.step == 4 else 0)
     with pytest.raises(Exception, match="stopped after step 4"):
         first.fit()
     second = open_trainer(config, [path], output=out)

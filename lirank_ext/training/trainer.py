@@ -52,6 +52,7 @@ class Trainer:
         model: the :class:`lirank_ext.models.LiRank`.
         progress: where the training stands.
         penalty: keeps the weights near those of older data; None for none.
+        signals: a signal that came ends the training at the next step.
         rows, seconds: trained on by this process, and how long it took without evaluations.
     """
 
@@ -95,7 +96,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.penalty: IncrementalPenalty | None = None
         self.rows, self.seconds = 0, 0.0
-        self._signals = StopSignals()
+        self.signals = StopSignals()
         self._unread_loss: Tensor | None = None
         self._writer: SummaryWriter | None = None
 
@@ -107,7 +108,7 @@ class Trainer:
             Interrupted: a signal came; a checkpoint was written first.
         """
         self._open_writer()
-        with self._signals, self._bar() as bar:
+        with self.signals, self._bar() as bar:
             while not self.progress.done:
                 self._epoch(bar)
         if self.best:
@@ -172,11 +173,11 @@ class Trainer:
         every = self.settings.checkpoint_every
         if self.after_step is not None:
             self.after_step(self)
-        if self._signals.received:
+        if self.signals.received:
             self.checkpoint()
             step, folder = self.progress.step, self.output
             kept = f"; --resume goes on from {folder}" if folder else ""
-            raise Interrupted(f"stopped after step {step}{kept}", self._signals.received)
+            raise Interrupted(f"stopped after step {step}{kept}", self.signals.received)
         if done or (every and self.progress.step % every == 0):
             self.checkpoint()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from lirank_ext import _library
+from lirank_ext.library import load
 
 SECONDS = 0.3
 # The best of so many readings, spread over the run: a slow spell must not lower a ceiling.
@@ -34,7 +34,7 @@ class Ceilings:
 
     def _keep(self, name: str, measure: Callable[[], float]) -> float | None:
         """The rate; None where nothing here can measure it."""
-        if self.device == "cpu" and _library.extension is None:
+        if self.device == "cpu" and load.extension is None:
             return None
         self._takes[name] = self._takes.get(name, 0) + 1
         if self._takes[name] <= TAKES:
@@ -74,7 +74,7 @@ class Ceilings:
 
 
 def _cpu(name: str, *sizes: int) -> Callable[[float], float]:
-    loop = getattr(_library.extension, f"ceiling_{name}")
+    loop = getattr(load.extension, f"ceiling_{name}")
     return lambda seconds: loop(*sizes, torch.get_num_threads(), seconds)
 
 

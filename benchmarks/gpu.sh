@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Everything a machine with a GPU has to show, in eight minutes: benchmarks/gpu.sh [FOLDER]
-# Builds, captures graphs, verifies every op on CUDA, runs the sanitizers, measures beside floors.
-# Logs and figures, eight files at most, go to FOLDER (default: gpu-results). The last line says
-# what to do next. PYTHON names the interpreter; else .venv's, or python3 where that sees no GPU.
-# Nothing is installed: where the package is not, links in a folder of its own stand in for it.
+# Everything a machine with a GPU has to show, in five minutes: benchmarks/gpu.sh [FOLDER] [OPTIONS]
+# Checks and times every op, verifies, runs the sanitizers (lirank_ext/benchmarks/gpu/drive.py).
+# Logs and figures, seven files, go to FOLDER (default: gpu-results). PYTHON names the
+# interpreter; else .venv's, or python3 where that sees no GPU. Nothing is installed: where the
+# package is not, links in a folder of its own stand in for it. A folder that `make gpu-kit` made
+# (GPU_KIT, default .kit) spares all compiling where its versions fit; else the library is built.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 folder=$(realpath -m "${1:-gpu-results}")
+shift || true
+kit=$(realpath -m "${GPU_KIT:-.kit}")
 started=$SECONDS
-limit=${GPU_SH_SECONDS:-470}
+limit=${GPU_SH_SECONDS:-290}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export scratch
 
 say() { echo "gpu.sh: $*"; }
 stop() { say "$*" >&2; exit 2; }
@@ -22,81 +24,38 @@ for python in ${PYTHON:-.venv/bin/python python3}; do
   python=
 done
 [ -n "$python" ] || stop "no CUDA device seen by PyTorch: run this on a machine with a GPU and a CUDA build of PyTorch, or set PYTHON."
-export python
 
-# lirank_ext.kernels and .benchmarks lie beside the package: an editable install maps them.
-if ! "$python" -c 'import lirank_ext.kernels, lirank_ext.benchmarks' 2> /dev/null; then
-  mkdir -p "$scratch/site/lirank_ext"
-  for name in lirank_ext/* kernels benchmarks; do
-    ln -s "$PWD/$name" "$scratch/site/lirank_ext/$(basename "$name")"
-  done
-  export PYTHONPATH="$scratch/site${PYTHONPATH:+:$PYTHONPATH}"
-  export PYTHONSAFEPATH=1 # or -m would find ./lirank_ext first, which is not the whole package
-fi
-
-mkdir -p "$folder"
-failed=()
-
-# step SECONDS NAME COMMAND...: within its own limit and that of the whole.
-step() {
-  local most=$1 name=$2 left=$((limit - (SECONDS - started)))
-  shift 2
-  if ((left < 10)); then
-    say "$name: left out, the eight minutes are over"
-    failed+=("$name (not run)")
-    return 1
-  fi
-  ((most < left)) || most=$left
-  if timeout -k 5 "$most" "$@" > "$folder/$name.log" 2>&1; then
-    say "$name: passed ($((SECONDS - started)) s)"
-  else
-    say "$name: FAILED, see $folder/$name.log"
-    failed+=("$name")
-    return 1
-  fi
+# lirank_ext.kernels and .benchmarks lie beside the package, and the libraries may come from a kit.
+mkdir -p "$scratch/site/lirank_ext" "$folder"
+for name in lirank_ext/* kernels benchmarks; do
+  case $name in *.so) ;; *) ln -sfn "$PWD/$name" "$scratch/site/lirank_ext/$(basename "$name")" ;; esac
+done
+ln -sfn "$PWD/tests" "$scratch/site/tests"
+fits() {
+  [ -f "$kit/kit.json" ] && "$python" - "$kit/kit.json" << 'END'
+import json, os, sys
+import torch, triton
+here = {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "triton": triton.__version__}
+here |= {"torch": torch.__version__.split("+")[0], "machine": os.uname().machine}
+wanted = json.load(open(sys.argv[1]))
+if wanted != here:
+    print(f"gpu.sh: the kit is for {wanted}, here is {here}")
+sys.exit(wanted != here)
+END
 }
-
-build() {
-  FORCE_CUDA=1 "$python" setup.py build_ext --inplace || return
-  # Links to what has just been built, where links stand in for the package.
-  if [ -d "$scratch/site" ]; then ln -sf "$PWD"/lirank_ext/*.so "$scratch/site/lirank_ext/"; fi
-  "$python" -m lirank_ext info
-}
-
-# Compiling Triton kernels is most of it, so ops go side by side; a table for each.
-verify() {
-  "$python" -c 'from lirank_ext.verify import public_ops; print(*public_ops(), sep="\n")' \
-    | xargs -P "$(nproc)" -I OP sh -c \
-      '"$python" -m lirank_ext verify --device cuda --op OP > "$scratch/OP.txt" 2>&1; rc=$?
-       cat "$scratch/OP.txt"; exit $rc'
-}
-
-sanitize() { compute-sanitizer --tool "$1" --error-exitcode 1 "$python" tests/test_cuda_graph.py; }
-export -f build verify sanitize
-
-if command -v nvcc > /dev/null; then
-  step 200 build bash -c build
+if fits; then
+  ln -sf "$kit"/*.so "$scratch/site/lirank_ext/"
+  cp -r "$kit/triton" "$scratch/triton" 2> /dev/null && export TRITON_CACHE_DIR="$scratch/triton"
+  [ -d "$kit/fbgemm" ] && extra=":$kit/fbgemm"
+  say "the libraries come from $kit"
 else
-  say "no nvcc on PATH: Triton kernels and the references serve, unless the library was brought along"
-  "$python" -m lirank_ext info > "$folder/build.log" 2>&1
+  command -v nvcc > /dev/null || stop "no kit that fits, and no nvcc on PATH to build the CUDA library"
+  FORCE_CUDA=1 "$python" setup.py build_ext --inplace > "$folder/build.log" 2>&1 \
+    || stop "the build failed, see $folder/build.log"
+  ln -sf "$PWD"/lirank_ext/*.so "$scratch/site/lirank_ext/"
+  say "built in $((SECONDS - started)) s"
 fi
-step 70 graph "$python" -m pytest -q tests/test_cuda_graph.py tests/test_triton_net.py -k "not interpreted"
-step 130 verify bash -c verify
-# Half of what is left goes to the figures; what has begun ends, for which half a minute is kept.
-left=$(((limit - (SECONDS - started)) / 2))
-step $((left + 30)) bench "$python" -m lirank_ext.benchmarks.gpu_run \
-  --seconds $((left > 15 ? left : 15)) --json "$folder/bench.json"
-sed -n '/of floor/,$p' "$folder/bench.log" 2> /dev/null
-if command -v compute-sanitizer > /dev/null; then
-  for tool in memcheck racecheck; do
-    step 90 "$tool" bash -c "sanitize $tool"
-  done
-else
-  failed+=("sanitizers (no compute-sanitizer on PATH)")
-fi
-
-if ((${#failed[@]})); then
-  say "next: mend ${failed[*]} (logs in $folder), then run this again."
-  exit 1
-fi
-say "next: compare $folder/bench.json with the targets; 'python -m lirank_ext bench --device cuda --peers' takes longer and adds torch.compile and the peers."
+export PYTHONPATH="$scratch/site${extra:-}${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 # or -m would find ./lirank_ext first
+"$python" -m lirank_ext.benchmarks.gpu.drive --out "$folder" \
+  --seconds $((limit - (SECONDS - started))) "$@"

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lirank_ext._library import OPS
 from lirank_ext.benchmarks.ceilings import Ceilings
 from lirank_ext.benchmarks.memory import peak_extra_bytes
 from lirank_ext.benchmarks.report import OURS, Measured, Report, Timing
+from lirank_ext.library.op import OPS
 
 # Repeats of a workload: at least, unless one takes minutes, and at most.
 LEAST, MOST = 5, 400

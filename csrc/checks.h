@@ -1,7 +1,7 @@
 // Checks and small helpers shared by the Torch side of every op.
 //
 // Every refusal reads "lirank::op: argument 'name': wanted ..., got ...". The Python
-// checks (lirank_ext/_checks.py) raise the same text, so an error reads the same in
+// checks (lirank_ext/library/checks.py) raise the same text, so an error reads the same in
 // eager, compiled and reference runs.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

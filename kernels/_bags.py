@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext._findings import findings
+from lirank_ext.library.device_errors import findings
 
 INDEX, OFFSETS, TABLES = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 ROW, CODES, VOCABULARY = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)

@@ -4,11 +4,20 @@ A launcher hands ``choose`` a short list of candidates (block sizes, warps, pipe
 another plan). The first call of a class of shapes times them all on the caller's tensors; every
 later one takes the fastest, so that a new batch size neither compiles nor waits. While a CUDA
 graph is being captured nothing can be timed: the first candidate, the safe one, runs then.
+
+Candidates sum in different orders, so their results differ in the last bits, and two processes
+may choose differently. Under ``torch.use_deterministic_algorithms(True)`` the first candidate
+always runs. The environment variable LIRANK_TRITON_CANDIDATE, read when this module is imported,
+or the context manager ``turn`` names one candidate for every choice and times none: sanitizers
+use it, and so do the tests of single candidates.
+
 The interpreter (TRITON_INTERPRET=1) and the resource report take part through ``record``.
+Kernels run on torch's current device: ``lirank_ext.library.gpu.launcher`` makes it the tensors' own.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +37,8 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 FUSION = {"enable_fp_fusion": True}
 
 _chosen: dict[tuple, int] = {}
-_turn = 0
+_named = os.environ.get("LIRANK_TRITON_CANDIDATE")
+_turn: int | None = int(_named) if _named else None
 _record: list[Launch] | None = None
 
 
@@ -39,6 +49,7 @@ class Launch:
     kernel: Any
     args: tuple
     constants: dict[str, Any]
+    grid: tuple[int, ...]
 
 
 @triton.jit
@@ -54,7 +65,7 @@ def dot(a, b, total, PRECISION: tl.constexpr):
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Run one kernel; nothing happens where the grid is empty."""
     if _record is not None:
-        _record.append(Launch(kernel, args, constants))
+        _record.append(Launch(kernel, args, constants, grid))
     elif 0 not in grid:
         kernel[grid](*args, **(FUSION | constants))
 
@@ -68,7 +79,7 @@ def choose(
     """Run the fastest candidate for this key; ``rehearse`` (``run`` if None) is what is timed.
 
     Args:
-        key: what the choice may depend on; see ``size_class``.
+        key: what the choice may depend on beside the current device; see ``size_class``.
         candidates: the first is taken where nothing can be timed.
         run: does the work with one candidate; running it twice must change nothing.
     """
@@ -76,9 +87,12 @@ def choose(
         for candidate in candidates:
             run(candidate)
         return
-    if INTERPRETED:
+    if _turn is not None:
         return run(candidates[_turn % len(candidates)])
-    place = _chosen.get(key, 0 if len(candidates) == 1 else None)
+    if INTERPRETED or len(candidates) == 1 or torch.are_deterministic_algorithms_enabled():
+        return run(candidates[0])
+    key = (torch.cuda.current_device(), *key)
+    place = _chosen.get(key)
     if place is None:
         if torch.cuda.is_current_stream_capturing():
             return run(candidates[0])
@@ -117,7 +131,7 @@ def recording():
 
 @contextmanager
 def turn(number: int):
-    """The interpreter takes candidate ``number`` modulo their count, instead of the first."""
+    """Every choice takes candidate ``number`` modulo their count; nothing is timed."""
     global _turn
     before, _turn = _turn, number
     try:

@@ -245,16 +245,16 @@ def _calibrate_rows_backward(
 ):
     """A block of columns for this program's share of the rows; the first block does the rest."""
     low, width = tl.full((), lower, COMPUTE), tl.full((), step, COMPUTE)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     w = tl.load(weight + column, mask=column < k, other=0).to(COMPUTE)
     total, total_bias = tl.zeros((COLUMNS,), COMPUTE), tl.zeros((ROWS,), COMPUTE)
-    jump = tl.num_programs(0).to(tl.int64) * ROWS
-    for start in range(tl.program_id(0).to(tl.int64) * ROWS, n, jump):
+    jump = tl.num_programs(1).to(tl.int64) * ROWS
+    for start in range(tl.program_id(1).to(tl.int64) * ROWS, n, jump):
         row = start + tl.arange(0, ROWS)
         x = tl.load(logits + row, mask=row < n, other=0).to(COMPUTE)
         g = tl.load(grad + row, mask=row < n, other=0).to(COMPUTE)
         index, part = _bucket(x, k, low, width)
-        if tl.program_id(1) == 0:
+        if tl.program_id(0) == 0:
             inside = (x >= low) & (x <= low + k.to(COMPUTE) * width)
             e = tl.load(embedding + row * k + index, mask=row < n, other=0).to(COMPUTE)
             slope = _relu(e + tl.load(weight + index).to(COMPUTE))
@@ -269,9 +269,9 @@ def _calibrate_rows_backward(
         de = tl.where(e + w[None, :] > 0, g[:, None] * v, 0.0)
         tl.store(grad_embedding + at, de.to(grad_embedding.dtype.element_ty), mask=valid)
         total += tl.sum(tl.where(valid, de, 0.0), 0)
-    tl.store(partial + tl.program_id(0).to(tl.int64) * k + column, total, mask=column < k)
-    if tl.program_id(1) == 0:
-        tl.store(partial_bias + tl.program_id(0), tl.sum(total_bias, 0))
+    tl.store(partial + tl.program_id(1).to(tl.int64) * k + column, total, mask=column < k)
+    if tl.program_id(0) == 0:
+        tl.store(partial_bias + tl.program_id(1), tl.sum(total_bias, 0))
 
 
 # ---- launchers ---------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def isotonic_calibration_backward(
     programs = max(1, min(triton.cdiv(n, 4 * c["ROWS"]), 4 * multiprocessors(x)))
     partial = torch.empty((programs, k), dtype=wide, device=x.device)
     partial_bias = torch.empty((programs,), dtype=wide, device=x.device)
-    grid = (programs, triton.cdiv(k, c["COLUMNS"]))
+    grid = (triton.cdiv(k, c["COLUMNS"]), programs)  # the second axis ends at 65,535
     args = (g, x, w, e, dx, de, partial, partial_bias, n, k, lower, step, compute_type(x))
     launch(_calibrate_rows_backward, grid, *args, **c)
     total, total_bias = partial.sum(0), partial_bias.sum()

@@ -3,12 +3,15 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <atomic>
+
 #include "bags.cuh"
 #include "errors.cuh"
 
 namespace lirank::gpu {
 
 constexpr int kBlock = 256;  // threads
+constexpr unsigned kWarp = 0xffffffffu;
 
 #if !defined(LIRANK_LAUNCH)
 #define LIRANK_LAUNCH(kernel, grid, stream, params) kernel<<<grid, kBlock, 0, stream>>>(params)
@@ -25,6 +28,18 @@ cudaError_t launch(void (*kernel)(Params), dim3 grid, cudaStream_t stream, const
 inline unsigned blocks_for(int64_t items, int64_t each, int64_t most = 1 << 20) {
   const int64_t wanted = (items + each - 1) / each;
   return (unsigned)(wanted < most ? wanted : most);
+}
+
+// Of the current device, asked for once.
+inline int64_t multiprocessors() {
+  static std::atomic<int> known[64];
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= 64) return 1;
+  if ((count = known[device].load()) > 0) return count;
+  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    return 1;
+  known[device] = count;
+  return count;
 }
 
 __device__ inline int64_t start_of(const Bags& b, int64_t item) {
@@ -54,6 +69,29 @@ __device__ inline void put(double* to, double x) { *to = x; }
 __device__ inline void put(__half* to, float x) { *to = __float2half_rn(x); }
 __device__ inline void put(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
 
+// 16 bytes of results. They are stored by __stwb, since the compiler makes four stores of an
+// assignment to a uint4.
+__device__ inline uint32_t bits_of(__half x) { return __half_as_ushort(x); }
+__device__ inline uint32_t bits_of(__nv_bfloat16 x) { return __bfloat16_as_ushort(x); }
+
+template <typename Out, typename Sum>
+__device__ inline uint4 packed_16(const Sum* x) {
+  uint32_t w[4];
+  if constexpr (sizeof(Out) == 2) {
+    Out half[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) put(half + j, x[j]);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) w[j] = bits_of(half[2 * j]) | bits_of(half[2 * j + 1]) << 16;
+  } else {
+    static_assert(sizeof(Out) == sizeof(Sum), "float or double");
+    uint4 whole;
+    memcpy(&whole, x, 16);
+    return whole;
+  }
+  return {w[0], w[1], w[2], w[3]};
+}
+
 // 16 bytes of results at a time where they lie so, else one by one.
 template <int columns, typename Out, typename Sum>
 __device__ inline void store_columns(Out* to, const Sum (&total)[columns], int64_t left) {
@@ -62,10 +100,7 @@ __device__ inline void store_columns(Out* to, const Sum (&total)[columns], int64
     if (left >= columns && (uintptr_t)to % 16 == 0) {
 #pragma unroll
       for (int c = 0; c < columns; c += kEach) {
-        alignas(16) Out part[kEach];
-#pragma unroll
-        for (int j = 0; j < kEach; ++j) put(part + j, total[c + j]);
-        *(uint4*)(to + c) = *(const uint4*)part;
+        __stwb((uint4*)(to + c), packed_16<Out>(total + c));
       }
       return;
     }
@@ -75,8 +110,31 @@ __device__ inline void store_columns(Out* to, const Sum (&total)[columns], int64
     if (c < left) put(to + c, total[c]);
 }
 
+// The other way round: 16 bytes at a time where they lie so; zeros where fewer than `columns` are
+// left.
+template <int columns, typename Sum>
+__device__ inline void load_columns(const Sum* from, int64_t left, Sum (&to)[columns]) {
+  constexpr int kEach = 16 / (int)sizeof(Sum);
+  struct alignas(16) Part {
+    Sum x[kEach];
+  };
+  if constexpr (columns % kEach == 0) {
+    if (left >= columns && (uintptr_t)from % 16 == 0) {
+#pragma unroll
+      for (int c = 0; c < columns; c += kEach) {
+        const Part part = *(const Part*)(from + c);
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) to[c + j] = part.x[j];
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < columns; ++c) to[c] = c < left ? from[c] : (Sum)0;
+}
+
 // Lanes that share a row: the power of two that holds `parts`, 32 at most.
-__device__ inline int lanes_for(int64_t parts) {
+__host__ __device__ inline int lanes_for(int64_t parts) {
   int lanes = 1;
   while (lanes < 32 && lanes < parts) lanes *= 2;
   return lanes;
@@ -85,7 +143,7 @@ __device__ inline int lanes_for(int64_t parts) {
 template <typename T>
 __device__ inline T warp_sum(T x) {
 #pragma unroll
-  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+  for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(kWarp, x, d);
   return x;
 }
 

@@ -22,8 +22,9 @@ __device__ Table table_at(const uint8_t* base, int64_t rows, int64_t dim, int64_
 }
 
 // Where table `index` lies, found by one warp: the tables before it are summed, 32 at a time, so
-// that nothing has to be prepared on the host or in memory. Two loads a lane for 32 tables, under
-// 1 us, once a block. Null where rows and dims do not fit the tensor; then no table is used.
+// that nothing has to be prepared on the host or in memory. About 740 instructions and two
+// barriers, once a block and table: blocks are as many as the device holds a few times over, and
+// stride over the bags. Null where rows and dims do not fit the tensor; then no table is used.
 // The answer stays in shared memory: copies of it in registers made the pooling spill.
 __device__ const Table* find_table(const PoolParams& p, int64_t index) {
   __shared__ Table table;
@@ -37,6 +38,7 @@ __device__ const Table* find_table(const PoolParams& p, int64_t index) {
     }
   } else if (threadIdx.x < 32) {
     int64_t tight = 0, aligned = 0, column = 0, all_tight = 0, all_aligned = 0, width = 0, bad = 0;
+#pragma unroll 1
     for (int64_t t = threadIdx.x; t < s.tables; t += 32) {
       const int64_t rows = s.rows[t], dim = s.dims[t];
       const int64_t row_bytes = dim > 0 ? rowwise::layout(dim, s.bits).row_bytes : 8;
@@ -63,100 +65,193 @@ __device__ const Table* find_table(const PoolParams& p, int64_t index) {
   return fits ? &table : nullptr;
 }
 
-__device__ float weight_at(const Bags& b, int64_t i) {
-  return b.weights ? ((const float*)b.weights)[i] : 1.0f;
+// Ids of consecutive rows, -1 from `last` on.
+template <typename Id, int rows>
+__device__ __forceinline__ void read_ids(const Bags& b, int64_t i, int64_t last, Id (&row)[rows]) {
+#pragma unroll
+  for (int k = 0; k < rows; ++k) row[k] = i + k < last ? __ldg((const Id*)b.ids + i + k) : (Id)-1;
 }
 
-// Codes and pair of the row of id i, weighted; zeros, and a count, where there is no such row.
-template <int bytes>
-__device__ __forceinline__ void load_row(const PoolParams& p, const Table& t, int64_t index,
-                                         int64_t i, int64_t at, bool tell, Words<bytes>& codes,
-                                         rowwise::Pair& pair) {
-  const int64_t row = id_at(p.bags, i);
-  codes = {};
-  pair = {0, 0};
-  if ((uint64_t)row >= (uint64_t)t.rows) {
-    if (tell) report(p.errors, Wrong::index, i, row, index, t.rows);
-    return;
+// Codes and pairs of rows, all asked for before the first is used. Zeros where there is no row;
+// true where that is so.
+template <int bytes, typename Id, int rows>
+__device__ __forceinline__ bool read_rows(const Table& t, const Id (&row)[rows], int64_t at,
+                                          Words<bytes> (&codes)[rows],
+                                          rowwise::Pair (&pair)[rows]) {
+  bool bad = false;
+#pragma unroll
+  for (int k = 0; k < rows; ++k) {
+    const int64_t r = row[k];
+    const bool good = (uint64_t)r < (uint64_t)t.rows;
+    bad = bad || !good;
+    codes[k] = {};
+    pair[k] = {0, 0};
+    if (good) pair[k] = load_pair(t.pairs + r * t.pair_stride);
+    if (good && at < t.code_bytes) codes[k] = load_words(t.codes + r * t.code_stride + at, codes);
   }
-  pair = load_pair(t.pairs + row * t.pair_stride);
-  if (at < t.code_bytes) codes = load_words(t.codes + row * t.code_stride + at, &codes);
-  const float w = weight_at(p.bags, i);
-  if (p.bags.weights) pair = {__fmul_rn(pair.scale, w), __fmul_rn(pair.mid, w)};
+  return bad;
 }
 
-// One bag, the columns of one lane from byte `at` of the row on.
-template <int bits, int bytes, typename Out>
-__device__ __forceinline__ void pool_columns(const PoolParams& p, const Table& t, int64_t index,
-                                             Range ids, int64_t at, bool tell, Out* out) {
-  constexpr int kColumns = bytes * 8 / bits, kRows = 4;
+// Reads the ids once more, so that nobody has to keep them in registers for this.
+template <typename Id>
+__device__ __forceinline__ void report_rows(const PoolParams& p, const Table& t, int64_t index,
+                                            int64_t i, int64_t last) {
+#pragma unroll 1
+  for (; i < last; ++i) {
+    const int64_t row = ((const Id*)p.bags.ids)[i];
+    if ((uint64_t)row >= (uint64_t)t.rows) report(p.errors, Wrong::index, i, row, index, t.rows);
+  }
+}
+
+constexpr int kRows = 4;  // rows that a group of lanes has in flight
+
+// Pooled rows of the bags from `bag` to `stop`, whose ids lie one behind the other; the columns of
+// one lane from byte `at` of the row on.
+template <int bits, int bytes, typename Id, typename Out>
+__device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, int64_t index,
+                                         int64_t bag, int64_t stop, Range ids, int64_t at,
+                                         bool tell) {
+  constexpr int kColumns = bytes * 8 / bits;
+  const int64_t first = at * 8 / bits, items = index * p.bags.bags;
   float total[kColumns] = {}, mids = 0;
-  int64_t i = ids.begin;
-  for (; i + kRows <= ids.end; i += kRows) {
+  int64_t end = bag + 1 < stop ? start_of(p.bags, items + bag + 1) : ids.end;
+  const auto finish = [&] {
+    float d = 1.0f;
+    if (p.bags.mean) {
+      const int64_t count = end - start_of(p.bags, items + bag);
+      d = count > 0 ? 1.0f / (float)count : 1.0f;
+    }
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) total[c] = (total[c] + mids) * d;
+    if (first < t.dim)
+      store_columns<kColumns>((Out*)p.out + bag * p.set.width + t.column + first, total,
+                              t.dim - first);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) total[c] = 0;
+    mids = 0;
+    ++bag;
+    end = bag < stop ? start_of(p.bags, items + bag + 1) : -1;
+  };
+  Id next[kRows];
+  read_ids(p.bags, ids.begin, ids.end, next);
+#pragma unroll 1
+  for (int64_t i = ids.begin; bag < stop; i += kRows) {
+    Id row[kRows];
     Words<bytes> codes[kRows];
     rowwise::Pair pair[kRows];
 #pragma unroll
-    for (int k = 0; k < kRows; ++k)
-      load_row<bytes>(p, t, index, i + k, at, tell, codes[k], pair[k]);
+    for (int k = 0; k < kRows; ++k) row[k] = next[k];
+    const bool bad = read_rows<bytes>(t, row, at, codes, pair);
+    read_ids(p.bags, i + kRows, ids.end, next);
+    if (bad && tell) report_rows<Id>(p, t, index, i, i + kRows < ids.end ? i + kRows : ids.end);
+    if (p.bags.weights) {
 #pragma unroll
-    for (int k = 0; k < kRows; ++k) {
+      for (int k = 0; k < kRows; ++k) {
+        const float w = i + k < ids.end ? __ldg((const float*)p.bags.weights + i + k) : 0.0f;
+        pair[k] = {__fmul_rn(pair[k].scale, w), __fmul_rn(pair[k].mid, w)};
+      }
+    }
+    // One copy of `finish` for the five places where a bag may end: with one in each place the code
+    // was larger than the cache of instructions.
+    const auto add = [&](int k) {
       mids = __fadd_rn(mids, pair[k].mid);
       add_codes<bits, bytes>(codes[k], pair[k].scale, total);
+    };
+    for (int k = 0;; finish()) {
+      switch (k) {
+        case 0:
+          if (i == end) break;
+          add(0);
+          [[fallthrough]];
+        case 1:
+          if (i + (k = 1) == end) break;
+          add(1);
+          [[fallthrough]];
+        case 2:
+          if (i + (k = 2) == end) break;
+          add(2);
+          [[fallthrough]];
+        case 3:
+          if (i + (k = 3) == end) break;
+          add(3);
+          [[fallthrough]];
+        case 4:
+          if (i + (k = 4) == end) break;
+          k = 5;
+      }
+      if (k == 5) break;
     }
   }
-  for (; i < ids.end; ++i) {
-    Words<bytes> codes;
-    rowwise::Pair pair;
-    load_row<bytes>(p, t, index, i, at, tell, codes, pair);
-    mids = __fadd_rn(mids, pair.mid);
-    add_codes<bits, bytes>(codes, pair.scale, total);
-  }
-  const float d = p.bags.mean && ids.end > ids.begin ? 1.0f / (float)(ids.end - ids.begin) : 1.0f;
-#pragma unroll
-  for (int c = 0; c < kColumns; ++c) total[c] = (total[c] + mids) * d;
-  const int64_t first = at * 8 / bits;
-  if (first < t.dim) store_columns<kColumns>(out + first, total, t.dim - first);
 }
 
-template <int bits, int bytes, typename Out>
+// Whether the offsets around `count` items from `item` on fit the ids.
+__device__ inline bool items_fit(const Bags& b, int64_t item, int64_t count) {
+  if (b.fixed >= 0) return true;
+  int64_t before = start_of(b, item);
+  bool good = before >= 0 && (item > 0 || before == 0);
+#pragma unroll 4
+  for (int64_t k = 1; k <= count; ++k) {
+    const int64_t start = start_of(b, item + k);
+    good = good && start >= before;
+    before = start;
+  }
+  return good && before <= b.count;
+}
+
+template <int bits, int bytes, typename Id, typename Out>
 __device__ void pool_table(const PoolParams& p, const Table& t, int64_t index) {
   const int lanes = lanes_for((t.code_bytes + bytes - 1) / bytes);
   const int lane = threadIdx.x % lanes, groups = kBlock / lanes;
-  const int64_t bags = p.bags.bags;
-  for (int64_t bag = (int64_t)blockIdx.x * groups + threadIdx.x / lanes; bag < bags;
-       bag += (int64_t)gridDim.x * groups) {
-    const Range ids = range_of(p.bags, index * bags + bag, p.errors, lane == 0);
-    Out* out = (Out*)p.out + bag * p.set.width + t.column;
-    for (int64_t base = 0; base < t.code_bytes; base += lanes * bytes)
-      pool_columns<bits, bytes>(p, t, index, ids, base + lane * bytes, base == 0 && lane == 0, out);
+  const int64_t bags = p.bags.bags, items = index * bags;
+  for (int64_t run = (int64_t)blockIdx.x * groups + threadIdx.x / lanes; run * p.run < bags;
+       run += (int64_t)gridDim.x * groups) {
+    int64_t bag = run * p.run;
+    const int64_t last = bag + p.run < bags ? bag + p.run : bags;
+    const bool good = items_fit(p.bags, items + bag, last - bag);
+    while (bag < last) {  // one turn, but for bad offsets: then a turn a bag
+      const int64_t stop = good ? last : bag + 1;
+      const Range ids = good ? Range{start_of(p.bags, items + bag), start_of(p.bags, items + stop)}
+                             : range_of(p.bags, items + bag, p.errors, lane == 0);
+      for (int64_t base = 0; base < t.code_bytes; base += lanes * bytes)
+        pool_run<bits, bytes, Id, Out>(p, t, index, bag, stop, ids, base + lane * bytes,
+                                       base == 0 && lane == 0);
+      bag = stop;
+    }
   }
 }
 
 template <typename Out>
 __device__ void zero_all(const PoolParams& p) {
   const int64_t n = p.bags.bags * p.set.width;
-  for (int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x; i < n; i += gridDim.x * kBlock)
+  for (int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x; i < n;
+       i += (int64_t)gridDim.x * kBlock)
     put((Out*)p.out + i, 0.0f);
 }
 
 // quantized_embedding_bag(s): pooled rows of all tables in one launch.
 //
-// Grid (bags, tables), 256 threads. A group of 1 to 32 lanes, the power of two that covers the
-// row, owns a bag: eight bags a warp at 32 int8 columns. Every lane loads 16 bytes of codes (rows
-// on whole cache lines) or 8, of four ids at once, so that a warp has up to 2 KB in flight, and
-// keeps the sums of its columns in registers: pooled = sum scale * code + sum mid, in the order of
-// the ids, so that results do not depend on grid or device. The ids and the pair of a row are read
-// by all lanes of its group at one address.
+// The grid is (blocks, tables), 256 threads a block, as many blocks as the device holds four times.
+// A group of 1 to 32 lanes, the power of two that covers the row, owns a run of 1 to 8 neighboring
+// bags: 8 where bags hold one or two ids, so that the offsets and the ids of many are asked for
+// together. The ids of a run lie one behind the other, and the group walks through them four at a
+// time, whatever bags they belong to. Every lane asks for 16 bytes of codes (8-bit rows
+// on whole cache lines) or 8, of four ids, and for their pairs and the next four ids, before it
+// uses the first; results are written where a bag ends. Ids are checked and reported after the
+// loads are on their way. The sums of a lane's columns stay in registers: pooled = sum scale * code
+// + sum mid, in the order of the ids, so that results do not depend on grid or device.
 //
 // Bytes: code_bytes + 8 a row, an id each, the result once. DRAM moves sectors of 32 bytes: 160
-// for the 136 of a 128-wide int8 row outside the cache. Floor on an H100 by its datasheet (3.35
-// TB/s): 1,048,570 rows of 160 bytes 0.050 ms, of which L2 keeps what zipf 1.05 repeats.
+// for the 136 of a 128-wide int8 row outside the cache. The floor on an H100 by its datasheet (3.35
+// TB/s) for 1,048,570 rows of 160 bytes is 0.050 ms, of which L2 keeps what zipf 1.05 repeats.
 // Instructions: 3 a code, 9.5 of 28.7 T lane-instructions a second at that rate. Not yet measured.
 //
-// Assumes rows and pairs on 8 bytes (rowwise.h) and fewer than 65,536 blocks of tables at a time.
+// Assumes that rows and pairs start on 8 bytes (rowwise.h).
+// Tried in SASS and dropped: one id after another, each checked and weighted before the next (the
+// weight's multiplication waits for a row before the next one is asked for, one row in flight).
+// 16 bytes of 4-bit codes a lane (32 sums a lane spill).
 // Dropped on paper: one bag a warp (at D = 32 three of four lanes idle), ids by shuffle (a shuffle
 // costs what a broadcast load from L1 does), descriptors of tables in a workspace (an allocation).
-template <int bits, typename Out>
+template <int bits, typename Id, typename Out>
 __global__ void __launch_bounds__(kBlock, 2) pool_kernel(const PoolParams p) {
   for (int64_t index = blockIdx.y; index < p.set.tables; index += gridDim.y) {
     const Table* found = find_table(p, index);
@@ -165,64 +260,126 @@ __global__ void __launch_bounds__(kBlock, 2) pool_kernel(const PoolParams p) {
       return;
     }
     const Table& t = *found;
-    if (t.wide)
-      pool_table<bits, 16, Out>(p, t, index);
+    if (bits == 8 && t.wide)
+      pool_table<bits, bits == 8 ? 16 : 8, Id, Out>(p, t, index);
     else
-      pool_table<bits, 8, Out>(p, t, index);
+      pool_table<bits, 8, Id, Out>(p, t, index);
   }
 }
 
-// d out / d per_sample_weights: <grad of the bag, dequantized row>, one warp a bag, a lane per 8
-// bytes of codes. Reads each row once and the gradient of a bag once an id, from L1. Ids outside
-// every bag keep the zero that the caller wrote.
-template <int bits>
-__global__ void __launch_bounds__(kBlock) weight_gradient_kernel(const PoolParams p) {
+// <grad of a bag, dequantized row> of four ids from `i` on, by the lanes of a group. All lanes of
+// the warp take part in the sums, also those whose bag has no such ids.
+template <int bits, typename Id>
+__device__ __forceinline__ void dot_rows(const PoolParams& p, const Table& t, int64_t index,
+                                         int64_t i, int64_t last, const float* grad, int lane,
+                                         int lanes) {
   constexpr int kColumns = 64 / bits;
-  const int lane = threadIdx.x % 32;
-  const int64_t warps = (int64_t)gridDim.x * (kBlock / 32), bags = p.bags.bags;
+  Id row[kRows];
+  read_ids(p.bags, i, last, row);
+  rowwise::Pair pair[kRows];
+  float dot[kRows] = {}, alone = 0;
+  bool bad = false;
+  for (int64_t at = lane * 8; at - lane * 8 < t.code_bytes; at += lanes * 8) {
+    Words<8> codes[kRows];
+    bad = read_rows<8>(t, row, at, codes, pair);
+    const int64_t first = at * 8 / bits;
+    float g[kColumns];
+    load_columns<kColumns>(grad + first, i < last ? t.dim - first : 0, g);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) alone += g[c];
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      float code[kColumns] = {};
+      add_codes<bits, 8>(codes[k], 1.0f, code);
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) dot[k] = __fmaf_rn(g[c], code[c], dot[k]);
+    }
+  }
+  if (bad && lane == 0) report_rows<Id>(p, t, index, i, i + kRows < last ? i + kRows : last);
+  for (int d = lanes / 2; d > 0; d /= 2) {
+    alone += __shfl_xor_sync(kWarp, alone, d);
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) dot[k] += __shfl_xor_sync(kWarp, dot[k], d);
+  }
+#pragma unroll
+  for (int k = 0; k < kRows; ++k)
+    if (lane == 0 && i + k < last)
+      ((float*)p.out)[i + k] = pair[k].scale * dot[k] + pair[k].mid * alone;
+}
+
+// d out / d per_sample_weights: <grad of the bag, dequantized row>.
+//
+// The grid is that of pool_kernel. A group of lanes owns a bag, a lane per 8 bytes of codes, and
+// takes four ids at a time, whose rows are all asked for before the first is used. The gradient of
+// the bag is read 16 bytes at a time, once for four ids, from L1 but for the first time. Reads each
+// row once. Ids outside every bag keep the zero that the caller wrote. Not yet measured.
+template <int bits, typename Id>
+__global__ void __launch_bounds__(kBlock, 2) weight_gradient_kernel(const PoolParams p) {
+  const int64_t bags = p.bags.bags;
   for (int64_t index = blockIdx.y; index < p.set.tables; index += gridDim.y) {
     const Table* found = find_table(p, index);
     if (found == nullptr) return;
     const Table& t = *found;
-    for (int64_t bag = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; bag < bags;
-         bag += warps) {
-      const Range ids = range_of(p.bags, index * bags + bag, p.errors, lane == 0);
+    const int lanes = lanes_for(t.code_bytes / 8), lane = threadIdx.x % lanes;
+    const int64_t groups = kBlock / lanes, mine = threadIdx.x / lanes;
+    // Whole warps go round together: every bound below is that of a warp.
+    for (int64_t base = (int64_t)blockIdx.x * groups; base < bags; base += gridDim.x * groups) {
+      const int64_t bag = base + mine < bags ? base + mine : bags - 1;
+      Range ids = range_of(p.bags, index * bags + bag, p.errors, base + mine < bags && lane == 0);
+      if (base + mine >= bags) ids = {0, 0};
       const float* grad = p.grad + bag * p.set.width + t.column;
-      for (int64_t i = ids.begin; i < ids.end; ++i) {
-        float with_codes = 0, alone = 0;
-        rowwise::Pair pair = {0, 0};
-        for (int64_t at = lane * 8; at < t.code_bytes; at += 32 * 8) {
-          Words<8> words;
-          rowwise::Pair mine;
-          load_row<8>(p, t, index, i, at, at == 0, words, mine);
-          pair = mine;
-          float code[kColumns] = {};
-          add_codes<bits, 8>(words, 1.0f, code);
-          const int64_t first = at * 8 / bits;
-#pragma unroll
-          for (int c = 0; c < kColumns; ++c) {
-            const float g = first + c < t.dim ? grad[first + c] : 0.0f;
-            with_codes = __fmaf_rn(g, code[c], with_codes);
-            alone += g;
-          }
-        }
-        const float dot = warp_sum(with_codes), sum = warp_sum(alone);
-        if (lane == 0) ((float*)p.out)[i] = pair.scale * dot + pair.mid * sum;
-      }
+      for (int64_t i = ids.begin; __any_sync(kWarp, i < ids.end); i += kRows)
+        dot_rows<bits, Id>(p, t, index, i, ids.end, grad, lane, lanes);
     }
+  }
+}
+
+template <int bits, typename Id>
+cudaError_t pool_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
+  switch (p.element) {
+    case Element::float16:
+      return launch(pool_kernel<bits, Id, __half>, grid, stream, p);
+    case Element::bfloat16:
+      return launch(pool_kernel<bits, Id, __nv_bfloat16>, grid, stream, p);
+    default:
+      return launch(pool_kernel<bits, Id, float>, grid, stream, p);
   }
 }
 
 template <int bits>
 cudaError_t pool_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
-  switch (p.element) {
-    case Element::float16:
-      return launch(pool_kernel<bits, __half>, grid, stream, p);
-    case Element::bfloat16:
-      return launch(pool_kernel<bits, __nv_bfloat16>, grid, stream, p);
-    default:
-      return launch(pool_kernel<bits, float>, grid, stream, p);
-  }
+  return p.bags.wide_ids ? pool_launch<bits, int64_t>(p, grid, stream)
+                         : pool_launch<bits, int32_t>(p, grid, stream);
+}
+
+template <int bits>
+cudaError_t weights_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
+  return p.bags.wide_ids ? launch(weight_gradient_kernel<bits, int64_t>, grid, stream, p)
+                         : launch(weight_gradient_kernel<bits, int32_t>, grid, stream, p);
+}
+
+// Groups of lanes that a block has for a table of middling width.
+int64_t groups_of(const PoolParams& p) {
+  const int64_t dim = p.set.width / p.set.tables,
+                bytes = rowwise::layout(dim, p.set.bits).code_bytes;
+  return kBlock / lanes_for(p.set.bits == 8 && bytes % 64 == 0 ? bytes / 16 : bytes / 8);
+}
+
+// Neighboring bags that a group takes at once: many where bags hold few ids, if the device is full
+// even so.
+int run_of(const PoolParams& p) {
+  const int64_t items = p.bags.bags * p.set.tables, ids = p.bags.count;
+  int run = ids <= 2 * items ? 8 : ids <= 4 * items ? 4 : ids <= 8 * items ? 2 : 1;
+  while (run > 1 && items / run < 2 * multiprocessors() * groups_of(p)) run /= 2;
+  return run;
+}
+
+// Each block finds its table once, so blocks are only as many as keep the device busy.
+dim3 bag_grid(const PoolParams& p) {
+  if (p.bags.bags == 0) return dim3(0);
+  const int64_t tables = p.set.tables < 65535 ? p.set.tables : 65535;
+  const int64_t most = (8 * multiprocessors() + tables - 1) / tables;
+  return dim3(blocks_for(p.bags.bags, groups_of(p) * p.run, most), (unsigned)tables);
 }
 
 // ---- rows ------------------------------------------------------------------------------
@@ -251,8 +408,8 @@ __global__ void __launch_bounds__(kBlock) quantize_kernel(const RowsParams p) {
     }
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) {
-      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, d));
-      low = fminf(low, __shfl_xor_sync(0xffffffffu, low, d));
+      high = fmaxf(high, __shfl_xor_sync(kWarp, high, d));
+      low = fminf(low, __shfl_xor_sync(kWarp, low, d));
     }
     guard = warp_sum(guard);
     float scale = __fdiv_rn(__fadd_rn(high, -low), steps);
@@ -320,23 +477,18 @@ __global__ void __launch_bounds__(kBlock) unpack_kernel(const RowsParams p) {
 
 dim3 row_grid(const RowsParams& p) { return dim3(blocks_for(p.rows, kBlock / 32)); }
 
-dim3 bag_grid(const PoolParams& p, int64_t each) {
-  if (p.bags.bags == 0) return dim3(0);
-  const int64_t tables = p.set.tables < 65535 ? p.set.tables : 65535;
-  return dim3(blocks_for(p.bags.bags, each, (1 << 20) / tables + 1), (unsigned)tables);
-}
-
 }  // namespace
 
-cudaError_t quantized_embedding_bags_launch(const PoolParams& p, cudaStream_t stream) {
-  const dim3 grid = bag_grid(p, 32);
-  return p.set.bits == 8 ? pool_launch<8>(p, grid, stream) : pool_launch<4>(p, grid, stream);
+cudaError_t quantized_embedding_bags_launch(const PoolParams& params, cudaStream_t stream) {
+  PoolParams p = params;
+  p.run = run_of(p);
+  return p.set.bits == 8 ? pool_launch<8>(p, bag_grid(p), stream)
+                         : pool_launch<4>(p, bag_grid(p), stream);
 }
 
 cudaError_t quantized_embedding_bags_backward_launch(const PoolParams& p, cudaStream_t stream) {
-  const dim3 grid = bag_grid(p, kBlock / 32);
-  return p.set.bits == 8 ? launch(weight_gradient_kernel<8>, grid, stream, p)
-                         : launch(weight_gradient_kernel<4>, grid, stream, p);
+  return p.set.bits == 8 ? weights_launch<8>(p, bag_grid(p), stream)
+                         : weights_launch<4>(p, bag_grid(p), stream);
 }
 
 cudaError_t quantize_rows_launch(const RowsParams& p, cudaStream_t stream) {

@@ -24,6 +24,7 @@ struct PoolParams {
   void* out;          // (bags, width) of `element`; (count,) float for the gradient
   const float* grad;  // (bags, width), for the gradient
   Element element;
+  int run = 1;  // neighboring bags that a group of lanes takes at once; set by the launch
 };
 
 struct RowsParams {

@@ -1,13 +1,13 @@
 """Fast PyTorch ops, modules and models for LiRank (arXiv 2402.06859)."""
 
 from . import nn, ops
-from ._build import build_info
-from ._errors import check_errors
-from ._huge_pages import use_huge_pages
-from ._library import implementations
 from ._version import __version__
 from .conversion.quantize import quantize
 from .conversion.swap import swap
+from .library.build_info import build_info
+from .library.device_errors import check_errors
+from .library.huge_pages import use_huge_pages
+from .library.op import implementations
 from .ops.cross import attention_cross, low_rank_cross, outer_attention
 from .ops.hashed_embedding import hashed_embedding_bag, quantized_hashed_embedding_bag
 from .ops.hashing import hash_strings, murmur_hash

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lirank_ext import _library
+from lirank_ext.library import load
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -33,5 +33,5 @@ def shared_data() -> Path:
 
 
 needs_library = pytest.mark.skipif(
-    _library.extension is None, reason=f"the C++ library is absent: {_library.why_no_extension}"
+    load.extension is None, reason=f"the C++ library is absent: {load.why_no_extension}"
 )

@@ -158,6 +158,12 @@ template <typename T>
 T __shfl_sync(unsigned mask, T x, int lane, int width = 32) {
   return on_host::exchange(mask, x, (int)(threadIdx.x % 32) / width * width + lane % width);
 }
+inline int __any_sync(unsigned mask, int x) {
+  int any = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (mask >> lane & 1) any |= on_host::exchange(mask, x, lane) != 0;
+  return any;
+}
 template <typename T>
 T atomicAdd(T* at, T x) {
   const T before = *at;
@@ -177,6 +183,14 @@ T __ldg(const T* at) {
     std::abort();
   }
   return *at;
+}
+template <typename T>
+void __stwb(T* at, T x) {
+  if ((uintptr_t)at % sizeof(T)) {
+    std::fprintf(stderr, "a store of %zu bytes at %p\n", sizeof(T), (void*)at);
+    std::abort();
+  }
+  *at = x;
 }
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
   const uint64_t all = (uint64_t)y << 32 | x;
@@ -206,6 +220,7 @@ inline cudaError_t lirank_host_copy(void* to, const void* from, size_t n) {
 #define cudaGetErrorString(status) "on the host"
 #define cudaSetDevice(device) cudaSuccess
 #define cudaGetDevice(device) (*(device) = 0, cudaSuccess)
+#define cudaDeviceGetAttribute(value, what, device) (*(value) = 2, cudaSuccess)
 #define cudaGetSymbolAddress(to, symbol) (*(to) = (void*)&(symbol), cudaSuccess)
 #define cudaDeviceSynchronize() cudaSuccess
 #define cudaStreamSynchronize(stream) cudaSuccess

@@ -8,8 +8,10 @@ os.environ["LIRANK_NO_EXT"] = "1"  # Python defines the ops; LIBRARY serves thei
 
 import torch
 
-from lirank_ext import _errors, _library, verify
-from lirank_ext.cases import all_cases
+from lirank_ext.library import device_errors
+from lirank_ext.library.op import OPS
+from lirank_ext.verify import compare
+from lirank_ext.verify.cases import all_cases
 
 SPARSE = "hashed_embedding_bag_backward_sparse"  # verify reaches it by no case: sparse=True does
 NAMES = ("ids", "offsets", "quotient_b", "remainder_b", "quotient_c", "remainder_c", "num_buckets",
@@ -18,9 +20,9 @@ DEFAULTS = {"per_sample_weights": None, "seed": 0, "mode": "sum", "include_last_
             "prehashed": False}  # fmt: skip
 
 
-def sparse_outcomes() -> list[verify.Outcome]:
+def sparse_outcomes() -> list[compare.Outcome]:
     """The sparse gradients, on every case whose dense ones are checked."""
-    op, found = _library.OPS[SPARSE], []
+    op, found = OPS[SPARSE], []
     for case in all_cases("hashed_embedding_bag", 0):
         if not case.grad:
             continue
@@ -38,7 +40,7 @@ def sparse_outcomes() -> list[verify.Outcome]:
             case.tolerance = 4.0 if dtype == torch.float16 else case.tolerance
             label = f"output of {dtype}"
             found += [
-                verify._compare(a, b, case, False, label) for a, b in zip(got, wanted, strict=True)
+                compare._compare(a, b, case, False, label) for a, b in zip(got, wanted, strict=True)
             ]
     return found
 
@@ -47,7 +49,7 @@ def main(path: str, *names: str) -> int:
     torch.ops.load_library(path)
     library, failed = ctypes.CDLL(path), 0
     for name in names:
-        op = _library.OPS[name].overload
+        op = OPS[name].overload
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"lirank::{name}", "CPU"):
             print(f"{name}: no kernel registered")
             failed += 1
@@ -55,15 +57,15 @@ def main(path: str, *names: str) -> int:
 
         def call(*args, op=op):
             out = op(*args)
-            found = _errors._take(library, 0)
+            found = device_errors._take(library, 0)
             if found[0]:
-                raise _errors._describe(found)
+                raise device_errors._describe(found)
             return out
 
         if name == SPARSE:
             outcomes = sparse_outcomes()
         else:
-            outcomes = [verify.check_case(case, call) for case in all_cases(name, 0)]
+            outcomes = [compare.check_case(case, call) for case in all_cases(name, 0)]
         bad = [o for o in outcomes if not o.passed]
         for outcome in bad:
             print(f"{name}, {outcome.case.label}: {outcome.problem}")

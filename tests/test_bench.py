@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import REPOSITORY, needs_library
 
-from lirank_ext import _library
 from lirank_ext.benchmarks import harness, memory
 from lirank_ext.benchmarks.ceilings import Ceilings
 from lirank_ext.benchmarks.report import Measured, Report, Timing
+from lirank_ext.library import load
 
 ONE = torch.ones(8)
 
@@ -174,7 +174,7 @@ def test_a_ceiling_is_the_best_of_three_readings():
 
 
 def test_without_the_library_there_are_no_ceilings(monkeypatch):
-    monkeypatch.setattr(_library, "extension", None)
+    monkeypatch.setattr(load, "extension", None)
     assert Ceilings("cpu").fma() is None and Ceilings("cpu").copy(1000) is None
 
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 import lirank_ext
-from lirank_ext import _build, _gpu, _table, verify
+from lirank_ext import _table, verify
 from lirank_ext.__main__ import COMMANDS, main
 from lirank_ext.benchmarks import harness
+from lirank_ext.library import build_info, gpu
+from lirank_ext.verify import compare
 
 OP = "isotonic_calibration"
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -26,7 +28,7 @@ def test_info_prints_build_info(capsys, tmp_path):
     info = lirank_ext.build_info()
     assert all(key in printed and value in printed for key, value in info.items())
     found = json.loads((tmp_path / "info.json").read_text())
-    assert found == info | {"gpu_ops": _build.gpu_ops()}
+    assert found == info | {"gpu_ops": build_info.gpu_ops()}
     assert set(found["gpu_ops"]) == set(verify.public_ops())
     assert all(op in printed and by in printed for op, by in found["gpu_ops"].items())
 
@@ -35,9 +37,9 @@ def test_info_says_what_serves_a_gpu_with_this_installation(monkeypatch, tmp_pat
     def on_gpu(library: bool, triton: bool) -> dict[str, str]:
         built = tmp_path / "liblirank_cuda.so"
         built.write_bytes(b"\0lirank_ext was built for CUDA architectures 80 90\0")
-        monkeypatch.setattr(_build, "CUDA_LIBRARY", built if library else tmp_path / "none.so")
-        monkeypatch.setattr(_build, "_has_triton", lambda: triton)
-        return _build.gpu_ops()
+        monkeypatch.setattr(build_info, "CUDA_LIBRARY", built if library else tmp_path / "none.so")
+        monkeypatch.setattr(build_info, "_has_triton", lambda: triton)
+        return build_info.gpu_ops()
 
     monkeypatch.setattr(torch.version, "cuda", None)
     both = on_gpu(True, True)
@@ -50,7 +52,7 @@ def test_info_says_what_serves_a_gpu_with_this_installation(monkeypatch, tmp_pat
     }
     assert "not built" in lirank_ext.build_info()["cuda"]
     assert on_gpu(False, True)["hashed_embedding_bag"] == "Triton kernel"
-    monkeypatch.setitem(_gpu.KERNELS, "hashed_embedding_bag_backward", ())
+    monkeypatch.setitem(gpu.KERNELS, "hashed_embedding_bag_backward", ())
     gradients = "CUDA kernel; gradients: CUDA kernel and plain PyTorch, slower: there is no kernel"
     assert on_gpu(True, True)["hashed_embedding_bag"] == gradients
 
@@ -82,7 +84,7 @@ def test_verify_exits_1_on_a_failure(capsys, monkeypatch):
         outcome.problem = "off by one" if case.label.startswith("strided") else outcome.problem
         return outcome
 
-    monkeypatch.setattr(verify, "check_case", one_off)
+    monkeypatch.setattr(compare, "check_case", one_off)
     assert main(["verify", "--op", OP]) == 1
     assert "strided: off by one" in capsys.readouterr().out
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lirank_ext import _build
+from lirank_ext.library import build_info
 from lirank_ext.ops import _rowwise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +125,7 @@ def test_library_holds_the_three_architectures(built):
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     found = set(re.findall(r"sm_(\d+)", _run([cuobjdump, "--list-elf", built[0]])))
     assert found == set(ARCHITECTURES)
-    assert _build.architectures(built[0]) == [f"sm_{a}" for a in ARCHITECTURES]
+    assert build_info.architectures(built[0]) == [f"sm_{a}" for a in ARCHITECTURES]
 
 
 @needs_nvcc

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import lirank_ext
-from lirank_ext import _build, implementations
+from lirank_ext import implementations
+from lirank_ext.library import build_info
 
 needs_kernels = pytest.mark.skipif(
     "cuda" not in implementations("quantized_embedding_bag"),
-    reason=f"no CUDA kernels in use: {_build.why_absent('cuda')}",
+    reason=f"no CUDA kernels in use: {build_info.why_absent('cuda')}",
 )
 
 

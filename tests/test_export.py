@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lirank_ext import _library
-from lirank_ext.cases import all_cases
+from lirank_ext.library.op import OPS
+from lirank_ext.verify.cases import all_cases
 
 FIRST = {}
 for _case in all_cases():
@@ -18,7 +18,7 @@ for _case in all_cases():
 class Call(torch.nn.Module):
     def __init__(self, case):
         super().__init__()
-        self.op = _library.OPS[case.op].overload
+        self.op = OPS[case.op].overload
         self.rest = {
             i: a for i, a in enumerate(case.args) if not isinstance(a, (torch.Tensor, list))
         }

@@ -8,7 +8,9 @@ import pytest
 import torch
 from conftest import needs_library
 
-from lirank_ext import _library, hash_strings, murmur_hash
+from lirank_ext import hash_strings, murmur_hash
+from lirank_ext.library import load
+from lirank_ext.library.op import implementations
 from lirank_ext.ops import _text
 
 SEEDS = (0, 1, 42, 0x9747B28C, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
@@ -31,8 +33,8 @@ def path(request, monkeypatch):
     """Both ways from Python's strings to hashes."""
     if request.param == "references":
         monkeypatch.setattr(_text, "extension", None)
-    elif _library.extension is None:
-        pytest.skip(f"the C++ library is absent: {_library.why_no_extension}")
+    elif load.extension is None:
+        pytest.skip(f"the C++ library is absent: {load.why_no_extension}")
 
 
 def same(got, keys, seed=0):
@@ -46,14 +48,14 @@ def test_ids_are_bit_equal_to_mmh3(seed):
     ids[:4] = torch.tensor([0, -1, (1 << 63) - 1, -(1 << 63)])
     keys = [i.to_bytes(8, "little", signed=True) for i in ids.tolist()]
     assert same(murmur_hash(ids, seed), keys, seed)
-    for implementation in _library.implementations("murmur_hash").values():
+    for implementation in implementations("murmur_hash").values():
         assert torch.equal(implementation(ids, seed), expected(keys, seed))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_length_is_bit_equal_to_mmh3(seed):
     keys = [random.Random(n).randbytes(n) for n in range(65)]
-    for implementation in _library.implementations("hash_strings").values():
+    for implementation in implementations("hash_strings").values():
         assert same(implementation(*as_pair(keys), seed), keys, seed)
         for length in range(33):  # as the last key, with nothing behind it
             alone = [b"", b"\xff" * length]
@@ -64,7 +66,7 @@ def test_every_length_is_bit_equal_to_mmh3(seed):
 @pytest.mark.parametrize("count", range(18))
 def test_ids_left_over_by_the_lanes(count):
     ids = torch.randint(-(1 << 63), (1 << 63) - 1, (count + 1,))[1:]
-    both = _library.implementations("murmur_hash")
+    both = implementations("murmur_hash")
     assert torch.equal(both["cpu"](ids, 9), both["reference"](ids, 9))
 
 
@@ -220,9 +222,9 @@ def test_text_keeps_no_copy_in_the_strings():
 @needs_library
 def test_a_buffer_of_another_size_is_refused():
     with pytest.raises(ValueError, match="as many int64"):
-        _library.extension.hash_sequence(["a", "b"], 0, np.empty(1, np.int64))
+        load.extension.hash_sequence(["a", "b"], 0, np.empty(1, np.int64))
     with pytest.raises(ValueError, match="whole keys"):
-        _library.extension.hash_fixed_width(np.zeros(7, np.uint8), 4, 1, 0, np.empty(1, np.int64))
+        load.extension.hash_fixed_width(np.zeros(7, np.uint8), 4, 1, 0, np.empty(1, np.int64))
 
 
 def test_in_a_compiled_graph():

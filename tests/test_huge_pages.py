@@ -10,12 +10,12 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import lirank_ext
-from lirank_ext import _library
+from lirank_ext.library import load
 
 HUGE = 2 << 20
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 needs_pages = pytest.mark.skipif(
-    _library.extension is None or not SETTING.exists(),
+    load.extension is None or not SETTING.exists(),
     reason="needs the compiled library and a Linux with transparent huge pages",
 )
 

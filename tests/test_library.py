@@ -8,13 +8,15 @@ import pytest
 import torch
 from conftest import REPOSITORY, needs_library
 
-from lirank_ext import _autograd, _library, verify
-from lirank_ext.cases import STEMS, all_cases
+from lirank_ext import verify
+from lirank_ext.library import autograd
+from lirank_ext.library.op import OPS, implementations
+from lirank_ext.verify.cases import STEMS, all_cases
 
-PUBLIC = [name for name, op in _library.OPS.items() if not op.internal]
+PUBLIC = [name for name, op in OPS.items() if not op.internal]
 CASES = [c for c in all_cases() if not c.big]
 GOOD = [c for c in CASES if c.raises is None]
-BACKENDS = [(op, b) for op in PUBLIC for b in _library.implementations(op)]
+BACKENDS = [(op, b) for op in PUBLIC for b in implementations(op)]
 
 
 def identify(value):
@@ -42,7 +44,7 @@ def numel(case):
 def test_every_family_has_all_its_parts(stem):
     for part in (
         f"lirank_ext/ops/{stem}.py",
-        f"lirank_ext/cases/{stem}.py",
+        f"lirank_ext/verify/cases/{stem}.py",
         f"tests/test_{stem}.py",
         f"csrc/{stem}.cpp",
         f"benchmarks/bench_{stem}.py",
@@ -56,20 +58,20 @@ def test_a_backward_that_would_miss_arguments_is_refused(arguments):
     name = "never_" + re.sub(r"\W", "", arguments)
     library.define(f"{name}({arguments}) -> Tensor")
     with pytest.raises(TypeError, match=f"lirank::{name}: argument '(x|scale)': wanted no list"):
-        _autograd.register(library, name, lambda *a: None, lambda *a: None)
+        autograd.register(library, name, lambda *a: None, lambda *a: None)
 
 
 def test_every_op_belongs_to_a_family_and_has_cases():
     covered = {c.op for c in all_cases()}
-    for name, op in _library.OPS.items():
+    for name, op in OPS.items():
         assert op.stem in STEMS
         assert op.internal or name in covered, f"no cases for {name}"
 
 
 @needs_library
-@pytest.mark.parametrize("name", _library.OPS)
+@pytest.mark.parametrize("name", OPS)
 def test_python_schema_is_the_compiled_one(name):
-    op = _library.OPS[name]
+    op = OPS[name]
     written = torch._C.parse_schema(f"lirank::{op.schema}")
     assert str(written) == str(op.overload._schema)
 
@@ -78,12 +80,12 @@ def test_python_schema_is_the_compiled_one(name):
 def test_cpp_defines_no_op_that_python_does_not_know():
     source = "".join(p.read_text() for p in (REPOSITORY / "csrc").glob("*.cpp"))
     defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', source))
-    assert defined == set(_library.OPS)
+    assert defined == set(OPS)
 
 
 @pytest.mark.parametrize(("op", "backend"), BACKENDS)
 def test_backend_agrees_with_the_float64_reference(op, backend):
-    implementation = _library.implementations(op)[backend]
+    implementation = implementations(op)[backend]
     for case in all_cases(op):
         outcome = verify.check_case(case, implementation)
         assert outcome.passed, f"{case.label}: {outcome.problem}"
@@ -94,7 +96,7 @@ SMALL = [c for c in GOOD if numel(c) < 2000 and not holds_nan(c)]
 
 @pytest.mark.parametrize("case", few(SMALL, 6), ids=identify)
 def test_opcheck(case):
-    op = _library.OPS[case.op].overload
+    op = OPS[case.op].overload
     args = tuple(
         a.detach().clone().requires_grad_() if i in case.grad else a
         for i, a in enumerate(case.args)
@@ -105,7 +107,7 @@ def test_opcheck(case):
 @pytest.mark.parametrize("case", few(GOOD, 5), ids=identify)
 def test_compiled_in_one_graph_gives_the_same(case):
     torch.compiler.reset()  # one code object for all cases: its recompilations are limited
-    op = _library.OPS[case.op].overload
+    op = OPS[case.op].overload
     compiled = torch.compile(lambda *args: op(*args), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*case.args), op(*case.args), rtol=0, atol=0, equal_nan=True)
 

@@ -13,7 +13,7 @@ import torch
 from conftest import REPOSITORY, needs_library
 
 import lirank_ext
-from lirank_ext import _library
+from lirank_ext.library.op import OPS, implementations
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -75,8 +75,9 @@ def test_torch_and_numpy_are_enough():
 def test_without_the_library_the_references_serve():
     code = (
         "import json, lirank_ext as L\n"
-        "from lirank_ext import _library\n"
-        "kinds = {n: list(L.implementations(n)) for n in _library.OPS}\n"
+        "from lirank_ext.library.load import extension\n"
+        "from lirank_ext.library.op import OPS\n"
+        "kinds = {n: list(L.implementations(n)) for n in OPS}\n"
         "print(json.dumps([L.build_info()['cpu'], kinds]))"
     )
     done = python(code, LIRANK_NO_EXT="1")
@@ -88,7 +89,7 @@ def test_without_the_library_the_references_serve():
 
 @needs_library
 def test_every_op_has_a_cpu_kernel():
-    assert all("cpu" in _library.implementations(name) for name in _library.OPS)
+    assert all("cpu" in implementations(name) for name in OPS)
 
 
 @needs_library

@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import needs_library
 
-from lirank_ext import _library
+from lirank_ext.library import load
+from lirank_ext.library.op import implementations
 from lirank_ext.nn import StaticVocabulary, static_vocabulary
 
 KNOWN_UNFINALIZED = torch.tensor([0, 1, -1, (1 << 63) - 1, -(1 << 63), 123456789])
@@ -21,8 +22,8 @@ def builder(request, monkeypatch):
     """Both builders."""
     if request.param == "references":
         monkeypatch.setattr(static_vocabulary, "extension", None)
-    elif _library.extension is None:
-        pytest.skip(f"the C++ library is absent: {_library.why_no_extension}")
+    elif load.extension is None:
+        pytest.skip(f"the C++ library is absent: {load.why_no_extension}")
 
 
 def is_bijective(rows, n):
@@ -37,7 +38,7 @@ def test_every_known_key_has_a_row_of_its_own(builder, n, tag_bits):
     assert len(vocabulary) == n and vocabulary.tag_bits == tag_bits
     rows = vocabulary.lookup(keys)
     assert is_bijective(rows, n)
-    for implementation in _library.implementations("vocabulary_lookup").values():
+    for implementation in implementations("vocabulary_lookup").values():
         assert torch.equal(implementation(keys, vocabulary.table), rows)
 
 
@@ -57,14 +58,14 @@ def test_keys_with_a_pattern(builder, keys):
 
 @pytest.mark.parametrize("n", [32_768, 32_769, 70_000, 300_000])
 def test_several_parts(n):
-    if _library.extension is None and n > 100_000:
+    if load.extension is None and n > 100_000:
         pytest.skip("5 us a key without the extension")
     keys = distinct(n)
     vocabulary = StaticVocabulary.build(keys)
     assert is_bijective(vocabulary.lookup(keys), n)
     assert vocabulary.bits_per_key - vocabulary.tag_bits < 3
     unknown = torch.randint(1 << 40, 1 << 50, (1000,))
-    for implementation in _library.implementations("vocabulary_lookup").values():
+    for implementation in implementations("vocabulary_lookup").values():
         assert torch.equal(implementation(unknown, vocabulary.table), vocabulary.lookup(unknown))
 
 
@@ -276,8 +277,8 @@ def test_in_a_compiled_graph_and_bit_equal_for_any_number_of_threads(threads):
 def test_buffers_of_another_size_are_refused():
     keys, table = np.arange(10), np.zeros(100, np.uint8)
     with pytest.raises(ValueError, match="table of another size"):
-        _library.extension.VocabularyBuilder(keys, 8, 1, -1, table)
+        load.extension.VocabularyBuilder(keys, 8, 1, -1, table)
     with pytest.raises(ValueError, match="one run of int64"):
-        _library.extension.VocabularyBuilder(keys.astype(np.int32), 8, 1, -1, table)
+        load.extension.VocabularyBuilder(keys.astype(np.int32), 8, 1, -1, table)
     with pytest.raises(ValueError, match="0 to 32 bits"):
-        _library.extension.VocabularyBuilder(keys, 33, 1, -1, table)
+        load.extension.VocabularyBuilder(keys, 33, 1, -1, table)

@@ -10,11 +10,12 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from lirank_ext import _gpu, _library
+from lirank_ext.library import gpu
+from lirank_ext.library.op import OPS
 
 pytest.importorskip("triton", reason="Triton is not installed: the extra 'test' has it")
 
-STEMS = sorted({_library.OPS[name].stem for name, by in _gpu.KERNELS.items() if "triton" in by})
+STEMS = sorted({OPS[name].stem for name, by in gpu.KERNELS.items() if "triton" in by})
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -29,11 +30,11 @@ def test_interpreted_launchers_agree_with_the_reference(stem):
 
 
 def test_the_table_names_ops_that_exist_and_launchers_that_exist():
-    for name, by in _gpu.KERNELS.items():
-        assert name in _library.OPS
+    for name, by in gpu.KERNELS.items():
+        assert name in OPS
         assert set(by) <= {"cuda", "triton"}
         if "triton" in by:
-            source = (REPOSITORY / "kernels" / f"{_library.OPS[name].stem}.py").read_text()
+            source = (REPOSITORY / "kernels" / f"{OPS[name].stem}.py").read_text()
             assert f"\ndef {name}(" in source
 
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from lirank_ext import _errors, _findings, _gpu, _library, verify
+from lirank_ext.library import device_errors, gpu
+from lirank_ext.library.op import OPS, implementations
+from lirank_ext.verify import compare
 
 pytest.importorskip("triton", reason="Triton is not installed: the extra 'test' has it")
 
@@ -41,28 +43,28 @@ def test_interpreted(found, check):
 
 
 def test_every_op_on_tables_and_hashes_has_a_launcher():
-    for name, op in _library.OPS.items():
+    for name, op in OPS.items():
         if op.stem in STEMS:
-            assert "triton" in _gpu.KERNELS[name], name
+            assert "triton" in gpu.KERNELS[name], name
 
 
 def test_what_cuda_does_not_register_triton_serves_first():
     """Ops that ``csrc/*_cuda.cpp`` registers may be served by either, others by Triton alone."""
     registered = "".join(p.read_text() for p in (REPOSITORY / "csrc").glob("*_cuda.cpp"))
-    for name, by in _gpu.KERNELS.items():
+    for name, by in gpu.KERNELS.items():
         assert ("cuda" in by) == (f'm.impl("{name}"' in registered), name
 
 
 def test_without_nvcc_triton_is_listed_for_every_op(monkeypatch):
     """On a machine with a GPU: ``implementations``, and the rows of verify."""
-    monkeypatch.setattr(_gpu, "_by_triton", {n for n, by in _gpu.KERNELS.items() if "triton" in by})
+    monkeypatch.setattr(gpu, "_by_triton", {n for n, by in gpu.KERNELS.items() if "triton" in by})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name, op in _library.OPS.items():
+    for name, op in OPS.items():
         if op.stem not in STEMS:
             continue
-        assert _library.implementations(name)["triton"] is op.overload
+        assert implementations(name)["triton"] is op.overload
         if not op.internal:
-            assert ("triton", "cuda") in verify._backends(name, None)
+            assert ("triton", "cuda") in compare._backends(name, None)
 
 
 def recorded(bags, count):
@@ -106,7 +108,7 @@ def recorded(bags, count):
         (v.vocabulary_lookup, ids, _t(500, dtype=torch.uint8)),
     ]  # fmt: skip
     named = {call[0].__name__ for call in calls} | {"hashed_embedding_bag_backward_sparse"}
-    assert named == {name for name, op in _library.OPS.items() if op.stem in STEMS}
+    assert named == {name for name, op in OPS.items() if op.stem in STEMS}
     with _launch.recording() as launches:
         for launcher, *args in calls:
             launcher(*args)
@@ -127,10 +129,10 @@ def test_a_new_batch_size_compiles_nothing():
 
 
 def test_a_damaged_vocabulary_has_words_of_its_own():
-    buffer = _findings.findings(torch.device("cpu"))
+    buffer = device_errors.findings(torch.device("cpu"))
     buffer.copy_(torch.tensor([3, 6, 12, 5, 4, 300]))
     with pytest.raises(ValueError, match=r"'table'.*part 12 .*3 such findings"):
-        _errors.check_errors()
+        device_errors.check_errors()
     buffer.copy_(torch.tensor([1, 6, -1, 0, 100, 99]))
     with pytest.raises(ValueError, match=r"'table'.*damaged header"):
-        _errors.check_errors()
+        device_errors.check_errors()

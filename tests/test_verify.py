@@ -2,7 +2,7 @@
 
 Every bug wraps the best backend of an op, so that it looks as a wrong kernel would. The generic
 ones go for every op; the others are the mistakes one makes in that family. The cases of
-``lirank_ext/cases`` are what is tested here: a bug that stays green asks for another case.
+``lirank_ext/verify/cases`` are what is tested here: a bug that stays green asks for another case.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from unittest import mock
 import pytest
 import torch
 
-from lirank_ext import _library, verify
-from lirank_ext.cases import Case, all_cases
+from lirank_ext.library.op import OPS, implementations
 from lirank_ext.ops import _hashed_reference
+from lirank_ext.verify import compare
+from lirank_ext.verify.cases import Case, all_cases
 
-OPS = _library.OPS
-PUBLIC = verify.public_ops()
+PUBLIC = compare.public_ops()
 CASES = {op: [c for c in all_cases(op) if not c.big] for op in PUBLIC}
 
 
 def best(op: str) -> Callable:
-    usable = _library.implementations(op)
+    usable = implementations(op)
     return usable.get("cpu", usable["reference"])
 
 
-def first_red(op: str, implementation: Callable, cases: list[Case]) -> verify.Outcome | None:
-    outcomes = (verify.check_case(case, implementation) for case in cases)
+def first_red(op: str, implementation: Callable, cases: list[Case]) -> compare.Outcome | None:
+    outcomes = (compare.check_case(case, implementation) for case in cases)
     return next((o for o in outcomes if not o.passed), None)
 
 
@@ -431,7 +431,7 @@ def test_bug_of_the_family_turns_the_row_red(op, name):
     good = [c for c in CASES[op] if c.raises is None]
     implementation, seen = BUGS[op][name](op), []
     for case in good:
-        seen.append(verify.check_case(case, implementation).problem)
+        seen.append(compare.check_case(case, implementation).problem)
         # A bug that only crashes would prove nothing about the comparison.
         if seen[-1] and not seen[-1].startswith("raised"):
             return
@@ -449,9 +449,9 @@ def test_the_row_rule_of_these_tests_is_the_right_one():
 
 
 def patched(monkeypatch, op, implementation):
-    real = _library.implementations
+    real = implementations
     monkeypatch.setattr(
-        verify,
+        compare,
         "implementations",
         lambda name: {**real(name), "cpu": implementation} if name == op else real(name),
     )
@@ -460,20 +460,20 @@ def patched(monkeypatch, op, implementation):
 def test_a_red_row_says_case_and_problem(monkeypatch):
     op = "isotonic_calibration"
     patched(monkeypatch, op, first_result(skipped_tail)(best(op)))
-    reference, cpu = verify.verify(op, "cpu")
+    reference, cpu = compare.verify(op, "cpu")
     assert reference.passed and not cpu.passed
     assert cpu.verdict.startswith("FAILED") and "allowed" in cpu.verdict
-    assert not verify.passed([reference, cpu])
-    assert "1 of 2 rows FAILED" in verify.summary([reference, cpu])
+    assert not compare.passed([reference, cpu])
+    assert "1 of 2 rows FAILED" in compare.summary([reference, cpu])
     assert cpu.as_json()["failures"][0]["case"]
 
 
 def test_an_absent_backend_is_not_counted_as_passed():
-    row = verify.Row("isotonic_calibration", "triton", "cuda", absent="no CUDA device")
-    assert not row.passed and not verify.passed([row])
+    row = compare.Row("isotonic_calibration", "triton", "cuda", absent="no CUDA device")
+    assert not row.passed and not compare.passed([row])
     assert row.verdict == "absent: no CUDA device"
-    green = verify.Row(row.op, "cpu", outcomes=[verify.Outcome(CASES[row.op][0])])
-    assert verify.passed([row, green]) and "1 absent" in verify.summary([row, green])
+    green = compare.Row(row.op, "cpu", outcomes=[compare.Outcome(CASES[row.op][0])])
+    assert compare.passed([row, green]) and "1 absent" in compare.summary([row, green])
 
 
 def test_a_failing_reference_makes_the_row_red(monkeypatch):
@@ -483,7 +483,7 @@ def test_a_failing_reference_makes_the_row_red(monkeypatch):
         raise KeyError("the reference is broken")
 
     monkeypatch.setitem(OPS, op, mock.Mock(wraps=OPS[op], reference=broken, internal=False))
-    row = verify.verify(op, "cpu")[0]
+    row = compare.verify(op, "cpu")[0]
     assert not row.passed and "KeyError" in row.verdict
 
 
@@ -491,14 +491,14 @@ def test_failing_cases_make_the_row_red(monkeypatch):
     def broken(*args):
         raise RuntimeError("no inputs")
 
-    monkeypatch.setattr(verify, "all_cases", broken)
-    row = verify.verify("isotonic_calibration", "cpu")[0]
+    monkeypatch.setattr(compare, "all_cases", broken)
+    row = compare.verify("isotonic_calibration", "cpu")[0]
     assert not row.passed and "making the inputs: raised RuntimeError: no inputs" in row.verdict
 
 
 def test_an_op_without_cases_does_not_pass(monkeypatch):
-    monkeypatch.setattr(verify, "all_cases", lambda *a: iter(()))
-    row = verify.verify("isotonic_calibration", "cpu")[0]
+    monkeypatch.setattr(compare, "all_cases", lambda *a: iter(()))
+    row = compare.verify("isotonic_calibration", "cpu")[0]
     assert not row.passed and "no cases" in row.verdict
 
 
@@ -510,7 +510,7 @@ def test_nan_that_is_overwritten_counts_as_changed():
         logits.zero_()
         return result
 
-    assert verify.check_case(case, wrong).problem == "an input was changed"
+    assert compare.check_case(case, wrong).problem == "an input was changed"
 
 
 def test_seed_changes_the_inputs():
@@ -522,4 +522,4 @@ def test_seed_changes_the_inputs():
 @pytest.mark.parametrize("bad", [{"op": "no_such_op"}, {"device": "tpu"}])
 def test_refuses_unknown_names(bad):
     with pytest.raises(ValueError, match=r"no op named|wanted 'cpu'"):
-        verify.verify(**bad)
+        compare.verify(**bad)

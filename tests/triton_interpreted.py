@@ -11,22 +11,23 @@ from __future__ import annotations
 import json
 import sys
 
-from lirank_ext import _gpu, _library
-from lirank_ext._errors import check_errors
-from lirank_ext.cases import all_cases
 from lirank_ext.kernels import _launch
+from lirank_ext.library import gpu, load
+from lirank_ext.library.device_errors import check_errors
+from lirank_ext.library.op import OPS
 from lirank_ext.verify import check_case
+from lirank_ext.verify.cases import all_cases
 
 
 def register(stem: str) -> list[str]:
     """The family's ops that have a launcher, now serving CPU tensors."""
     names = [
         name
-        for name, op in _library.OPS.items()
-        if op.stem == stem and "triton" in _gpu.KERNELS.get(name, ())
+        for name, op in OPS.items()
+        if op.stem == stem and "triton" in gpu.KERNELS.get(name, ())
     ]
     for name in names:
-        _library._library.impl(name, _gpu.launcher(name, stem), "CPU")
+        load.library.impl(name, gpu.launcher(name, stem), "CPU")
     return names
 
 
@@ -34,7 +35,7 @@ def implementation(name: str):
     """The op; what its kernels found wrong is raised at once."""
 
     def call(*args):
-        result = _library.OPS[name].overload(*args)
+        result = OPS[name].overload(*args)
         check_errors()
         return result
 
@@ -45,7 +46,7 @@ def main(stem: str, turn: int | None = None) -> None:
     assert _launch.INTERPRETED, "set TRITON_INTERPRET=1"
     names, failures, ran = register(stem), [], 0
     for name in names:
-        if _library.OPS[name].internal:
+        if OPS[name].internal:
             continue
         for case in all_cases(name):
             if case.big:

@@ -14,10 +14,10 @@ from unittest import mock
 
 import torch
 
-from lirank_ext import _library
-from lirank_ext.cases import Case
 from lirank_ext.kernels import _launch, cross, cross_net
+from lirank_ext.library.op import OPS
 from lirank_ext.verify import check_case
+from lirank_ext.verify.cases import Case
 
 OP = "residual_cross_net"
 # (B, d, r, attention rank, layers of each stack)
@@ -93,7 +93,7 @@ def cases() -> list[Case]:
 
 def main(turn: str | None = None) -> None:
     device = "cpu" if _launch.INTERPRETED else "cuda"
-    call = cross.residual_cross_net if _launch.INTERPRETED else _library.OPS[OP].overload
+    call = cross.residual_cross_net if _launch.INTERPRETED else OPS[OP].overload
     launched, failures, ran = 0, [], 0
 
     def count(*args, **constants):

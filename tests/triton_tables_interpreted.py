@@ -14,9 +14,6 @@ import traceback
 
 import torch
 
-from lirank_ext import _findings
-from lirank_ext._errors import check_errors
-from lirank_ext.cases.quantized_embedding import table
 from lirank_ext.kernels import (
     _launch,
     _runs,
@@ -25,10 +22,12 @@ from lirank_ext.kernels import (
     quantized_embedding,
     static_vocabulary,
 )
+from lirank_ext.library.device_errors import check_errors, take_findings
 from lirank_ext.nn.static_vocabulary import StaticVocabulary
 from lirank_ext.ops import _hashed_reference as hashed
 from lirank_ext.ops import _quantized_reference as quantized
 from lirank_ext.ops import static_vocabulary as vocabulary
+from lirank_ext.verify.cases.quantized_embedding import table
 
 CHECKS = {}
 
@@ -364,11 +363,11 @@ def main() -> None:
         try:
             function()
             results[name] = ""
-            left = list(_findings.take())
+            left = list(take_findings())
             assert not left, f"findings left: {left}"
         except Exception:
             results[name] = traceback.format_exc()[-1500:]
-            list(_findings.take())
+            list(take_findings())
         print(f"{name}: {time.perf_counter() - begun:.1f} s", file=sys.stderr)
     print(json.dumps(results))
 

@@ -13,7 +13,6 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol, cast
 
 from .._version import __version__
@@ -105,23 +104,13 @@ def _outcome(call: Callable[[], int]) -> tuple[int, str]:
         if error.name is None:
             raise
         if error.name.startswith("lirank_ext"):
-            reason = _not_installed()
-            if not reason:
+            from ..library.load import source_folder
+
+            if not source_folder():
                 raise
-            return UserError.exit_code, reason
+            return UserError.exit_code, source_folder()
         extras = "pip install 'lirank_ext[demo,bench]'"
         return UserError.exit_code, f"needs {error.name}, which is not installed: {extras}"
-
-
-def _not_installed() -> str:
-    """Why a part of the package is missing; empty where it should be there."""
-    package = Path(__file__).parents[1]
-    if (package / "benchmarks").exists() or not (package.parent / "setup.py").is_file():
-        return ""
-    return (
-        f"{package.parent} is the source folder and hides the installed package: run the command "
-        "from another folder, or build it here with 'python setup.py build_ext --inplace'"
-    )
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what is built and in use."""
-    from .._build import build_info, gpu_ops
+    from ..library.build_info import build_info, gpu_ops
 
     options.check_writable(args.json)
     info, ops = build_info(), gpu_ops()

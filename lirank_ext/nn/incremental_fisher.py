@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from .._library import OPS
+from ..library.op import OPS
 from ._common import check_choice, check_positive, refuse
 
 METHODS = ("vmap", "loop", "batch")

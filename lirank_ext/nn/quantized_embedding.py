@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .._huge_pages import use_huge_pages
+from ..library.huge_pages import use_huge_pages
 from ..ops.quantized_embedding import (
     concatenate_tables,
     dequantize_rows,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import extension
+from ..library.load import extension
 from ..ops.hashing import finalize, hash_strings
 from ..ops.static_vocabulary import (
     MOST_TAG_BITS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import (
+from ..library.checks import (
     check,
     check_device,
     check_dim,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .._library import register
+from ..library.op import register
 from . import _quantized_reference as ref
 from . import _rowwise
 

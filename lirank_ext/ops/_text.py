@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import refuse
-from .._library import extension
+from ..library.checks import refuse
+from ..library.load import extension
 
 PairHash = Callable[[Tensor, Tensor, int], Tensor]
 ACCEPTED = (

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import check
-from .._library import register
+from ..library.checks import check
+from ..library.op import register
 from . import _cross_fakes
 from ._cross_checks import (
     check_attention,

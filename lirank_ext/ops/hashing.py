@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check, check_device, check_dim, check_dtype, refuse
-from .._library import register
+from ..library.checks import check, check_device, check_dim, check_dtype, refuse
+from ..library.op import register
 from ._text import hash_text
 
 C1 = 0x87C37B91114253D5 - (1 << 64)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check, check_device, check_dim, check_dtype, check_floating
-from .._library import register
+from ..library.checks import check, check_device, check_dim, check_dtype, check_floating
+from ..library.op import register
 
 
 def isotonic_calibration(

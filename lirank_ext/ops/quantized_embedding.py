@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._library import index_error
+from ..library.op import index_error
 from ._quantized_registry import (
     bag_op,
     bags_op,

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_device, check_dim, check_dtype, refuse
-from .._library import register
+from ..library.checks import check_device, check_dim, check_dtype, refuse
+from ..library.op import register
 from .hashing import finalize, shift_right
 
 MAGIC = int.from_bytes(b"LIRVOC01", "little")

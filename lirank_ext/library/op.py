@@ -1,4 +1,4 @@
-"""Loads the compiled library and registers every op with PyTorch.
+"""Registers every op with PyTorch.
 
 The dispatcher is the only switch: CPU tensors reach the C++ kernel, CUDA tensors the
 CUDA or Triton kernel, meta tensors the fake kernel, and everything else (or everything,
@@ -7,43 +7,14 @@ where no library is built) the reference. Nothing chooses a backend at call time
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from . import _autograd, _gpu
-
-_library = torch.library.Library("lirank", "FRAGMENT")
-
-
-def _load() -> tuple[ModuleType | None, str]:
-    """The pybind11 module (its import registers the C++ ops), or None and why."""
-    if os.environ.get("LIRANK_NO_EXT", "0") not in ("", "0"):
-        return None, "LIRANK_NO_EXT is set"
-    if importlib.util.find_spec("lirank_ext._C") is None:
-        return None, "not built: no C++ compiler was found when the package was installed"
-    # A library that is there and does not load is an error, never a reason to go on without.
-    return importlib.import_module("lirank_ext._C"), ""
-
-
-def _load_cuda() -> bool:
-    """The CUDA kernels beside the module, where they were built and PyTorch has CUDA."""
-    if extension is None or torch.version.cuda is None:
-        return False
-    library = Path(extension.__file__).parent / "liblirank_cuda.so"
-    if library.is_file():
-        torch.ops.load_library(library)
-    return library.is_file()
-
-
-extension, why_no_extension = _load()
-cuda_loaded = _load_cuda()
+from . import autograd, gpu
+from .load import extension, library
 
 
 @dataclass(frozen=True)
@@ -82,13 +53,13 @@ def register(
     """
     name = schema.split("(", 1)[0]
     if extension is None:
-        _library.define(schema)
-    _library.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lirank::{name}", fake, lib=_library)
+        library.define(schema)
+    library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lirank::{name}", fake, lib=library)
     if backward is not None:
-        _autograd.register(_library, name, setup_context, backward)
+        autograd.register(library, name, setup_context, backward)
     stem = stem or reference.__module__.rsplit(".", 1)[-1]
-    _gpu.register_triton(_library, name, stem)
+    gpu.register_triton(library, name, stem)
     op = OPS[name] = Op(name, schema, stem, reference, backward is not None, internal)
     return op.overload
 
@@ -113,9 +84,9 @@ def implementations(op_name: str) -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {"reference": op.reference}
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"lirank::{op_name}", "CPU"):
         found["cpu"] = op.overload
-    gpu = _gpu.backend(op_name)
-    if gpu and torch.cuda.is_available():
-        found[gpu] = op.overload
+    on_gpu = gpu.backend(op_name)
+    if on_gpu and torch.cuda.is_available():
+        found[on_gpu] = op.overload
     return found
 
 

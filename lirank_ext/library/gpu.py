@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -85,6 +85,25 @@ def launcher(name: str, stem: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(f"lirank_ext.kernels.{stem}"), name)
 
     def launch(*args: Any, **kwargs: Any) -> Any:
-        return found()(*args, **kwargs)
+        index = _device_index(args)
+        if index is None:
+            index = _device_index(kwargs.values())
+        if index is None or index == torch.cuda.current_device():
+            return found()(*args, **kwargs)
+        with torch.cuda.device(index):
+            return found()(*args, **kwargs)
 
     return launch
+
+
+def _device_index(values: Iterable[Any]) -> int | None:
+    """Of the first CUDA tensor: Triton launches on torch's current device and stream."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if value.is_cuda:
+                return value.get_device()
+        elif isinstance(value, (list, tuple)):
+            index = _device_index(value)
+            if index is not None:
+                return index
+    return None

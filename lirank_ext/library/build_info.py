@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from . import _gpu
-from ._library import OPS, extension, why_no_extension
-from ._version import __version__
+from .._version import __version__
+from . import gpu
+from .load import extension, why_no_extension
+from .op import OPS
 
 
 def build_info() -> dict[str, str]:
@@ -42,7 +43,7 @@ def why_no_gpu() -> str:
     return "this PyTorch is a CPU build" if torch.version.cuda is None else "no CUDA device"
 
 
-CUDA_LIBRARY = Path(__file__).parent / "liblirank_cuda.so"
+CUDA_LIBRARY = Path(__file__).parent.parent / "liblirank_cuda.so"
 
 
 def _cuda_library() -> str:
@@ -79,20 +80,20 @@ def _on_gpu(name: str) -> str:
 
 def _served_by(name: str) -> str:
     if torch.version.cuda is not None:
-        by = _gpu.backend(name)
+        by = gpu.backend(name)
     else:
         there = {"cuda": CUDA_LIBRARY.is_file(), "triton": _has_triton()}
-        by = next((b for b in _gpu.KERNELS.get(name, ()) if there[b]), None)
+        by = next((b for b in gpu.KERNELS.get(name, ()) if there[b]), None)
     words = {"cuda": "CUDA kernel", "triton": "Triton kernel"}
     return words.get(by, "plain PyTorch, slower" + _missing(name))
 
 
 def _missing(name: str) -> str:
     """What would have to be there for a kernel."""
-    if not _gpu.KERNELS.get(name):
+    if not gpu.KERNELS.get(name):
         return ": there is no kernel"
     needs = {"cuda": "nvcc when the package is installed", "triton": "Triton"}
-    return ": a kernel needs " + " or ".join(needs[by] for by in _gpu.KERNELS[name])
+    return ": a kernel needs " + " or ".join(needs[by] for by in gpu.KERNELS[name])
 
 
 def _has_triton() -> bool:

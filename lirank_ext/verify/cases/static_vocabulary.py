@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..nn.static_vocabulary import StaticVocabulary
+from ...nn.static_vocabulary import StaticVocabulary
 from . import Case
 
 OP = "vocabulary_lookup"

@@ -1,13 +1,15 @@
-"""Bad input that CUDA kernels found: counted on the device, raised here."""
+"""Bad input that GPU kernels found: counted on the device, raised by ``check_errors``."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from functools import cache
 
 import torch
+from torch import Tensor
 
-from . import _findings
-from ._library import cuda_loaded, extension
+from .load import cuda_loaded, extension
 
 _INDEX, _OFFSETS, _TABLES, _ROW, _CODES, _VOCABULARY = range(1, 7)
 
@@ -25,7 +27,7 @@ def check_errors() -> None:
         ValueError: offsets, widths or rows of tables, or codes did not fit.
         RuntimeError: CUDA itself failed.
     """
-    for found, where in _findings.take():
+    for found, where in take_findings():
         raise _describe(found, where)
     if not cuda_loaded or not torch.cuda.is_initialized():
         return
@@ -33,6 +35,37 @@ def check_errors() -> None:
         found = _take(_library(), device)
         if found[0]:
             raise _describe(found, f" on cuda:{device}")
+
+
+_buffers: list[Tensor] = []
+
+
+def findings(device: torch.device) -> Tensor:
+    """Count, kind, position, value, table and limit (``kernels/errors.cuh``) on the device."""
+    if device.type == "meta":
+        return torch.empty(6, dtype=torch.int64, device=device)
+    index = device.index
+    if device.type == "cuda" and index is None:
+        index = torch.cuda.current_device()
+    return _buffer(device.type, index)
+
+
+@cache
+def _buffer(kind: str, index: int | None) -> Tensor:
+    made = torch.zeros(6, dtype=torch.int64, device=torch.device(kind, index))
+    _buffers.append(made)
+    return made
+
+
+def take_findings() -> Iterator[tuple[list[int], str]]:
+    """What was found on each device that has findings, cleared there, and the device in words."""
+    for buffer in _buffers:
+        if buffer.is_cuda:  # kernels may run on other streams than the current one
+            torch.cuda.synchronize(buffer.device)
+        found = buffer.tolist()
+        if found[0]:
+            buffer.zero_()
+            yield found, f" on {buffer.device}"
 
 
 def _library() -> ctypes.CDLL:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _gpu
-from ._build import build_info, why_absent
-from ._library import OPS, implementations
+from ..library import gpu
+from ..library.build_info import build_info, why_absent
+from ..library.op import OPS, implementations
 from .cases import Case, all_cases
 
 EPSILON = {
@@ -278,8 +278,8 @@ def public_ops() -> list[str]:
 def _backends(name: str, device: str | None) -> list[tuple[str, str]]:
     """(backend, device) of the rows of one op; one GPU backend is registered for an op."""
     served = [b for b in ("triton", "cuda") if b in implementations(name)]
-    gpu = served or [_gpu.KERNELS.get(name, ("cuda",))[0]]  # absent: the one that is meant to be
-    on_gpu = [(b, "cuda") for b in gpu]
+    absent = gpu.KERNELS.get(name, ("cuda",))[0]  # the one that is meant to be there
+    on_gpu = [(b, "cuda") for b in served or [absent]]
     if device == "cuda":
         return [("reference", "cuda"), *on_gpu]
     on_cpu = [("reference", "cpu"), ("cpu", "cpu")]

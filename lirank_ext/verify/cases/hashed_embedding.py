@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..ops import _quantized_reference as quantized
+from ...ops import _quantized_reference as quantized
 from . import Case
 
 OP, PACKED = "hashed_embedding_bag", "quantized_hashed_embedding_bag"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..ops import _quantized_reference as ref
+from ...ops import _quantized_reference as ref
 from . import Case
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._library import extension
+from .load import extension
 
 SMALLEST = 4 << 20  # bytes; a smaller table's pages fit the processor's own list of them
 

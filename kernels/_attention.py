@@ -1,0 +1,56 @@
+"""What the kernels of attention have in common."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = math.log2(math.e)
+
+
+@triton.jit
+def value_of(t, row, column, stride, r, COMPUTE: tl.constexpr, MASKED: tl.constexpr = True):
+    """Some components of one sample; zeros outside, which only a masked load may touch."""
+    at = t + row * stride + column
+    if MASKED:
+        found = tl.load(at, mask=column < r, other=0)
+    else:
+        found = tl.load(at)
+    return found.to(COMPUTE)
+
+
+@triton.jit
+def extremes(k, row, stride, r, COMPUTE: tl.constexpr, SPAN: tl.constexpr):
+    """The largest and the smallest key of one sample, SPAN keys in flight."""
+    high, low = tl.full((SPAN,), -float("inf"), COMPUTE), tl.full((SPAN,), float("inf"), COMPUTE)
+    for start in range(0, r, SPAN):
+        j = start + tl.arange(0, SPAN)
+        key = value_of(k, row, j, stride, r, COMPUTE)
+        high = tl.maximum(high, tl.where(j < r, key, -float("inf")))
+        low = tl.minimum(low, tl.where(j < r, key, float("inf")))
+    return tl.max(high, 0), tl.min(low, 0)
+
+
+def wide(t: Tensor) -> torch.dtype:
+    """What is kept between two kernels."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Of the rows."""
+    return tuple(t.stride(0) for t in tensors)
+
+
+def tiles(r: int) -> tuple[dict, ...]:
+    """Pairs a program takes at once; LONG of them a thread has in registers, SHORT along lanes."""
+    side = min(64, max(16, triton.next_power_of_2(r)))
+    half, span = max(16, side // 2), min(1024, max(16, triton.next_power_of_2(r)))
+    wanted = ((side, half, 4), (half, half, 2))
+    return tuple(
+        {"LONG": a, "SHORT": b, "EVEN": r % b == 0, "SPAN": span, "num_warps": w}
+        for a, b, w in dict.fromkeys(wanted)
+    )

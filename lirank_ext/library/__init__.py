@@ -1,0 +1,1 @@
+"""How ops are registered: loading, dispatch, autograd, argument checks and errors found late."""

@@ -1,0 +1,174 @@
+"""Which configuration a Triton launch takes, and on which device, with a stand-in for the GPUs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lirank_ext.library import gpu
+
+pytest.importorskip("triton", reason="Triton is not installed: the extra 'test' has it")
+
+from lirank_ext.kernels import _launch
+
+
+class Placed(torch.Tensor):
+    """Says that it lies on a GPU."""
+
+    @staticmethod
+    def on(index: int) -> Placed:
+        made = torch.zeros(2).as_subclass(Placed)
+        made.index = index
+        return made
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
+    def get_device(self) -> int:
+        return self.index
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two GPUs, the first of them current, neither of them capturing."""
+    state = SimpleNamespace(current=0, capturing=set(), entered=[])
+
+    class Guard:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __enter__(self) -> None:
+            self.before, state.current = state.current, self.index
+            state.entered.append(self.index)
+
+        def __exit__(self, *_) -> None:
+            state.current = self.before
+
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: state.current)
+    monkeypatch.setattr(
+        torch.cuda, "is_current_stream_capturing", lambda: state.current in state.capturing
+    )
+    return state
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    """A GPU's choice by time, where the last candidate is the fastest; the times taken."""
+    timed = []
+
+    def fastest(candidates, run):
+        timed.append(torch.cuda.current_device())
+        return len(candidates) - 1
+
+    monkeypatch.setattr(_launch, "_fastest", fastest)
+    monkeypatch.setattr(_launch, "INTERPRETED", False)
+    monkeypatch.setattr(_launch, "_turn", None)
+    monkeypatch.setattr(_launch, "_chosen", {})
+    return timed
+
+
+def chosen(key=("op",), candidates=(0, 1, 2)) -> int:
+    ran = []
+    _launch.choose(key, candidates, ran.append)
+    assert len(ran) == 1
+    return ran[0]
+
+
+def launched_on(gpus, monkeypatch, *args, **kwargs) -> int:
+    seen = []
+    module = SimpleNamespace(an_op=lambda *a, **k: seen.append(gpus.current))
+    monkeypatch.setattr(gpu.importlib, "import_module", lambda name: module)
+    gpu.launcher("an_op", "stem")(*args, **kwargs)
+    assert gpus.current == 0
+    return seen[0]
+
+
+def test_a_launch_runs_on_the_device_of_its_tensors(gpus, monkeypatch):
+    on_cpu, first, second = torch.zeros(2), Placed.on(0), Placed.on(1)
+    assert launched_on(gpus, monkeypatch, first, on_cpu) == 0
+    assert launched_on(gpus, monkeypatch, on_cpu) == 0
+    assert not gpus.entered  # the current device is not set anew
+    assert launched_on(gpus, monkeypatch, second, 3) == 1
+    assert launched_on(gpus, monkeypatch, on_cpu, None, second) == 1
+    assert launched_on(gpus, monkeypatch, 2.0, [on_cpu, second]) == 1
+    assert launched_on(gpus, monkeypatch, x=second) == 1
+    assert gpus.entered == [1] * 4
+
+
+def test_the_device_is_restored_where_a_launcher_fails(gpus, monkeypatch):
+    def fails(*_):
+        raise ValueError("refused")
+
+    monkeypatch.setattr(gpu.importlib, "import_module", lambda name: SimpleNamespace(an_op=fails))
+    with pytest.raises(ValueError, match="refused"):
+        gpu.launcher("an_op", "stem")(Placed.on(1))
+    assert gpus.current == 0
+
+
+def test_each_device_has_choices_of_its_own(gpus, tuned):
+    assert [chosen() for _ in range(2)] == [2, 2]
+    assert tuned == [0]
+    gpus.current = 1
+    assert [chosen() for _ in range(2)] == [2, 2]
+    assert tuned == [0, 1]
+
+
+def test_nothing_is_timed_while_the_current_device_is_capturing(gpus, tuned):
+    gpus.capturing = {1}
+    gpus.current = 1
+    assert chosen() == 0
+    assert not tuned
+    gpus.current = 0
+    assert chosen() == 2
+    gpus.capturing = {0, 1}
+    assert chosen() == 2  # chosen before the capture began
+
+
+def test_deterministic_algorithms_take_the_first_candidate(gpus, tuned):
+    assert chosen() == 2
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert chosen() == 0
+        assert chosen(("another",)) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert chosen() == 2
+    assert len(tuned) == 1
+
+
+def test_a_named_candidate_is_taken_everywhere_and_none_is_timed(gpus, tuned):
+    with _launch.turn(1):
+        assert chosen() == 1
+        assert chosen(("few",), (0,)) == 0
+    with _launch.turn(0):
+        assert chosen() == 0
+    assert not tuned
+    assert chosen() == 2
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("", None), ("0", 0), ("1", 1)])
+def test_the_environment_names_a_candidate(monkeypatch, value, wanted):
+    monkeypatch.setenv("LIRANK_TRITON_CANDIDATE", value)
+    script = "from lirank_ext.kernels import _launch; print(_launch._turn)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.stdout.strip() == str(wanted), ran.stderr
+
+
+def test_no_grid_is_longer_than_cuda_allows():
+    """The second axis ends at 65,535."""
+    from lirank_ext.kernels import isotonic
+
+    n, k = 4, 9_000_000
+    x, w, b, e = (torch.empty(size, device="meta") for size in ((n,), (k,), (), (n, k)))
+    with _launch.recording() as launches:
+        isotonic.isotonic_calibration(x, w, b, -17.0, 0.05, e)
+        isotonic.isotonic_calibration_backward(x, x, w, b, -17.0, 0.05, e)
+        isotonic.isotonic_calibration_backward(x, x, w, b, -17.0, 0.05)
+    assert max(one.grid[0] for one in launches) > 65_535
+    assert max(one.grid[1] for one in launches if len(one.grid) > 1) <= 65_535

@@ -22,8 +22,8 @@ def source_folder() -> str:
     if not (checkout / "setup.py").is_file():
         return ""
     return (
-        f"{checkout} holds the sources, which are not built, and hides an installed package: run "
-        "from another folder, or build here with 'python setup.py build_ext --inplace'"
+        f"the sources in {checkout} are not built and hide an installed package: run from another "
+        "folder, or build them with 'python setup.py build_ext --inplace'"
     )
 
 

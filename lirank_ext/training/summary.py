@@ -44,7 +44,7 @@ def _listed(names: Sequence[str]) -> str:
 def model(made: LiRank) -> str:
     """Table sizes and parameters."""
     lines = []
-    for name, table in made.tables.items():
+    for name, table in zip(made.columns, made.tables.values(), strict=True):
         heights = [p.shape[0] for p in table.parameters()]
         lines.append(f"table {name}: {' + '.join(f'{h:,}' for h in heights)} rows of {table.dim}")
     dense = sum(p.numel() for p in made.dense_parameters())

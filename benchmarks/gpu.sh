@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything a machine with a GPU has to show, in five minutes: benchmarks/gpu.sh [FOLDER] [OPTIONS]
 # Checks and times every op, verifies, runs the sanitizers (lirank_ext/benchmarks/gpu/drive.py).
-# Logs and figures, seven files, go to FOLDER (default: gpu-results). PYTHON names the
+# Logs and figures, eight files, go to FOLDER (default: gpu-results). PYTHON names the
 # interpreter; else .venv's, or python3 where that sees no GPU. Nothing is installed: where the
 # package is not, links in a folder of its own stand in for it. A folder that `make gpu-kit` made
 # (GPU_KIT, default .kit) spares all compiling where its versions fit; else the library is built.

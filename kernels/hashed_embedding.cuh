@@ -4,7 +4,7 @@
 
 #include "bags.cuh"
 #include "errors.cuh"
-#include "murmur.h"
+#include "hashing_murmur.h"
 
 namespace lirank::gpu {
 
@@ -12,7 +12,7 @@ namespace lirank::gpu {
 struct HashedTables {
   const void* base[4];
   int64_t heights[4];
-  int64_t row_stride[4], column_stride[4];  // in elements; packed tables are contiguous
+  int64_t row_bytes[4], column_bytes[4];  // from one to the next; packed tables are contiguous
   int64_t dim;
   Element element;
   int bits;

@@ -52,7 +52,7 @@ CHUNK = 1024  # buckets per step of the kernels that walk over all of them
 @triton.jit
 def _bucket(x, k, lower, step):
     """Index and how far into the bucket; NaN gives bucket 0 and part NaN."""
-    k_float = k.to(x.dtype)
+    k_float = tl.full((), k, x.dtype)  # k = 1 arrives as a constant, which has no .to
     z = x - lower
     z = tl.where(z < 0, 0.0, z)
     z = tl.where(z > k_float * step, k_float * step, z)
@@ -179,7 +179,7 @@ def _histogram(
         g = tl.load(grad + at, mask=at < n, other=0).to(COMPUTE)
         index, part = _bucket(x, k, low, width)
         if tl.program_id(1) == 0:
-            inside = (x >= low) & (x <= low + k.to(COMPUTE) * width)
+            inside = (x >= low) & (x <= low + tl.full((), k, COMPUTE) * width)
             slope = _relu(tl.load(weight + index).to(COMPUTE))
             dx = tl.where(inside, g * slope, 0.0)
             tl.store(grad_logits + at, dx.to(grad_logits.dtype.element_ty), mask=at < n)
@@ -255,7 +255,7 @@ def _calibrate_rows_backward(
         g = tl.load(grad + row, mask=row < n, other=0).to(COMPUTE)
         index, part = _bucket(x, k, low, width)
         if tl.program_id(0) == 0:
-            inside = (x >= low) & (x <= low + k.to(COMPUTE) * width)
+            inside = (x >= low) & (x <= low + tl.full((), k, COMPUTE) * width)
             e = tl.load(embedding + row * k + index, mask=row < n, other=0).to(COMPUTE)
             slope = _relu(e + tl.load(weight + index).to(COMPUTE))
             dx = tl.where(inside, g * slope, 0.0)

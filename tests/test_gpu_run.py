@@ -81,7 +81,10 @@ def test_a_whole_run_leaves_its_files(tmp_path):
     command += ["--device", "cpu", "--scale", "512", "--seconds", "100", "--skip", "verify"]
     done = subprocess.run([*command, "--subjects", "isotonic"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {f.name for f in tmp_path.iterdir()} == {"env.json", "results.jsonl", "run.log"}
+    wanted = {"env.json", "results.jsonl", "run.log", "summary.json"}
+    assert {f.name for f in tmp_path.iterdir()} == wanted
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["failed"] == [] and len(summary["readings"]) > 2
     assert "isotonic_calibration" in done.stdout
 
 

@@ -5,12 +5,13 @@
 1. What the machine is, and its ceilings.
 2. A worker for every subject, all at once; they take turns on the GPU. A worker that crashes
    costs its own subject: it is run again, small, under compute-sanitizer.
-3. Beside one another: ``verify`` for every op, the graph tests, memcheck over ``verify`` for every
-   op with a CUDA kernel, racecheck over the kernels with shared memory, counters of three kernels.
+3. Counters of three kernels.
+4. Beside one another: ``verify`` for every op, the graph tests, memcheck and racecheck over a small
+   call of every CUDA kernel, then memcheck over ``verify`` for every op that has one.
 
-FOLDER then holds env.json, results.jsonl, verify.json, tests.log, sanitizer.log, ncu.csv and
-run.log. The exit code is 1 where anything failed; a test that was skipped for want of CUDA kernels
-is a failure.
+FOLDER then holds summary.json, which is worth keeping, and what it is made of: env.json,
+results.jsonl, verify.json, tests.log, sanitizer.log, ncu.csv and run.log. The exit code is 1 where
+anything failed; a test that was skipped for want of CUDA kernels is a failure.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from lirank_ext.benchmarks.gpu.worker import OURS, SUBJECTS
 from lirank_ext.verify import public_ops
 
 COLUMNS = ("op", "shape", ">us", ">floor", ">of floor", "bound by", ">host us", ">others")
-RACES = ("quantized_embedding_bags",)  # the ops whose kernels use shared memory
 # The workers' share of the time; verify and the sanitizers get the rest.
 TIMING_SHARE = 0.62
+PARTS = ("timing", "counters", "verify", "memcheck")
 NCU_METRICS = (
     "gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,"
     "sm__throughput.avg.pct_of_peak_sustained_elapsed,"
@@ -83,10 +84,12 @@ class Job:
 class Drive:
     """The whole run."""
 
-    def __init__(self, out: Path, seconds: float, device: str, scale: int) -> None:
+    def __init__(
+        self, out: Path, seconds: float, device: str, scale: int, skip: tuple[str, ...] = ()
+    ) -> None:
         self.out, self.device, self.scale = out, device, scale
         self.started, self.end = time.monotonic(), time.monotonic() + seconds
-        self.seconds = seconds
+        self.seconds, self.skip = seconds, skip
         self.scratch = out / "scratch"
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.results, self.lock = out / "results.jsonl", self.scratch / "lock"
@@ -174,14 +177,14 @@ class Drive:
             test = [sys.executable, "-m", "pytest", "-q", "-rs", "tests/test_cuda_graph.py"]
             jobs.append(Job("tests", test))
             if shutil.which("compute-sanitizer"):
-                for op in public_ops():
-                    if "cuda" in implementations(op):
-                        command = [*_sanitizer("memcheck"), *module, op]
-                        jobs.append(Job(f"memcheck-{op}", command, _SANITIZED))
-                jobs += [
-                    Job(f"racecheck-{op}", [*_sanitizer("racecheck"), *module, op], _SANITIZED)
-                    for op in RACES
-                ]
+                script = [sys.executable, "tests/test_cuda_graph.py"]  # a small call of every op
+                for tool in ("racecheck", "memcheck"):
+                    jobs.insert(0, Job(f"{tool}-calls", [*_sanitizer(tool), *script], _SANITIZED))
+                if "memcheck" not in self.skip:
+                    for op in public_ops():
+                        if "cuda" in implementations(op):
+                            command = [*_sanitizer("memcheck"), *module, op]
+                            jobs.append(Job(f"memcheck-{op}", command, _SANITIZED))
             else:
                 self.failed.append("no compute-sanitizer on PATH")
         bad = self.run(jobs, max(4, (os.cpu_count() or 4)), self.end)
@@ -225,6 +228,16 @@ class Drive:
         if not self.results.is_file():
             return []
         return [json.loads(line) for line in self.results.read_text().splitlines()]
+
+    def summary(self) -> None:
+        """Everything that is worth keeping, in one file."""
+        env = json.loads((self.out / "env.json").read_text())
+        verified = self.out / "verify.json"
+        found = {"environment": env, "failed": self.failed, "readings": self.lines()}
+        found["verify"] = json.loads(verified.read_text()) if verified.is_file() else []
+        text = json.dumps(found)
+        text = text.replace('{"subject"', '\n{"subject"').replace('{"op"', '\n{"op"')
+        (self.out / "summary.json").write_text(text + "\n")
 
     def show(self) -> None:
         lines = self.lines()
@@ -302,12 +315,12 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--scale", type=int, default=1, help="divides the sizes")
     parser.add_argument("--subjects", nargs="*", choices=tuple(SUBJECTS), default=list(SUBJECTS))
-    parser.add_argument(
-        "--skip", nargs="*", choices=("timing", "counters", "verify"), default=[], metavar="PART"
-    )
+    parser.add_argument("--skip", nargs="*", choices=PARTS, default=[], metavar="PART")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    drive = Drive(options.out.resolve(), options.seconds, options.device, options.scale)
+    drive = Drive(
+        options.out.resolve(), options.seconds, options.device, options.scale, tuple(options.skip)
+    )
     drive.environment()
     if "timing" not in options.skip:
         drive.timings(options.subjects)
@@ -317,6 +330,7 @@ def main() -> int:
     if "verify" not in options.skip:
         drive.verifications()
     drive.show()
+    drive.summary()
     shutil.rmtree(drive.scratch, ignore_errors=True)
     return 1 if drive.failed else 0
 

@@ -138,7 +138,7 @@ def quantized_bags(place: Place) -> Iterator[Target]:
                 ends,
                 output_dtype=torch.float16,
                 total_dim=tables * dim,
-            ),  # fmt: skip
+            ),
             expect,
             tolerance=HALF_TOLERANCE,
             bytes=unique + 8 * count + tables * bags * (dim * 2 + 8),
@@ -284,7 +284,8 @@ def hashed_backward(place: Place) -> Iterator[Target]:
 
         def four_bags(grad, ids, *rows):
             leaves = [t.detach().requires_grad_() for t in tables]
-            out = _four_bags(leaves)(ids, offsets, *rows)
+            with torch.enable_grad():
+                out = _four_bags(leaves)(ids, offsets, *rows)
             return torch.autograd.grad(out, leaves, grad)
 
         yield Target(

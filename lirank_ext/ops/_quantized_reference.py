@@ -150,8 +150,10 @@ def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor
     w = weight.detach().float()
     half, steps = 2 ** (bits - 1), 2**bits - 1
     high, low = w.amax(1), w.amin(1)
-    scale = (high - low) / steps
-    mid = (high * half + low * (half - 1)) / steps
+    # A tensor: on a GPU PyTorch multiplies by the reciprocal of a number, which rounds differently.
+    divisor = torch.full_like(high, steps)
+    scale = (high - low) / divisor
+    mid = (high * half + low * (half - 1)) / divisor
     bad = ~(w.isfinite().all(1) & scale.isfinite() & mid.isfinite())
     if bad.any():
         row = int(bad.nonzero()[0])

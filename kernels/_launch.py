@@ -102,8 +102,11 @@ def choose(
 
 
 def _fastest(candidates: Sequence[Candidate], run: Callable[[Candidate], None]) -> int:
+    """By the GPU's time alone: called one by one, a launch costs the host more than the kernel
+    takes, and a plan of two kernels would never be chosen."""
+    torch.cuda.synchronize()  # graphs are captured on another stream than the inputs came from
     times = [
-        triton.testing.do_bench(lambda c=c: run(c), warmup=5, rep=25, return_mode="median")
+        triton.testing.do_bench_cudagraph(lambda c=c: run(c), rep=10, return_mode="median")
         for c in candidates
     ]
     return times.index(min(times))

@@ -79,10 +79,13 @@ class Progress:
         return ", ".join([*parts, *(f"{name} {value}" for name, value in self.figures.items())])
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, each counted as a step once it is done with."""
-        for item in items:
-            yield item
-            self.update()
+        """The items, each counted as a step once it is done with; closes after the last."""
+        try:
+            for item in items:
+                yield item
+                self.update()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Take the bar away."""

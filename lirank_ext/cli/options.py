@@ -135,14 +135,21 @@ def check_device(device: str | None) -> None:
         raise UserError("--device cuda: PyTorch sees no CUDA device here")
 
 
+def use_threads(threads: int | None) -> None:
+    """Set the number of CPU threads where ``--threads`` gives one."""
+    import torch
+
+    check_positive("--threads", threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def use_device(args: argparse.Namespace) -> str:
     """Set the number of threads; the device that ``--device`` names, or else the best one."""
     import torch
 
     check_device(args.device)
-    check_positive("--threads", args.threads)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,21 +1,153 @@
 """Backward formulas of ops, with as little Python per call as PyTorch allows.
 
-What ``torch.library.register_autograd`` adds to a call, with or without gradients, is as much as a
-whole call of ours takes on a few samples. This registers the same for ops like ours: tensors and
-numbers in, no keyword-only arguments, no lists that need gradients, no ``out``.
+`torch.library.register_autograd` adds as much time to a call as one of our ops needs on a small
+batch, even when no gradient is wanted. This registers the same for ops like ours: tensors and
+numbers in, no keyword-only arguments, no lists of tensors, no ``out``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .op import Op
 
 _C = torch._C
 
 
+class Unsaved(NamedTuple):
+    """Stands for a tensor that was not saved for the backward."""
+
+    shape: torch.Size
+
+
 def register(
+    library: torch.library.Library,
+    op: Op,
+    formula: Callable[..., Mapping[str, Tensor | None]],
+    *,
+    saves: Sequence[str],
+    saves_for: Mapping[str, Sequence[str]] | None = None,
+    forward: Callable | None = None,
+    when: Callable[[Any], bool] | None = None,
+    twice: bool = False,
+) -> None:
+    """Give an op a backward.
+
+    Args:
+        library: the fragment of ``lirank`` that holds the registration.
+        op: the op.
+        formula: ``(a, *gradients, *kept)`` to a gradient, or None, by argument name. ``a`` is the
+            call of the forward, where an :class:`Unsaved` stands for a tensor that was not
+            saved; ``gradients`` has one for each result. Where it has a parameter ``needs``, it
+            gets the call with True for the arguments whose gradients are wanted.
+        saves: names of the tensors that the formula reads.
+        saves_for: more of them that it reads only for the gradient of the argument named.
+        forward: an ``@op`` function of the same arguments that runs in the op's place when a
+            gradient is wanted. What it returns behind the result is ``kept`` for the formula.
+        when: whether ``forward`` pays off for a call; always by default.
+        twice: the formula is made of differentiable operations. Otherwise a second derivative
+            is refused.
+
+    Raises:
+        TypeError: the schema has keyword-only arguments or lists of tensors.
+    """
+    for a in op.overload._schema.arguments:
+        if a.kwarg_only or "List[Tensor]" in str(a.type):
+            raise TypeError(
+                f"lirank::{op.name}: argument '{a.name}': wanted no list of tensors and nothing "
+                f"keyword-only in an op with a backward, got {a.type}"
+            )
+    names = op.call._fields
+    make = op.call._make
+    # The dispatcher drops trailing arguments that equal their defaults.
+    defaults = tuple(map(op.call._field_defaults.get, names))
+    none_wanted = (False,) * len(names)
+    at = {name: i for i, name in enumerate(names)}
+    tensors = [i for i, a in enumerate(op.overload._schema.arguments) if "Tensor" in str(a.type)]
+    always = tuple(at[name] for name in saves)
+    also = {at[name]: tuple(at[n] for n in more) for name, more in (saves_for or {}).items()}
+    asks = "needs" in inspect.signature(formula).parameters
+    training = None if forward is None else forward.op.overload
+    below = _C._after_autograd_keyset
+
+    def run(ctx: Any, keyset: Any, *args: Any) -> Any:
+        call = [*args, *defaults[len(args) :]]
+        train = training is not None and (when is None or when(make(call)))
+        with _C._AutoDispatchBelowAutograd():
+            output = (training if train else op.overload).redispatch(keyset & below, *args)
+        kept = ()
+        if train:
+            output, *kept = output
+        saved = always
+        for i, more in also.items():
+            if i < len(args) and ctx.needs_input_grad[1 + i]:
+                saved = (*saved, *more)
+        ctx.save_for_backward(*(call[i] for i in saved), *kept)
+        for i in tensors:
+            if i in saved:
+                call[i] = None
+            elif call[i] is not None:
+                call[i] = Unsaved(call[i].shape)
+        ctx.saved, ctx.call, ctx.given = saved, call, len(args)
+        return output
+
+    def gradients_of(ctx: Any, *gradients: Any) -> list[Tensor | None]:
+        call, count = ctx.call.copy(), len(ctx.saved)
+        held = ctx.saved_tensors  # read once: activation checkpointing allows no more
+        for i, tensor in zip(ctx.saved, held, strict=False):
+            call[i] = tensor
+        options = {}
+        if asks:
+            options["needs"] = make((*ctx.needs_input_grad[1:], *none_wanted[ctx.given :]))
+        found = formula(make(call), *gradients, *held[count:], **options)
+        if not at.keys() >= found.keys():
+            raise TypeError(f"lirank::{op.name}: gradients of unknown arguments: {[*found]}")
+        return [
+            None if call[i] is None else found.get(name)
+            for i, name in enumerate(names[: ctx.given])
+        ]
+
+    def backward(ctx: Any, *gradients: Any) -> tuple:
+        if twice or not _C.is_grad_enabled():
+            return (None, *gradients_of(ctx, *gradients))
+        with torch.no_grad():
+            found = gradients_of(ctx, *gradients)
+        return (None, *_refuse_second(op.name, found))
+
+    function = type(
+        f"Backward_{op.name}",
+        (torch.autograd.Function,),
+        {"forward": staticmethod(run), "backward": staticmethod(backward)},
+    )
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        if _C.is_grad_enabled() and _C._any_requires_grad(*args):
+            return function.apply(keyset, *args)
+        with _C._AutoDispatchBelowAutograd():
+            return op.overload.redispatch(keyset & below, *args)
+
+    library.impl(op.name, autograd, "Autograd", with_keyset=True)
+
+
+def _refuse_second(name: str, gradients: list[Tensor | None]) -> list[Tensor | None]:
+    """The gradients, whose own derivative is an error."""
+    text = f"lirank::{name}: a second derivative was wanted: this op is not differentiable twice"
+    found = [g for g in gradients if g is not None]
+    if not found or any(_C._functorch.is_functorch_wrapped_tensor(g) for g in found):
+        return gradients
+    leaves = [g.detach().requires_grad_() for g in found]
+    refusing = torch._C._functions.DelayedError(text.encode(), len(leaves))(*leaves)
+    refusing = iter(refusing if isinstance(refusing, (tuple, list)) else (refusing,))
+    return [None if g is None else next(refusing) for g in gradients]
+
+
+def register_old(
     library: torch.library.Library,
     name: str,
     setup_context: Callable[..., None],

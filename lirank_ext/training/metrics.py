@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from ..data.errors import DataError
 from ..data.features import Batch
 from ..data.packages import need
 from ..models import LiRank
+
+Figures = dict[str, float | None]
 
 
 @dataclass
@@ -30,13 +33,21 @@ class Metrics:
     observed_to_expected: float
     rows: int
 
-    def as_json(self) -> dict[str, float | None]:
+    def as_json(self) -> Figures:
         """Plain values; None for NaN, which JSON has not."""
         return {k: None if math.isnan(v) else v for k, v in asdict(self).items()}
 
 
 def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics:
-    """Metrics of logits (n,) against labels (n,), 0 or 1."""
+    """Metrics of logits (n,) against labels (n,), 0 or 1.
+
+    Raises:
+        DataError: a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise DataError(
+            "the model's predictions are not finite: train it with a lower lr, or raise warmup"
+        )
     rank = need("sklearn.metrics").roc_auc_score
     logits, labels = logits.astype(np.float64), labels.astype(np.float64)
     auc = float(rank(labels, logits)) if 0 < labels.sum() < len(labels) else math.nan

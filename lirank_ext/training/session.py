@@ -15,6 +15,7 @@ import torch
 from ..data.broken import Broken
 from ..data.errors import DataError
 from ..data.features import Converter
+from ..data.labels import check_labels
 from ..data.loader import Loader, Split
 from ..data.source import Source
 from ..models import ConfigError, LiRank
@@ -109,6 +110,7 @@ def open_data(
         broken = Broken(settings.bad_rows == "skip")
     split = None if valid_paths else Split(settings.valid, seed=settings.seed)
     train = open_loader(config, paths, broken, split=split, shuffle=True)
+    check_labels(train.source, config.model.schema.tasks)
     total = train.source.count()
     if not total:
         raise DataError(f"{paths[0]}: no rows")
@@ -199,6 +201,50 @@ def open_trainer(
         DataError: a file or a column is missing.
     """
     return trainer_on(open_data(config, paths, valid_paths, broken), config, output, device, bar)
+
+
+@dataclass
+class ModelOnFiles:
+    """A trained model, and files to use it on.
+
+    Attributes:
+        model, config: as :func:`load_model` gives them.
+        loader: batches of the files' rows, in order.
+        broken: the rows that could not be read.
+        device: of the model.
+    """
+
+    model: LiRank
+    config: Config
+    loader: Loader
+    broken: Broken
+    device: str
+
+
+def open_model(
+    folder: str | Path,
+    paths: Paths,
+    device: str = "cpu",
+    *,
+    labels: bool = True,
+    skip: bool = False,
+) -> ModelOnFiles:
+    """A trained model and the files to use it on.
+
+    Args:
+        folder: see :func:`load_model`.
+        paths: CSV or Parquet files.
+        device: of the model.
+        labels: read the labels too.
+        skip: pass over broken rows.
+
+    Raises:
+        DataError: the model or a file cannot be used.
+    """
+    model, config = load_model(folder, device)
+    broken = Broken(skip)
+    loader = open_loader(config, paths, broken, labels=labels, dwell=dwell_of(model))
+    return ModelOnFiles(model, config, loader, broken, device)
 
 
 def save_model(folder: Path, model: LiRank, config: Config) -> Path:

@@ -20,6 +20,7 @@ from lirank_ext.benchmarks import harness
 from lirank_ext.cli import COMMANDS, main
 from lirank_ext.errors import UserError
 from lirank_ext.library import build_info, gpu
+from lirank_ext.library.op import OPS
 from lirank_ext.verify import compare
 
 OP = "isotonic_calibration"
@@ -38,11 +39,14 @@ def test_info_prints_build_info(capsys, tmp_path):
 
 
 def test_info_says_what_serves_a_gpu_with_this_installation(monkeypatch, tmp_path):
-    def on_gpu(library: bool, triton: bool) -> dict[str, str]:
+    def on_gpu(library: bool, triton: bool, gradients: bool = True) -> dict[str, str]:
         built = tmp_path / "liblirank_cuda.so"
-        built.write_bytes(b"\0lirank_ext was built for CUDA architectures 80 90\0")
+        names = [n for n in OPS if n.startswith("hashed_embedding_bag")]
+        names = [n for n in names if gradients or "backward" not in n]
+        text = "\0".join(["", "lirank_ext was built for CUDA architectures 80 90", *names, ""])
+        built.write_text(text)
         monkeypatch.setattr(build_info, "CUDA_LIBRARY", built if library else tmp_path / "none.so")
-        monkeypatch.setattr(build_info, "_has_triton", lambda: triton)
+        monkeypatch.setattr(gpu, "has_triton", lambda: triton)
         return build_info.gpu_ops()
 
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -51,14 +55,12 @@ def test_info_says_what_serves_a_gpu_with_this_installation(monkeypatch, tmp_pat
     assert both["hashed_embedding_bag"] == "CUDA kernel" and both[OP] == "Triton kernel"
     without = on_gpu(False, False)
     assert set(without.values()) == {
-        "plain PyTorch, slower: a kernel needs Triton",
-        "plain PyTorch, slower: a kernel needs nvcc when the package is installed or Triton",
+        "plain PyTorch, slower: a kernel needs Triton, or nvcc when the package is installed"
     }
     assert "not built" in lirank_ext.build_info()["cuda"]
     assert on_gpu(False, True)["hashed_embedding_bag"] == "Triton kernel"
-    monkeypatch.setitem(gpu.KERNELS, "hashed_embedding_bag_backward", ())
-    gradients = "CUDA kernel; gradients: CUDA kernel and plain PyTorch, slower: there is no kernel"
-    assert on_gpu(True, True)["hashed_embedding_bag"] == gradients
+    missing = "CUDA kernel; gradients: plain PyTorch, slower: a kernel needs Triton"
+    assert on_gpu(True, False, gradients=False)["hashed_embedding_bag"] == missing
 
 
 def test_verify_prints_a_row_per_op_and_backend(capsys, tmp_path):

@@ -101,14 +101,15 @@ def _serve_cpu_by_triton() -> list[str]:
     import torch
 
     from lirank_ext.library import gpu
+    from lirank_ext.library.build_info import planned_backend
     from lirank_ext.library.op import OPS
 
     library = torch.library.Library("lirank", "IMPL")
     _serve_cpu_by_triton.library = library  # its registrations go with it
     found = []
     for name, op in OPS.items():
-        if gpu.KERNELS[name] == gpu.TRITON:  # the others are served by the CUDA library
-            library.impl(name, gpu.launcher(name, op.stem), "CPU")
+        if planned_backend(op) == "triton":  # the others are served by the CUDA library
+            library.impl(name, gpu.launcher(op), "CPU")
             found.append(name)
     return found
 

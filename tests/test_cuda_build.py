@@ -29,11 +29,14 @@ ARCHITECTURES = ("80", "90", "100")
 OPS = {
     "quantized_embedding": (
         "quantize_rows dequantize_rows pack_rows unpack_rows quantized_embedding_bag "
-        "quantized_embedding_bags"
+        "quantized_embedding_bags quantized_embedding_bag_backward "
+        "quantized_embedding_bags_backward"
     ),
     "hashing": "murmur_hash hash_strings",
     "hashed_embedding": (
-        "hashed_embedding_bag quantized_hashed_embedding_bag hashed_embedding_bag_backward_sparse"
+        "hashed_embedding_bag quantized_hashed_embedding_bag hashed_embedding_bag_of_rows "
+        "hashed_embedding_bag_backward hashed_embedding_bag_backward_sparse "
+        "hashed_embedding_bag_backward_weights quantized_hashed_embedding_bag_backward"
     ),
 }
 NVCC = shutil.which("nvcc")

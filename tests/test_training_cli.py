@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +17,9 @@ from test_training import write_csv  # noqa: E402
 
 import lirank_ext  # noqa: E402
 from lirank_ext.cli import main  # noqa: E402
+from lirank_ext.training import summary  # noqa: E402
 from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
+from lirank_ext.training.metrics import measure  # noqa: E402
 from lirank_ext.training.session import load_model  # noqa: E402
 from lirank_ext.training.trainer import CHECKPOINT  # noqa: E402
 
@@ -300,6 +304,10 @@ def test_resume_honors_or_refuses_what_is_given(data, tmp_path, capsys):
     assert "--label was ['click']" in refused(capsys, *resume, "--label", "click=1")
     other = write_csv(tmp_path / "other.csv", 300)
     assert "another data" in refused(capsys, "train", other, "--output", out, "--resume")
+    text = data.read_text()  # another file of the same name and size
+    data.write_text(text[:-2] + ("0" if text[-2] == "1" else "1") + "\n")
+    assert "another data" in refused(capsys, *resume)
+    data.write_text(text)
     assert "click" in (out / "config.yaml").read_text()
 
 
@@ -372,3 +380,12 @@ def test_a_flipped_bit_anywhere_is_found(model):
     finally:
         file.write_bytes(whole)
     assert load_model(model)
+
+
+def test_a_model_worse_than_a_constant_is_pointed_out():
+    bad = measure(np.array([3.0, -3.0]), np.array([0.0, 1.0]))
+    good = measure(np.array([-3.0, 3.0]), np.array([0.0, 1.0]))
+    assert bad.base_log_loss == pytest.approx(math.log(2))
+    found = summary.warnings({"bad": bad.as_json(), "good": good.as_json()})
+    assert len(found) == 1
+    assert "'bad' is 3.0486, worse than 0.6931" in found[0]

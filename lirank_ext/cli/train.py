@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from .._table import print_line, print_table
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and print the metrics on the rows to validate on."""
     options.check_packages()
+    from ..training import summary
     from ..training.run import CONFIG, Plan
     from ..training.session import MODEL
 
@@ -76,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     if "tasks" in best:
         title = f"Validation, after step {progress.best_step} of {progress.step}"
         results.print_metrics(title, best["tasks"])
+        for sentence in summary.warnings(best["tasks"]):
+            print(sentence, file=sys.stderr)
     results.report_broken(result.broken)
     print_line(f"model: {output / MODEL}; configuration: {output / CONFIG}")
     results.write_json(args.json, result.report)

@@ -26,12 +26,14 @@ class Metrics:
         log_loss: mean, natural logarithm.
         observed_to_expected: labels of 1 by the sum of the probabilities; 1 is calibrated.
         rows: how many.
+        base_log_loss: of the share of labels of 1 as the probability of every row.
     """
 
     auc: float
     log_loss: float
     observed_to_expected: float
     rows: int
+    base_log_loss: float
 
     def as_json(self) -> Figures:
         """Plain values; None for NaN, which JSON has not."""
@@ -56,7 +58,13 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics:
     expected = (1 / (1 + np.exp(-np.clip(logits, -500, 500)))).sum()
     ratio = float(labels.sum() / expected) if expected else math.nan
     loss = float(losses.mean()) if len(losses) else math.nan
-    return Metrics(auc, loss, ratio, len(labels))
+    return Metrics(auc, loss, ratio, len(labels), _entropy(labels))
+
+
+def _entropy(labels: np.ndarray) -> float:
+    """The log-loss of a constant: the best one, the share of labels of 1."""
+    share = float(labels.mean()) if len(labels) else math.nan
+    return -sum(p * math.log(p) if p else 0.0 for p in (share, 1 - share))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from .settings import Config
 from .trainer import Trainer
 
 MODEL = "model.safetensors"
+PIECE = 1 << 16  # bytes of a file that its fingerprint reads in one place
 Paths = Sequence[str | Path]
 
 
@@ -78,7 +80,7 @@ class Data:
         train, valid: rows to learn from and to evaluate on; None evaluates nothing.
         rows: of the files to train on, those to validate on included.
         steps: of an epoch, about.
-        files: names and sizes, which tell these data from others.
+        files: names, sizes and checksums, which tell these data from others.
         dwell: thresholds of the tasks that are long dwells, by task.
     """
 
@@ -123,13 +125,23 @@ def open_data(
         valid = open_loader(config, paths, broken, split=split, valid=True)
     share = settings.valid if split is not None else 0.0
     steps = math.ceil(total * (1 - share) / settings.batch_size)
-    files = [[f.path.name, f.path.stat().st_size] for f in train.source.files]
-    files += [[Path(p).name, Path(p).stat().st_size] for p in valid_paths]
+    read = [*train.source.files, *(valid.source.files if valid_paths and valid else ())]
+    files = [fingerprint(file.path) for file in read]
     dwell = _measured(config, train, dwell_of(before) if before else {})
     for loader in (train, valid):
         if loader is not None:
             loader.converter.dwell = dwell
     return Data(train, valid, total, steps, files, dwell)
+
+
+def fingerprint(path: Path) -> list[Any]:
+    """Name, size, and a checksum of pieces from the start, the middle and the end of a file."""
+    size, checksum = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        for start in (0, size // 2, max(0, size - PIECE)):
+            file.seek(start)
+            checksum = zlib.crc32(file.read(PIECE), checksum)
+    return [path.name, size, checksum]
 
 
 def dwell_of(model: LiRank) -> dict[str, LongDwellLabels]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..models import LiRank, Schema
 
 if TYPE_CHECKING:
+    from .metrics import Figures
     from .session import Data
     from .settings import Config
     from .trainer import Trainer
@@ -58,6 +59,17 @@ def trials(tried: Sequence[Trial]) -> str:
         return "tuning: one setting, as the others are given"
     names = ", ".join(trial.name for trial in tried)
     return f"tuning: {len(tried)} regularizations ({names}); --tune off trains once"
+
+
+def warnings(tasks: Mapping[str, Figures]) -> list[str]:
+    """A sentence for every task that the model predicts worse than a constant would."""
+    return [
+        f"warning: the log-loss of '{name}' is {figures['log_loss']:.4f}, worse than "
+        f"{figures['base_log_loss']:.4f} for one probability for every row: look at the columns, "
+        "or train longer or with another lr"
+        for name, figures in tasks.items()
+        if (figures["log_loss"] or 0.0) > (figures["base_log_loss"] or 0.0)
+    ]
 
 
 def ending(trainer: Trainer) -> str:

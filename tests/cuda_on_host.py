@@ -8,7 +8,7 @@ import sys
 os.environ["LIRANK_NO_EXT"] = "1"  # Python defines the ops; LIBRARY serves their CPU tensors
 
 import torch
-from cuda_on_host_cases import cases as own_cases
+from cuda_cases import cases as own_cases
 
 from lirank_ext.library import device_errors
 from lirank_ext.library.op import OPS

@@ -123,36 +123,52 @@ __device__ __forceinline__ void report_rows(const PoolParams& p, const Table& t,
 
 constexpr int kRows = 4;          // rows that a group of lanes asks for at once
 constexpr int kPoolBlock = 128;   // threads
-constexpr int kPoolResident = 5;  // blocks a multiprocessor: 28 KB each, 96 registers a thread
+constexpr int kPoolResident = 5;  // blocks a multiprocessor: 36 KB each, 96 registers a thread
 
-// Rows on their way, each thread's own part of them: those of four ids while four others are added.
+// What is on its way, in places of each thread's own: the rows of four ids while four others are
+// added, and ids two turns before their rows are asked for.
 struct Ring {
   uint4 codes[2][kRows][kPoolBlock];
   rowwise::Pair pairs[2][kRows][kPoolBlock];
   float weights[2][kRows][kPoolBlock];
+  int64_t ids[2][kRows][kPoolBlock];
 };
 
-// Asks for the rows of four ids; zeros come where an id is out of range, which is reported.
+template <typename Id>
+__device__ __forceinline__ void ask_for_ids(const Bags& b, Ring& ring, int half, int64_t i,
+                                            int64_t last) {
+#pragma unroll
+  for (int k = 0; k < kRows; ++k)
+    copy_async<sizeof(Id)>(&ring.ids[half][k][threadIdx.x], (const Id*)b.ids + i + k, i + k < last);
+}
+
+// Asks for the rows of four ids that have arrived; zeros come where an id is out of range, which is
+// reported.
 template <int bytes, typename Id>
 __device__ __forceinline__ void ask_for_rows(const PoolParams& p, const Table& t, int64_t index,
-                                             Ring& ring, int half, const Id (&row)[kRows],
-                                             int64_t i, int64_t last, int at) {
+                                             Ring& ring, int half, int64_t i, int64_t last,
+                                             int at) {
+  // Read from shared memory once: the copies below are written there too, as the compiler sees it.
+  const uint8_t *codes = t.codes + at, *pairs = t.pairs;
+  const int64_t rows = t.rows;
+  const int code_stride = t.code_stride, pair_stride = t.pair_stride;
   const bool mine = at < t.code_bytes;
   bool bad = false;
 #pragma unroll
   for (int k = 0; k < kRows; ++k) {
-    if (i + k >= last) break;
-    const int64_t r = row[k];
-    const bool good = (uint64_t)r < (uint64_t)t.rows;
-    bad = bad || !good;
-    copy_async<bytes>(&ring.codes[half][k][threadIdx.x], t.codes + r * t.code_stride + at,
-                      good && mine);
-    copy_async<8>(&ring.pairs[half][k][threadIdx.x], t.pairs + r * t.pair_stride, good);
-    if (p.bags.weights)
-      copy_async<4>(&ring.weights[half][k][threadIdx.x], (const float*)p.bags.weights + i + k,
-                    true);
+    const int64_t row = *(const Id*)&ring.ids[half][k][threadIdx.x];
+    const bool there = i + k < last, good = (uint64_t)row < (uint64_t)rows;
+    bad = bad || there && !good;
+    copy_async<bytes>(&ring.codes[half][k][threadIdx.x], codes + row * code_stride,
+                      there && good && mine);
+    copy_async<8>(&ring.pairs[half][k][threadIdx.x], pairs + row * pair_stride, there && good);
   }
-  commit_copies();
+  if (p.bags.weights) {
+#pragma unroll
+    for (int k = 0; k < kRows; ++k)
+      copy_async<4>(&ring.weights[half][k][threadIdx.x], (const float*)p.bags.weights + i + k,
+                    i + k < last);
+  }
   if (bad && at == 0) report_rows<Id>(p, t, index, i, i + kRows < last ? i + kRows : last);
 }
 
@@ -185,16 +201,20 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
     ++item;
     end = --left > 0 ? start_of(p.bags, item + 1) : -1;
   };
-  Id next[kRows];
-  read_ids(p.bags, ids.begin, ids.end, next);
-  ask_for_rows<bytes>(p, t, index, ring, 0, next, ids.begin, ids.end, at);
-  read_ids(p.bags, ids.begin + kRows, ids.end, next);
+  ask_for_ids<Id>(p.bags, ring, 0, ids.begin, ids.end);
+  ask_for_ids<Id>(p.bags, ring, 1, ids.begin + kRows, ids.end);
+  commit_copies();
+  wait_for_copies<0>();
+  ask_for_rows<bytes, Id>(p, t, index, ring, 0, ids.begin, ids.end, at);
+  ask_for_ids<Id>(p.bags, ring, 0, ids.begin + 2 * kRows, ids.end);
+  commit_copies();
   int half = 0;
 #pragma unroll 1
   for (int64_t i = ids.begin; left > 0; half ^= 1) {
-    ask_for_rows<bytes>(p, t, index, ring, half ^ 1, next, i + kRows, ids.end, at);
-    read_ids(p.bags, i + 2 * kRows, ids.end, next);
-    wait_for_copies<1>();
+    ask_for_rows<bytes, Id>(p, t, index, ring, half ^ 1, i + kRows, ids.end, at);
+    ask_for_ids<Id>(p.bags, ring, half ^ 1, i + 3 * kRows, ids.end);
+    commit_copies();
+    wait_for_copies<1>();  // the rows of this turn, and the ids of the next turn's rows but one
 #pragma unroll 1
     for (int k = 0; k < kRows; ++k, ++i) {
       while (i == end) finish();
@@ -210,6 +230,7 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
       add_codes<bits, bytes>(codes, pair.scale, total);
     }
   }
+  wait_for_copies<0>();  // zeros behind the last id: they must not land on what comes next
 }
 
 // Whether the offsets around `count` items from `item` on fit the ids; the lanes of a group share
@@ -260,8 +281,8 @@ __device__ void zero_all(const PoolParams& p) {
 // The ids of a run lie one behind the other, and the group walks through them four at a time,
 // whatever bags they belong to: results are written where a bag ends. Every lane asks for its 16
 // bytes of codes (8-bit rows on whole cache lines) or 8, and for the pair, of the next four ids by
-// asynchronous copies into its own place in shared memory, and for the four ids after those, before
-// it adds the four that have arrived. What is on its way takes no registers, so that a
+// asynchronous copies into its own place in shared memory, and for ids further on, before it adds
+// the four rows that have arrived. What is on its way takes no registers, so that a
 // multiprocessor holds 20 warps with up to eight rows a group on their way. The sums of a lane's
 // columns stay in registers: pooled = sum scale * code + sum mid, in the order of the ids, so that
 // results do not depend on grid or device.

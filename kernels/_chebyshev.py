@@ -141,9 +141,15 @@ def factor_of(x, shape):
 
 
 @triton.jit
+def is_finite(t):
+    """By comparison: t - t, where t is a product, is its rounding once it is fused, not 0."""
+    return tl.sum(tl.where(tl.abs(t) < float("inf"), 0, 1), 0) == 0
+
+
+@triton.jit
 def is_level(d):
     """Whether D's range at the nodes is small; not where a number is not finite."""
-    return (tl.sum(d - d, 0) == 0) & (tl.max(d, 0) <= MOST_RANGE * tl.min(d, 0))
+    return is_finite(d) & (tl.max(d, 0) <= MOST_RANGE * tl.min(d, 0))
 
 
 @triton.jit
@@ -153,9 +159,9 @@ def coefficients(values, matrix):
 
 
 @triton.jit
-def one_of(c, number, NODES: tl.constexpr):
+def one_of(c, number):
     """Coefficient ``number``, in every place: a shuffle."""
-    return tl.gather(c, tl.full((NODES,), number, tl.int32), 0)[None, :]
+    return tl.gather(c, tl.full((1,), number, tl.int32), 0)[None, :]
 
 
 def node_tiles(t: torch.Tensor, r: int) -> tuple[dict, ...]:

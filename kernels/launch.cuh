@@ -14,15 +14,13 @@ constexpr int kBlock = 256;  // threads
 constexpr unsigned kWarp = 0xffffffffu;
 
 #if !defined(LIRANK_LAUNCH)
-#define LIRANK_LAUNCH(kernel, grid, threads, stream, params) \
-  kernel<<<grid, threads, 0, stream>>>(params)
+#define LIRANK_LAUNCH(kernel, grid, stream, params) kernel<<<grid, kBlock, 0, stream>>>(params)
 #endif
 
 template <typename Params>
-cudaError_t launch(void (*kernel)(Params), dim3 grid, cudaStream_t stream, const Params& params,
-                   int threads = kBlock) {
+cudaError_t launch(void (*kernel)(Params), dim3 grid, cudaStream_t stream, const Params& params) {
   if (grid.x == 0 || grid.y == 0) return cudaSuccess;
-  LIRANK_LAUNCH(kernel, grid, threads, stream, params);
+  LIRANK_LAUNCH(kernel, grid, stream, params);
   return cudaGetLastError();
 }
 

@@ -1,40 +1,9 @@
 // The gradient of the weights of look-ups in quantized tables, on the GPU.
-#include "codes.cuh"
 #include "quantized_embedding.cuh"
 #include "quantized_tables.cuh"
 
 namespace lirank::gpu {
 namespace {
-
-// Ids of consecutive rows, 0 from `last` on: nobody uses what is read for those.
-template <typename Id, int rows>
-__device__ __forceinline__ void read_ids(const Bags& b, int64_t i, int64_t last, Id (&row)[rows]) {
-#pragma unroll
-  for (int k = 0; k < rows; ++k) row[k] = i + k < last ? __ldg((const Id*)b.ids + i + k) : (Id)0;
-}
-
-// Codes and pairs of rows, all asked for before the first is used, without a branch: row 0 is read
-// in place of one that is not there, and its pair taken for zeros. True where that is so.
-template <int bytes, typename Id, int rows>
-__device__ __forceinline__ bool read_rows(const Table& t, const Id (&row)[rows], int at,
-                                          Words<bytes> (&codes)[rows],
-                                          rowwise::Pair (&pair)[rows]) {
-  const int from = at < t.readable ? at : 0;
-  bool good[rows], bad = false;
-#pragma unroll
-  for (int k = 0; k < rows; ++k) {
-    good[k] = (uint64_t)(int64_t)row[k] < (uint64_t)t.rows;
-    const int64_t r = good[k] ? row[k] : 0;
-    pair[k] = load_pair(t.pairs + r * t.pair_stride);
-    codes[k] = load_words(t.codes + r * t.code_stride + from, codes);
-  }
-#pragma unroll
-  for (int k = 0; k < rows; ++k) {
-    if (!good[k]) pair[k] = {0, 0};
-    bad = bad || !good[k];
-  }
-  return bad;
-}
 
 // <grad of a bag, dequantized row> of four ids from `i` on, by the lanes of a group. All lanes of
 // the warp take part in the sums, also those whose bag has no such ids.
@@ -48,10 +17,10 @@ __device__ __forceinline__ void dot_rows(const PoolParams& p, const Table& t, in
   rowwise::Pair pair[kRows];
   float dot[kRows] = {}, alone = 0;
   bool bad = false;
-  for (int at = lane * 8; at - lane * 8 < t.code_bytes; at += lanes * 8) {
+  for (int64_t at = lane * 8; at - lane * 8 < t.code_bytes; at += lanes * 8) {
     Words<8> codes[kRows];
-    bad = read_rows<8>(t, row, at, codes, pair) && i < last;
-    const int first = at * 8 / bits;
+    bad = read_rows<8>(t, row, at, codes, pair);
+    const int64_t first = at * 8 / bits;
     float g[kColumns];
     load_columns<kColumns>(grad + first, i < last ? t.dim - first : 0, g);
 #pragma unroll
@@ -112,8 +81,8 @@ cudaError_t weights_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) 
 }  // namespace
 
 cudaError_t quantized_embedding_bags_backward_launch(const PoolParams& p, cudaStream_t stream) {
-  const dim3 grid = bag_grid(p, groups_of(p, kBlock), 8);
-  return p.set.bits == 8 ? weights_launch<8>(p, grid, stream) : weights_launch<4>(p, grid, stream);
+  return p.set.bits == 8 ? weights_launch<8>(p, bag_grid(p), stream)
+                         : weights_launch<4>(p, bag_grid(p), stream);
 }
 
 }  // namespace lirank::gpu

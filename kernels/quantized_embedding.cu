@@ -6,8 +6,8 @@
 namespace lirank::gpu {
 namespace {
 
-// Pooled rows of the bags from `bag` to `stop`, whose ids lie one behind the other; the columns of
-// one lane from byte `at` of the row on.
+// Pools the bags from `bag` to `stop`, whose ids are consecutive, for the columns of one lane.
+// These start at byte `at` of a row.
 template <int bits, int bytes, typename Id, typename Out>
 __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, int64_t index,
                                          int64_t bag, int64_t stop, Range ids, int64_t at,
@@ -52,11 +52,11 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
         pair[k] = {__fmul_rn(pair[k].scale, w), __fmul_rn(pair[k].mid, w)};
       }
     }
-    // One copy of `finish` for the five places where a bag may end: with one in each place the code
-    // was larger than the cache of instructions.
+    // A bag may end in five places, which share one copy of `finish`. With a copy in each place the
+    // code was larger than the instruction cache.
     const auto add = [&](int k) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-    // Codes are widened here: above the switch, four rows of floats spill.
+    // Codes are converted here. Converted above the switch, four rows of floats spill.
 #pragma unroll
       for (int w = 0; w < bytes / 4; ++w) asm volatile("" : "+r"(codes[k].w[w]));
 #endif
@@ -90,7 +90,7 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
   }
 }
 
-// Whether the offsets around `count` items from `item` on fit the ids.
+// Whether the offsets of `count` items from `item` on are valid.
 __device__ inline bool items_fit(const Bags& b, int64_t item, int64_t count) {
   if (b.fixed >= 0) return true;
   int64_t before = start_of(b, item);
@@ -136,29 +136,34 @@ __device__ void zero_all(const PoolParams& p) {
 
 // quantized_embedding_bag(s): pooled rows of all tables in one launch.
 //
-// The grid is (blocks, tables), 256 threads a block, as many blocks as the device holds four times.
-// A group of 1 to 32 lanes, the power of two that covers the row, owns a run of 1 to 8 neighboring
-// bags: 8 where bags hold one or two ids, so that the offsets and the ids of many are asked for
-// together. The ids of a run lie one behind the other, and the group walks through them four at a
-// time, whatever bags they belong to. Every lane asks for 16 bytes of codes (8-bit rows on whole
-// cache lines) or 8, of four ids, and for their pairs and the next four ids, before it uses the
-// first; results are written where a bag ends. Bad ids are reported after the loads are on their
-// way. The sums of a lane's columns stay in registers: pooled = sum scale * code
-// + sum mid, in the order of the ids, so that results do not depend on grid or device.
+// The grid is (blocks, tables), with 256 threads per block and four times as many blocks as the
+// device can hold. A group of lanes (the smallest power of two that covers the row, 1 to 32) takes
+// a run of 1 to 8 neighboring bags. It is 8 if bags hold one or two ids, so that the offsets and
+// ids of many bags are loaded together. The ids of a run are consecutive, and the group processes
+// four at a time, even across bags. For four ids, each lane loads 16 bytes of codes (8-bit rows on
+// whole cache lines) or 8 bytes, the pairs, and the next four ids, before it uses the first. A
+// result is written where its bag ends. Bad ids are reported after the loads are issued. The sums
+// of a lane's columns stay in registers: pooled = sum scale * code + sum mid. They follow the order
+// of the ids, so results do not depend on the grid or the device.
 //
-// Bytes: code_bytes + 8 a row, an id each, the result once. DRAM moves sectors of 32 bytes: 160
-// for the 136 of a 128-wide int8 row outside the cache. The floor on an H100 by its datasheet (3.35
-// TB/s) for 1,048,560 rows of 160 bytes is 0.050 ms; the bare gather of 128 of them
-// (kernels/ceilings.cu) takes 0.087 ms there in bags of 20, this kernel 0.093 ms. Instructions: 3 a
-// code, 9.5 of 28.7 T lane-instructions a second at the floor.
+// Bytes: code_bytes + 8 per row, one id each, and the result once. DRAM moves sectors of 32 bytes,
+// so a 128-wide int8 row of 136 bytes outside the cache moves 160. By the datasheet of an H100
+// (3.35 TB/s) the floor for 1,048,560 rows of 160 bytes is 0.050 ms. In bags of 20, the bare gather
+// of 128 of those bytes (kernels/ceilings.cu) takes 0.087 ms there, and this kernel 0.093 ms. A
+// code takes 3 instructions, which at the floor is 9.5 of 28.7 T lane-instructions per second.
 //
-// Assumes that rows and pairs start on 8 bytes (quantized_embedding_layout.h).
-// Tried and dropped, by the time of those bags: one id after another, each checked and weighted
-// before the next (0.129 ms: the weight's multiplication waits for a row before the next one is
-// asked for); rows read without a branch, row 0 in place of bad ones, the codes widened where they
-// are added (0.110 ms). Tried in SASS and dropped: 16 bytes of 4-bit codes a lane (32 sums spill).
-// Dropped on paper: one bag a warp (at D = 32 three of four lanes idle), ids by shuffle (a shuffle
-// costs what a broadcast load from L1 does), descriptors of tables in a workspace (an allocation).
+// Assumes that rows and pairs are aligned to 8 bytes (quantized_embedding_layout.h).
+//
+// Tried and dropped, with the time for those bags:
+// - one id after another, each checked and weighted before the next: 0.129 ms, because the
+//   multiplication by the weight waits for a row before the next row is loaded;
+// - rows read without a branch, with row 0 instead of bad ones, and codes converted when they are
+//   added: 0.110 ms;
+// - 16 bytes of 4-bit codes per lane: the SASS shows that 32 sums spill.
+// Dropped on paper:
+// - one bag per warp: at D = 32 three of four lanes are idle;
+// - ids by shuffle: a shuffle costs as much as a broadcast load from L1;
+// - descriptors of tables in a workspace: it takes an allocation.
 template <int bits, typename Id, typename Out>
 __global__ void __launch_bounds__(kBlock, 2) pool_kernel(const PoolParams p) {
   for (int64_t index = blockIdx.y; index < p.set.tables; index += gridDim.y) {
@@ -193,8 +198,8 @@ cudaError_t pool_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
                          : pool_launch<bits, int32_t>(p, grid, stream);
 }
 
-// Neighboring bags that a group takes at once: many where bags hold few ids, if the device is full
-// even so.
+// Number of neighboring bags that a group takes at once. It is large if bags hold few ids, provided
+// that the groups still fill the device.
 int run_of(const PoolParams& p) {
   const int64_t items = p.bags.bags * p.set.tables, ids = p.bags.count;
   int run = ids <= 2 * items ? 8 : ids <= 4 * items ? 4 : ids <= 8 * items ? 2 : 1;

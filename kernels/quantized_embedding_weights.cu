@@ -1,12 +1,12 @@
-// The gradient of the weights of look-ups in quantized tables, on the GPU.
+// The gradient of per-sample weights of look-ups in quantized tables, on the GPU.
 #include "quantized_embedding.cuh"
 #include "quantized_tables.cuh"
 
 namespace lirank::gpu {
 namespace {
 
-// <grad of a bag, dequantized row> of four ids from `i` on, by the lanes of a group. All lanes of
-// the warp take part in the sums, also those whose bag has no such ids.
+// <grad of a bag, dequantized row> of the four ids from `i` on, by the lanes of a group. All lanes
+// of the warp take part in the sums, even if their bag has no such ids.
 template <int bits, typename Id>
 __device__ __forceinline__ void dot_rows(const PoolParams& p, const Table& t, int64_t index,
                                          int64_t i, int64_t last, const float* grad, int lane,
@@ -47,10 +47,10 @@ __device__ __forceinline__ void dot_rows(const PoolParams& p, const Table& t, in
 
 // d out / d per_sample_weights: <grad of the bag, dequantized row>.
 //
-// The grid is that of pool_kernel. A group of lanes owns a bag, a lane per 8 bytes of codes, and
-// takes four ids at a time, whose rows are all asked for before the first is used. The gradient of
-// the bag is read 16 bytes at a time, once for four ids, from L1 but for the first time. Reads each
-// row once. Ids outside every bag keep the zero that the caller wrote. Not yet measured.
+// The grid is that of pool_kernel. A group of lanes takes a bag, with 8 bytes of codes per lane. It
+// processes four ids at a time, and loads all their rows before it uses the first. The gradient of
+// the bag is read 16 bytes at a time, once per four ids, and mostly from L1. Each row is read once.
+// Ids outside of all bags keep the zero that the caller wrote. Not yet measured.
 template <int bits, typename Id>
 __global__ void __launch_bounds__(kBlock, 2) weight_gradient_kernel(const PoolParams p) {
   const int64_t bags = p.bags.bags;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kBlock, 2) weight_gradient_kernel(const PoolPa
     const Table& t = *found;
     const int lanes = lanes_for(t.code_bytes / 8), lane = threadIdx.x % lanes;
     const int64_t groups = kBlock / lanes, mine = threadIdx.x / lanes;
-    // Whole warps go round together: every bound below is that of a warp.
+    // All lanes of a warp make the same number of rounds: every bound below is that of a warp.
     for (int64_t base = (int64_t)blockIdx.x * groups; base < bags; base += gridDim.x * groups) {
       const int64_t bag = base + mine < bags ? base + mine : bags - 1;
       Range ids = range_of(p.bags, index * bags + bag, p.errors, base + mine < bags && lane == 0);

@@ -1,4 +1,4 @@
-// What look-ups in quantized tables share: where a table lies, rows on their way, and the grid.
+// Helpers of look-ups in quantized tables: the place of a table, loads of rows, and the grid.
 #pragma once
 #include "codes.cuh"
 #include "quantized_embedding.cuh"
@@ -23,11 +23,12 @@ __device__ inline Table table_at(const uint8_t* base, int64_t rows, int64_t dim,
           l.code_stride, l.pair_stride, l.apart && (uintptr_t)base % 16 == 0};
 }
 
-// Where table `index` lies, found by one warp: the tables before it are summed, 32 at a time, so
-// that nothing has to be prepared on the host or in memory. About 740 instructions and two
-// barriers, once a block and table: blocks are as many as the device holds a few times over, and
-// stride over the bags. Null where rows and dims do not fit the tensor; then no table is used.
-// The answer stays in shared memory: copies of it in registers made the pooling spill.
+// Finds table `index`. One warp sums the sizes of the tables before it, 32 at a time, so nothing
+// has to be prepared on the host or in memory. That takes about 740 instructions and two barriers,
+// once per block and table. There are only a few times as many blocks as the device can hold, which
+// stride over the bags. The result is null if rows and dims do not match the tensor, and then no
+// table is used. The result stays in shared memory, because copies of it in registers made the
+// pooling spill.
 __device__ inline const Table* find_table(const PoolParams& p, int64_t index) {
   __shared__ Table table;
   __shared__ bool fits;
@@ -67,15 +68,15 @@ __device__ inline const Table* find_table(const PoolParams& p, int64_t index) {
   return fits ? &table : nullptr;
 }
 
-// Ids of consecutive rows, -1 from `last` on.
+// The ids of consecutive rows, with -1 from `last` on.
 template <typename Id, int rows>
 __device__ __forceinline__ void read_ids(const Bags& b, int64_t i, int64_t last, Id (&row)[rows]) {
 #pragma unroll
   for (int k = 0; k < rows; ++k) row[k] = i + k < last ? __ldg((const Id*)b.ids + i + k) : (Id)-1;
 }
 
-// Codes and pairs of rows, all asked for before the first is used. Zeros where there is no row;
-// true where that is so.
+// Loads the codes and pairs of several rows before the first is used. A missing row gives zeros.
+// True if a row was missing.
 template <int bytes, typename Id, int rows>
 __device__ __forceinline__ bool read_rows(const Table& t, const Id (&row)[rows], int64_t at,
                                           Words<bytes> (&codes)[rows],
@@ -94,7 +95,7 @@ __device__ __forceinline__ bool read_rows(const Table& t, const Id (&row)[rows],
   return bad;
 }
 
-// Reads the ids once more, so that nobody has to keep them in registers for this.
+// Reads the ids again, so that callers do not have to keep them in registers for this.
 template <typename Id>
 __device__ __forceinline__ void report_rows(const PoolParams& p, const Table& t, int64_t index,
                                             int64_t i, int64_t last) {
@@ -105,14 +106,14 @@ __device__ __forceinline__ void report_rows(const PoolParams& p, const Table& t,
   }
 }
 
-// Groups of lanes that a block has for a table of middling width.
+// Number of groups of lanes in a block, for a table of average width.
 inline int64_t groups_of(const PoolParams& p) {
   const int64_t dim = p.set.width / p.set.tables,
                 bytes = rowwise::layout(dim, p.set.bits).code_bytes;
   return kBlock / lanes_for(p.set.bits == 8 && bytes % 64 == 0 ? bytes / 16 : bytes / 8);
 }
 
-// Each block finds its table once, so blocks are only as many as keep the device busy.
+// Each block finds its table once, so there are only as many blocks as keep the device busy.
 inline dim3 bag_grid(const PoolParams& p) {
   if (p.bags.bags == 0) return dim3(0);
   const int64_t tables = p.set.tables < 65535 ? p.set.tables : 65535;

@@ -134,7 +134,7 @@ def _table(
     for chunk in progress(chunks, "reading"):
         parts.append(converter.rows(chunk))
         if time:
-            times.append(ColumnReader(chunk).times(time))
+            times.append(ColumnReader(chunk, inferred.schema).order(time))
     held = Rows.concatenate(parts)
     labels = held.labels[:, 0]
     if ordered or time:

@@ -12,9 +12,10 @@ import torch
 
 from lirank_ext import isotonic_calibration
 from lirank_ext.benchmarks.harness import Workload
-from lirank_ext.ops.isotonic import reference
+from lirank_ext.library.op import OPS
 
 OP = "isotonic_calibration"
+reference = OPS[OP].reference
 # The range and step of logits that a ranker's sigmoid needs: 500 buckets of 0.05.
 LOWER, STEP = -17.0, 0.05
 SHAPES = ((512, 500, False), (16_384, 500, False), (4096, 100, True))

@@ -100,13 +100,13 @@ def stems() -> list[str]:
 
 def names() -> list[str]:
     """What can be asked for: families and public ops."""
-    ops = [n for n, op in OPS.items() if not op.internal and op.stem in stems()]
+    ops = [n for n, op in OPS.items() if not op.internal and op.family in stems()]
     return list(dict.fromkeys(stems() + ops))
 
 
 def modules(name: str | None = None) -> list[ModuleType]:
     """The benchmark modules of one family or op, or all."""
-    wanted = stems() if name is None else [name if name in stems() else OPS[name].stem]
+    wanted = stems() if name is None else [name if name in stems() else OPS[name].family]
     return [importlib.import_module(f"lirank_ext.benchmarks.bench_{stem}") for stem in wanted]
 
 

@@ -25,6 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from lirank_ext.kernels import _launch
+from lirank_ext.library import gpu
+from lirank_ext.library.op import OPS
 from lirank_ext.ops import _rowwise
 
 ARCHITECTURES = (80, 90, 100)
@@ -77,7 +79,7 @@ def _t(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def calls():
-    """(label, launcher, arguments): the shapes that the table is made for."""
+    """(label, op, arguments): the shapes that the table is made for."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         yield from _cross_calls(dtype)
         yield from _net_calls(dtype)
@@ -87,26 +89,22 @@ def calls():
 
 
 def _cross_calls(dtype):
-    from lirank_ext.kernels import cross
-
     for r in (64, 128, 256):
         x, v = _t(512, 1024, dtype=dtype), _t(r, 1024, dtype=dtype)
         u, bias, hidden = _t(1024, r, dtype=dtype), _t(1024, dtype=dtype), _t(512, r, dtype=dtype)
-        yield "", cross.low_rank_cross_train, (x, x, v, u, bias)
-        yield "", cross.low_rank_cross_backward, (x, x, x, v, u, bias, hidden)
+        yield "", "low_rank_cross_train", (x, x, v, u, bias)
+        yield "", "low_rank_cross_backward", (x, x, x, v, u, bias, hidden)
     if dtype == torch.float16:  # as float32, in all that takes registers
         return
-    yield "", cross.low_rank_cross, (x, x, v, u, bias)
-    yield "", cross.attention_cross, (x, x, v, v, v, u, bias, 1.0, 1, True)
-    q = _t(512, 64, dtype=dtype)
-    for token_dim in (1, 4):
-        yield "", cross.outer_attention, (q, q, q, 1.0, token_dim)
-        yield "", cross.outer_attention_backward, (q, q, q, q, 1.0, token_dim)
+    yield "", "low_rank_cross", (x, x, v, u, bias)
+    yield "", "attention_cross", (x, x, v, v, v, u, bias, 1.0, 1, True)
+    for r, token_dim in ((64, 1), (64, 4), (256, 1), (300, 1)):
+        q = _t(512, r, dtype=dtype)
+        yield "", "outer_attention", (q, q, q, 1.0, token_dim)
+        yield "", "outer_attention_backward", (q, q, q, q, 1.0, token_dim)
 
 
 def _net_calls(dtype):
-    from lirank_ext.kernels import cross
-
     # (rank, layers): as large as one launch takes, as large as two take, and the usual net.
     largest = ((128, 1), (256, 2), (64, 2)) if dtype == torch.bfloat16 else ((32, 2), (128, 1))
     for r, layers in largest:
@@ -114,7 +112,7 @@ def _net_calls(dtype):
             _t(*size, dtype=dtype) for size in ((512, 1024), (r, 1024), (1024, r), (1024,))
         )
         net = ([v, u, bias] * layers, [v, v, v, u, bias] * layers, 1.0, [], 1, True, 0)
-        yield "", cross.residual_cross_net, (x, *net)
+        yield "", "residual_cross_net", (x, *net)
 
 
 def _table_calls():
@@ -124,29 +122,23 @@ def _table_calls():
 
 
 def _hash_calls():
-    from lirank_ext.kernels import hashed_embedding as h
-    from lirank_ext.kernels import hashing, static_vocabulary
-
     ids, offsets, bags = _t(4096, dtype=torch.int64), _t(512, dtype=torch.int64), 512
-    yield "", hashing.murmur_hash, (ids,)
-    yield "", hashing.hash_strings, (_t(50_000, dtype=torch.uint8), offsets)
-    yield "", static_vocabulary.vocabulary_lookup, (ids, _t(100_000, dtype=torch.uint8))
+    yield "", "murmur_hash", (ids,)
+    yield "", "hash_strings", (_t(50_000, dtype=torch.uint8), offsets)
+    yield "", "vocabulary_lookup", (ids, _t(100_000, dtype=torch.uint8))
     for dim in (16, 64, 128):
         label, tables = f"D={dim}", (_t(1000, dim), _t(100, dim)) * 2
-        yield label, h.hashed_embedding_bag, (ids, offsets, *tables, 100_000)
+        yield label, "hashed_embedding_bag", (ids, offsets, *tables, 100_000)
     args = (_t(bags, dim), ids, offsets, *tables, 100_000, 0, False, False)
-    yield label, h.hashed_embedding_bag_backward_weights, args
-    yield label, h.hashed_embedding_bag_of_rows, (_t(4, 4096).long(), offsets, *tables)
+    yield label, "hashed_embedding_bag_backward_weights", args
+    yield label, "hashed_embedding_bag_of_rows", (_t(4, 4096).long(), offsets, *tables)
     rule = (100_000, 100, 0, "sum", False, False)
-    yield label, h.hashed_embedding_bag_backward, (_t(bags, dim), ids, offsets, None, *rule)
+    yield label, "hashed_embedding_bag_backward", (_t(bags, dim), ids, offsets, None, *rule)
     args = (_t(4096, dim).double(), ids, None, _t(4096), *rule)
-    yield f"float64, {label}", h.hashed_embedding_bag_backward, args
+    yield f"float64, {label}", "hashed_embedding_bag_backward", args
 
 
 def _quantized_calls(dim, bits):
-    from lirank_ext.kernels import hashed_embedding as h
-    from lirank_ext.kernels import quantized_embedding as q
-
     label, width, bags = f"D={dim}", _rowwise.layout(dim, bits).row_bytes, 512
     ids, offsets = _t(4096, dtype=torch.int64), _t(bags, dtype=torch.int64)
     packed, few = _t(1000, width, dtype=torch.uint8), _t(100, width, dtype=torch.uint8)
@@ -154,41 +146,39 @@ def _quantized_calls(dim, bits):
     rows, ends, weights = _t(8).long(), _t(513, dtype=torch.int64), _t(4096)
     tables = (packed.repeat(8, 1).view(-1), rows, rows, ids, ends, bits)
     together = ("sum", weights, torch.float32, 8 * dim)
-    yield label, q.quantize_rows, (_t(1000, dim), bits)
-    yield label, q.quantized_embedding_bag, (packed, ids, offsets, dim, bits)
-    yield f"8 tables, {label}", q.quantized_embedding_bags, (*tables, *together)
-    yield label, h.quantized_hashed_embedding_bag, (ids, offsets, *four, *rule)
+    yield label, "quantize_rows", (_t(1000, dim), bits)
+    yield label, "quantized_embedding_bag", (packed, ids, offsets, dim, bits)
+    yield f"8 tables, {label}", "quantized_embedding_bags", (*tables, *together)
+    yield label, "quantized_hashed_embedding_bag", (ids, offsets, *four, *rule)
     if dim != 64:
         return
     codes, pair, last = _t(1000, dim, dtype=torch.int8), _t(1000), (False, False)
-    yield label, q.pack_rows, (codes, pair, pair, bits)
-    yield label, q.unpack_rows, (packed, dim, bits)
-    yield label, q.dequantize_rows, (codes, pair, pair)
-    yield label, q.quantized_embedding_bag, (packed, ids, None, dim, bits)
+    yield label, "pack_rows", (codes, pair, pair, bits)
+    yield label, "unpack_rows", (packed, dim, bits)
+    yield label, "dequantize_rows", (codes, pair, pair)
+    yield label, "quantized_embedding_bag", (packed, ids, None, dim, bits)
     grad = _t(bags, dim)
-    yield label, q.quantized_embedding_bag_backward, (grad, packed, ids, offsets, dim, bits, False)
+    yield label, "quantized_embedding_bag_backward", (grad, packed, ids, offsets, dim, bits, False)
     args = (_t(64, 8 * dim), *tables)
-    yield f"8 tables, {label}", q.quantized_embedding_bags_backward, args
+    yield f"8 tables, {label}", "quantized_embedding_bags_backward", args
     args = (grad, ids, offsets, *four, *rule, 0, *last)
-    yield label, h.quantized_hashed_embedding_bag_backward, args
+    yield label, "quantized_hashed_embedding_bag_backward", args
 
 
 def _isotonic_calls(dtype):
-    from lirank_ext.kernels import isotonic
-
     for n, k, features in ((4096, 500, False), (4096, 5000, False), (4096, 500, True)):
         x, w, b = _t(n, dtype=dtype), _t(k, dtype=dtype), _t(dtype=dtype)
         e = _t(n, k, dtype=dtype) if features else None
-        yield "", isotonic.isotonic_calibration, (x, w, b, -17.0, 0.05, e)
-        yield "", isotonic.isotonic_calibration_backward, (x, x, w, b, -17.0, 0.05, e)
+        yield "", "isotonic_calibration", (x, w, b, -17.0, 0.05, e)
+        yield "", "isotonic_calibration_backward", (x, x, w, b, -17.0, 0.05, e)
 
 
 def launches(architecture: int) -> dict[tuple[str, str], _launch.Launch]:
     """Every kernel and configuration that the calls lead to there, each once."""
     found = {}
-    for label, launcher, args in calls():
+    for label, name, args in calls():
         with _launch.recording(architecture) as recorded:
-            launcher(*args)
+            gpu.launcher(OPS[name])(*args)
         for one in recorded:
             found.setdefault((one.kernel.__name__, _describe(one, label)), one)
     return found

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.library.checks import check
+from lirank_ext.library._old_checks import check
 from lirank_ext.ops import _rowwise
 from lirank_ext.ops._hashed_reference import (
     _check_backward,

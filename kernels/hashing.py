@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.library.checks import check_dtype
+from lirank_ext.library._old_checks import check_dtype
 from lirank_ext.ops.hashing import _check_pair, _check_seed
 
 from ._bags import OFFSETS, findings, report

@@ -32,8 +32,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.ops.isotonic import _check
-
 from ._launch import (
     batch_class,
     choose,
@@ -277,65 +275,47 @@ def _calibrate_rows_backward(
 # ---- launchers ---------------------------------------------------------------------------
 
 
-def isotonic_calibration(
-    logits: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    lower: float,
-    step: float,
-    embedding: Tensor | None = None,
-) -> Tensor:
+def isotonic_calibration(a) -> Tensor:
     """The op on a GPU; scratch: k float64 values where k > IN_REGISTERS."""
-    _check("isotonic_calibration", logits, weight, bias, step, embedding)
-    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    n, k = logits.numel(), weight.shape[0]
-    x, w = logits.contiguous(), rows(weight)
-    compute = compute_type(logits)
-    if embedding is not None:
-        e = embedding.contiguous()
+    out = torch.empty_like(a.logits, memory_format=torch.contiguous_format)
+    x, w, b = a.logits.contiguous(), rows(a.weight), a.bias
+    n, k, compute = x.numel(), w.shape[0], compute_type(x)
+    if a.embedding is not None:
+        e = a.embedding.contiguous()
 
         def run(c):
             grid = (triton.cdiv(n, c["ROWS"]),)
-            launch(_calibrate_rows, grid, x, w, bias, e, out, n, k, lower, step, compute, **c)
+            launch(_calibrate_rows, grid, x, w, b, e, out, n, k, a.lower, a.step, compute, **c)
 
         choose(("rows", x.dtype, size_class(k), batch_class(n)), _ROWS, run)
         return out
     table = None
     if k > IN_REGISTERS:
         table = torch.empty(k, dtype=torch.float64, device=w.device)
-        launch(_prefix, (1,), w, bias, table, k, lower, step, CHUNK=CHUNK, num_warps=8)
+        launch(_prefix, (1,), w, b, table, k, a.lower, a.step, CHUNK=CHUNK, num_warps=8)
     buckets = 0 if k > IN_REGISTERS else max(16, triton.next_power_of_2(k))
 
     def run(c):
         grid = (min(triton.cdiv(n, c["BLOCK"]), 8 * multiprocessors(x)),)
-        args = (x, w, bias, table, out, n, k, lower, step, compute, buckets)
+        args = (x, w, b, table, out, n, k, a.lower, a.step, compute, buckets)
         launch(_calibrate, grid, *args, **c)
 
     choose(("samples", x.dtype, buckets, batch_class(n)), _SAMPLES, run)
     return out
 
 
-def isotonic_calibration_backward(
-    grad: Tensor,
-    logits: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    lower: float,
-    step: float,
-    embedding: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def isotonic_calibration_backward(a) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for logits, weight, bias and embedding (zeros (k,) where there is none).
 
     Scratch: the partial sums of at most four programs a multiprocessor, 2 * k values each.
     """
-    _check("isotonic_calibration_backward", logits, weight, bias, step, embedding)
-    g, x, w = grad.contiguous(), logits.contiguous(), rows(weight)
+    g, x, w = a.grad.contiguous(), a.logits.contiguous(), rows(a.weight)
     dx = torch.empty_like(x)
-    if embedding is None:
-        dw, db = torch.empty_like(w), torch.empty_like(bias)
-        _samples_backward(g, x, w, lower, step, dx, dw, db)
+    if a.embedding is None:
+        dw, db = torch.empty_like(w), torch.empty_like(a.bias)
+        _samples_backward(g, x, w, a.lower, a.step, dx, dw, db)
         return dx, dw, db, torch.zeros_like(dw)
-    e = embedding.contiguous()
+    e = a.embedding.contiguous()
     de = torch.empty_like(e)
     n, k = x.numel(), w.shape[0]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -344,10 +324,10 @@ def isotonic_calibration_backward(
     partial = torch.empty((programs, k), dtype=wide, device=x.device)
     partial_bias = torch.empty((programs,), dtype=wide, device=x.device)
     grid = (triton.cdiv(k, c["COLUMNS"]), programs)  # the second axis ends at 65,535
-    args = (g, x, w, e, dx, de, partial, partial_bias, n, k, lower, step, compute_type(x))
+    args = (g, x, w, e, dx, de, partial, partial_bias, n, k, a.lower, a.step, compute_type(x))
     launch(_calibrate_rows_backward, grid, *args, **c)
     total, total_bias = partial.sum(0), partial_bias.sum()
-    return dx, total.to(w.dtype), total_bias.to(bias.dtype).reshape(bias.shape), de
+    return dx, total.to(w.dtype), total_bias.to(a.bias.dtype).reshape(a.bias.shape), de
 
 
 def _samples_backward(g, x, w, lower, step, dx, dw, db):

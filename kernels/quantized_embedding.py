@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.library.checks import check, check_device, check_dtype
+from lirank_ext.library._old_checks import check, check_device, check_dtype
 from lirank_ext.ops import _rowwise
 from lirank_ext.ops._quantized_reference import (
     check_bag_call,

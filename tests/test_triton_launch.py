@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lirank_ext.library import gpu
+from lirank_ext.library.op import OPS
 
 pytest.importorskip("triton", reason="Triton is not installed: the extra 'test' has it")
 
@@ -80,11 +81,16 @@ def chosen(key=("op",), candidates=(0, 1, 2)) -> int:
     return ran[0]
 
 
+def launcher_of(monkeypatch, run):
+    """``run`` as the launcher of an op that takes any arguments."""
+    monkeypatch.setattr(gpu, "_launcher", lambda family, name: run)
+    bind = lambda *args, **kwargs: (*args, *kwargs.values())  # noqa: E731
+    return gpu.launcher(SimpleNamespace(name="an_op", family="stem", bind=bind, call=tuple))
+
+
 def launched_on(gpus, monkeypatch, *args, **kwargs) -> int:
     seen = []
-    module = SimpleNamespace(an_op=lambda *a, **k: seen.append(gpus.current))
-    monkeypatch.setattr(gpu.importlib, "import_module", lambda name: module)
-    gpu.launcher("an_op", "stem")(*args, **kwargs)
+    launcher_of(monkeypatch, lambda a: seen.append(gpus.current))(*args, **kwargs)
     assert gpus.current == 0
     return seen[0]
 
@@ -102,12 +108,11 @@ def test_a_launch_runs_on_the_device_of_its_tensors(gpus, monkeypatch):
 
 
 def test_the_device_is_restored_where_a_launcher_fails(gpus, monkeypatch):
-    def fails(*_):
+    def fails(a):
         raise ValueError("refused")
 
-    monkeypatch.setattr(gpu.importlib, "import_module", lambda name: SimpleNamespace(an_op=fails))
     with pytest.raises(ValueError, match="refused"):
-        gpu.launcher("an_op", "stem")(Placed.on(1))
+        launcher_of(monkeypatch, fails)(Placed.on(1))
     assert gpus.current == 0
 
 
@@ -162,13 +167,12 @@ def test_the_environment_names_a_candidate(monkeypatch, value, wanted):
 
 def test_no_grid_is_longer_than_cuda_allows():
     """The second axis ends at 65,535."""
-    from lirank_ext.kernels import isotonic
-
     n, k = 4, 9_000_000
     x, w, b, e = (torch.empty(size, device="meta") for size in ((n,), (k,), (), (n, k)))
     with _launch.recording() as launches:
-        isotonic.isotonic_calibration(x, w, b, -17.0, 0.05, e)
-        isotonic.isotonic_calibration_backward(x, x, w, b, -17.0, 0.05, e)
-        isotonic.isotonic_calibration_backward(x, x, w, b, -17.0, 0.05)
+        gpu.launcher(OPS["isotonic_calibration"])(x, w, b, -17.0, 0.05, e)
+        backward = gpu.launcher(OPS["isotonic_calibration_backward"])
+        backward(x, x, w, b, -17.0, 0.05, e)
+        backward(x, x, w, b, -17.0, 0.05)
     assert max(one.grid[0] for one in launches) > 65_535
     assert max(one.grid[1] for one in launches if len(one.grid) > 1) <= 65_535

@@ -17,7 +17,7 @@ from lirank_ext.verify import compare
 
 pytest.importorskip("triton", reason="Triton is not installed: the extra 'test' has it")
 
-STEMS = ("quantized_embedding", "hashed_embedding", "hashing", "static_vocabulary")
+FAMILIES = ("quantized_embedding", "hashed_embedding", "hashing", "static_vocabulary")
 SCRIPT = REPOSITORY / "tests/triton_tables_interpreted.py"
 CHECKS = [
     line.removeprefix("def ").partition("(")[0]
@@ -44,23 +44,16 @@ def test_interpreted(found, check):
 
 def test_every_op_on_tables_and_hashes_has_a_launcher():
     for name, op in OPS.items():
-        if op.stem in STEMS:
-            assert "triton" in gpu.KERNELS[name], name
-
-
-def test_what_cuda_does_not_register_triton_serves_first():
-    """Ops that ``csrc/*_cuda.cpp`` registers may be served by either, others by Triton alone."""
-    registered = "".join(p.read_text() for p in (REPOSITORY / "csrc").glob("*_cuda.cpp"))
-    for name, by in gpu.KERNELS.items():
-        assert ("cuda" in by) == (f'm.impl("{name}"' in registered), name
+        if op.family in FAMILIES:
+            assert gpu.has_launcher(op), name
 
 
 def test_without_nvcc_triton_is_listed_for_every_op(monkeypatch):
     """On a machine with a GPU: ``implementations``, and the rows of verify."""
-    monkeypatch.setattr(gpu, "_by_triton", {n for n, by in gpu.KERNELS.items() if "triton" in by})
+    monkeypatch.setattr(gpu, "_launched", set(OPS))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name, op in OPS.items():
-        if op.stem not in STEMS:
+        if op.family not in FAMILIES:
             continue
         assert implementations(name)["triton"] is op.overload
         if not op.internal:
@@ -108,7 +101,7 @@ def recorded(bags, count):
         (v.vocabulary_lookup, ids, _t(500, dtype=torch.uint8)),
     ]  # fmt: skip
     named = {call[0].__name__ for call in calls} | {"hashed_embedding_bag_backward_sparse"}
-    assert named == {name for name, op in OPS.items() if op.stem in STEMS}
+    assert named == {name for name, op in OPS.items() if op.family in FAMILIES}
     with _launch.recording() as launches:
         for launcher, *args in calls:
             launcher(*args)

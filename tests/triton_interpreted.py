@@ -1,9 +1,9 @@
 """The Triton launchers of one family on CPU tensors, under Triton's interpreter.
 
-``TRITON_INTERPRET=1 LIRANK_NO_EXT=1 python tests/triton_interpreted.py <stem>``: every launcher is
-registered under the CPU key, so that the cases run through dispatcher and autograd as they do on
-a GPU. The cases take the configurations of a launcher in turn; ``<stem> 0`` and ``<stem> 1`` run
-all cases in the first, and in the second. Prints the failures as JSON.
+``TRITON_INTERPRET=1 LIRANK_NO_EXT=1 python tests/triton_interpreted.py <family>``: every launcher
+is registered under the CPU key, so that the cases run through dispatcher and autograd as they do
+on a GPU. The cases take the configurations of a launcher in turn; ``<family> 0`` and
+``<family> 1`` run all cases in the first, and in the second. Prints the failures as JSON.
 """
 
 from __future__ import annotations
@@ -19,16 +19,12 @@ from lirank_ext.verify import check_case
 from lirank_ext.verify.cases import all_cases
 
 
-def register(stem: str) -> list[str]:
+def register(family: str) -> list[str]:
     """The family's ops that have a launcher, now serving CPU tensors."""
-    names = [
-        name
-        for name, op in OPS.items()
-        if op.stem == stem and "triton" in gpu.KERNELS.get(name, ())
-    ]
-    for name in names:
-        load.library.impl(name, gpu.launcher(name, stem), "CPU")
-    return names
+    ops = [op for op in OPS.values() if op.family == family and gpu.has_launcher(op)]
+    for op in ops:
+        load.library.impl(op.name, gpu.launcher(op), "CPU")
+    return [op.name for op in ops]
 
 
 def implementation(name: str):
@@ -42,9 +38,9 @@ def implementation(name: str):
     return call
 
 
-def main(stem: str, turn: int | None = None) -> None:
+def main(family: str, turn: int | None = None) -> None:
     assert _launch.INTERPRETED, "set TRITON_INTERPRET=1"
-    names, failures, ran = register(stem), [], 0
+    names, failures, ran = register(family), [], 0
     for name in names:
         if OPS[name].internal:
             continue

@@ -99,6 +99,10 @@ class ColumnReader:
         """One Arrow array of trimmed text, "" where the value is missing."""
         return self._read(column, to_text, self.missing)
 
+    def distinct(self, column: str) -> list[str]:
+        """The different values of a column as text; "" where one is missing."""
+        return self._text(self.chunk.table[column], column).unique().to_pylist()
+
     def numbers(self, column: str) -> np.ndarray:
         """float64, NaN where missing."""
         comma = column in self.schema.decimal_comma

@@ -13,7 +13,7 @@ import torch
 from .._version import __version__
 from . import gpu
 from .load import extension, why_no_extension
-from .op import OPS
+from .op import OPS, Op
 
 
 def build_info() -> dict[str, str]:
@@ -72,36 +72,44 @@ def gpu_ops() -> dict[str, str]:
 
 def _on_gpu(name: str) -> str:
     gradients = [g for g in OPS if g.startswith(f"{name}_backward")]
-    by, backward = _served_by(name), sorted({_served_by(g) for g in gradients})
+    by, backward = _served_by(OPS[name]), sorted({_served_by(OPS[g]) for g in gradients})
     if not backward or backward == [by]:
         return by
     return f"{by}; gradients: {' and '.join(backward)}"
 
 
-def _served_by(name: str) -> str:
-    if torch.version.cuda is not None:
-        by = gpu.backend(name)
-    else:
-        there = {"cuda": CUDA_LIBRARY.is_file(), "triton": _has_triton()}
-        by = next((b for b in gpu.KERNELS.get(name, ()) if there[b]), None)
+def _served_by(op: Op) -> str:
     words = {"cuda": "CUDA kernel", "triton": "Triton kernel"}
-    return words.get(by, "plain PyTorch, slower" + _missing(name))
+    return words.get(planned_backend(op), "plain PyTorch, slower" + _missing())
 
 
-def _missing(name: str) -> str:
+def planned_backend(op: Op) -> str | None:
+    """``"cuda"``, ``"triton"`` or None: what serves a GPU, or would with this installation."""
+    if torch.version.cuda is not None:
+        return gpu.backend(op)
+    if op.name in _cuda_names():
+        return "cuda"
+    return "triton" if gpu.has_launcher(op) else None
+
+
+def _cuda_names() -> set[str]:
+    """The ops that liblirank_cuda.so registers, read without loading it."""
+    if not CUDA_LIBRARY.is_file():
+        return set()
+    with CUDA_LIBRARY.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as d:
+        return {name for name in OPS if d.find(name.encode() + b"\0") >= 0}
+
+
+def _missing() -> str:
     """What would have to be there for a kernel."""
-    if not gpu.KERNELS.get(name):
+    if gpu.has_triton():
         return ": there is no kernel"
-    needs = {"cuda": "nvcc when the package is installed", "triton": "Triton"}
-    return ": a kernel needs " + " or ".join(needs[by] for by in gpu.KERNELS[name])
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    without_library = "" if CUDA_LIBRARY.is_file() else ", or nvcc when the package is installed"
+    return f": a kernel needs Triton{without_library}"
 
 
 def _triton() -> str:
-    if not _has_triton():
+    if not gpu.has_triton():
         return "not installed"
     try:
         version = importlib.metadata.version("triton")
@@ -122,5 +130,5 @@ def why_absent(backend: str) -> str:
     if why_no_gpu():
         return why_no_gpu()
     if backend == "triton":
-        return "this op has no Triton kernel" if _has_triton() else "Triton is not installed"
+        return "this op has no Triton kernel" if gpu.has_triton() else "Triton is not installed"
     return "this op has no CUDA kernel" if CUDA_LIBRARY.is_file() else _cuda_library()

@@ -1,7 +1,8 @@
-"""Argument checks of the references and fake kernels.
+"""Argument checks of the references, fake kernels and Triton launchers.
 
 The text is the one that the C++ checks raise (``csrc/checks.h``):
-``lirank::op: argument 'name': wanted ..., got ...``.
+``lirank::op: argument 'name': wanted ..., got ...``. ``a`` is the call, a named tuple of the op's
+name; a check of something that is no argument of it takes the op's name and the tensor.
 """
 
 from __future__ import annotations
@@ -14,41 +15,51 @@ from torch import Tensor
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INDEX = (torch.int32, torch.int64)
 
+Call = Any  # a named tuple of arguments, or the name of the op
+_ARGUMENT = object()  # stands for: the argument of that name
 
-def refuse(op: str, argument: str, text: str, error: type[Exception] = ValueError) -> NoReturn:
+
+def refuse(a: Call, argument: str, text: str, error: type[Exception] = ValueError) -> NoReturn:
+    op = a if isinstance(a, str) else type(a).__name__
     raise error(f"lirank::{op}: argument '{argument}': {text}")
 
 
-def check(condition: bool, op: str, argument: str, wanted: str, got: Any) -> None:
+def check(condition: bool, a: Call, argument: str, wanted: str, got: Any = _ARGUMENT) -> None:
     """Raise ValueError naming op and argument unless ``condition`` holds."""
     if not condition:
+        got = getattr(a, argument) if got is _ARGUMENT else got
         got = shape(got) if isinstance(got, Tensor) else got
-        refuse(op, argument, f"wanted {wanted}, got {got}")
+        refuse(a, argument, f"wanted {wanted}, got {got}")
 
 
 def shape(t: Tensor) -> str:
     return str(tuple(t.shape))
 
 
-def check_floating(op: str, argument: str, t: Tensor) -> None:
+def check_floating(a: Call, argument: str, t: Tensor | None = None) -> None:
+    t = getattr(a, argument) if t is None else t
     if t.dtype not in FLOATING:
         wanted = "wanted float32, float64, float16 or bfloat16"
-        refuse(op, argument, f"{wanted}, got {t.dtype}", TypeError)
+        refuse(a, argument, f"{wanted}, got {t.dtype}", TypeError)
 
 
-def check_dtype(op: str, argument: str, t: Tensor, wanted: torch.dtype) -> None:
+def check_dtype(a: Call, argument: str, wanted: torch.dtype, t: Tensor | None = None) -> None:
+    t = getattr(a, argument) if t is None else t
     if t.dtype != wanted:
-        refuse(op, argument, f"wanted dtype {wanted}, got {t.dtype}", TypeError)
+        refuse(a, argument, f"wanted dtype {wanted}, got {t.dtype}", TypeError)
 
 
-def check_index_dtype(op: str, argument: str, t: Tensor) -> None:
+def check_index_dtype(a: Call, argument: str) -> None:
+    t = getattr(a, argument)
     if t.dtype not in INDEX:
-        refuse(op, argument, f"wanted torch.int32 or torch.int64, got {t.dtype}", TypeError)
+        refuse(a, argument, f"wanted torch.int32 or torch.int64, got {t.dtype}", TypeError)
 
 
-def check_dim(op: str, argument: str, t: Tensor, dims: int) -> None:
-    check(t.dim() == dims, op, argument, f"{dims} dimensions", f"shape {shape(t)}")
+def check_dim(a: Call, argument: str, dims: int, t: Tensor | None = None) -> None:
+    t = getattr(a, argument) if t is None else t
+    check(t.dim() == dims, a, argument, f"{dims} dimensions", f"shape {shape(t)}")
 
 
-def check_device(op: str, argument: str, t: Tensor, wanted: torch.device) -> None:
-    check(t.device == wanted, op, argument, f"device {wanted}", t.device)
+def check_device(a: Call, argument: str, wanted: torch.device, t: Tensor | None = None) -> None:
+    t = getattr(a, argument) if t is None else t
+    check(t.device == wanted, a, argument, f"device {wanted}", t.device)

@@ -1,99 +1,85 @@
 """Which kernels serve an op's CUDA tensors, and how they are reached.
 
-The table does not depend on the machine. One implementation is registered per op: the first
-of its entry that is there. ``cuda`` is liblirank_cuda.so (``csrc/*_cuda.cpp``, ``kernels/*.cu``),
-which registers itself when it is loaded; ``triton`` is a plain function of the op's name in
-``kernels/<stem>.py``, imported at the op's first call, so that a CPU install needs no Triton and
-importing the package loads none.
+One implementation is registered per op: the CUDA kernel where liblirank_cuda.so has one, which
+registers itself when it is loaded, else the Triton launcher. That is a plain function of the op's
+name in ``kernels/<family>.py``, which takes the checked call. It is looked up at the op's first
+call: a CPU install needs no Triton, and importing the package loads none.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-TRITON = ("triton",)
-BOTH = ("cuda", "triton")  # tables are gathers of bytes: CUDA where nvcc was there to build it
+if TYPE_CHECKING:
+    from .op import Op
 
-KERNELS: dict[str, tuple[str, ...]] = {
-    "low_rank_cross": TRITON,
-    "low_rank_cross_train": TRITON,
-    "low_rank_cross_backward": TRITON,
-    "outer_attention": TRITON,
-    "outer_attention_backward": TRITON,
-    "attention_cross": TRITON,
-    "attention_cross_train": TRITON,
-    "attention_cross_backward": TRITON,
-    "residual_cross_net": TRITON,
-    "isotonic_calibration": TRITON,
-    "isotonic_calibration_backward": TRITON,
-    "quantize_rows": BOTH,
-    "dequantize_rows": BOTH,
-    "pack_rows": BOTH,
-    "unpack_rows": BOTH,
-    "quantized_embedding_bag": BOTH,
-    "quantized_embedding_bag_backward": BOTH,
-    "quantized_embedding_bags": BOTH,
-    "quantized_embedding_bags_backward": BOTH,
-    "murmur_hash": BOTH,
-    "hash_strings": BOTH,
-    "vocabulary_lookup": TRITON,
-    "hashed_embedding_bag": BOTH,
-    "hashed_embedding_bag_backward": BOTH,
-    "hashed_embedding_bag_backward_sparse": BOTH,
-    "hashed_embedding_bag_backward_weights": BOTH,
-    "hashed_embedding_bag_of_rows": BOTH,
-    "quantized_hashed_embedding_bag": BOTH,
-    "quantized_hashed_embedding_bag_backward": BOTH,
-}
+_launched: set[str] = set()  # ops whose CUDA tensors reach ``launcher``
 
 
-def register_triton(library: torch.library.Library, name: str, stem: str) -> None:
-    """Give the op its Triton launcher, where the table has one and nothing better is there."""
-    wanted = "triton" in KERNELS.get(name, ())
-    if not wanted or torch.version.cuda is None or importlib.util.find_spec("triton") is None:
+def register(library: torch.library.Library, op: Op) -> None:
+    """Give the op its Triton launcher, where Triton is there and no CUDA kernel is."""
+    if torch.version.cuda is None or not has_triton() or has_cuda_kernel(op.name):
         return
-    if not has_cuda_kernel(name):
-        library.impl(name, launcher(name, stem), "CUDA")
-        _by_triton.add(name)
+    library.impl(op.name, launcher(op), "CUDA")
+    _launched.add(op.name)
 
 
-_by_triton: set[str] = set()
-
-
-def backend(name: str) -> str | None:
+def backend(op: Op) -> str | None:
     """``"cuda"``, ``"triton"``, or None where the reference serves CUDA tensors."""
-    if name in _by_triton:
-        return "triton"
-    return "cuda" if has_cuda_kernel(name) else None
+    if op.name in _launched:
+        return "triton" if has_launcher(op) else None
+    return "cuda" if has_cuda_kernel(op.name) else None
 
 
 def has_cuda_kernel(name: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"lirank::{name}", "CUDA")
 
 
-def launcher(name: str, stem: str) -> Callable[..., Any]:
-    """The launcher ``kernels/<stem>.py`` has for this op, imported when it is called."""
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
-    @cache
-    def found() -> Callable[..., Any]:
-        return getattr(importlib.import_module(f"lirank_ext.kernels.{stem}"), name)
+
+def has_launcher(op: Op) -> bool:
+    """Triton is there, and ``kernels/`` has a launcher for this op."""
+    return has_triton() and _launcher(op.family, op.name) is not None
+
+
+@cache
+def _launcher(family: str, name: str) -> Callable[[Any], Any] | None:
+    if importlib.util.find_spec(f"lirank_ext.kernels.{family}") is None:
+        return None
+    return getattr(importlib.import_module(f"lirank_ext.kernels.{family}"), name, None)
+
+
+def launcher(op: Op) -> Callable[..., Any]:
+    """The op on CUDA tensors: checked, and on their device; by the reference without a launcher."""
 
     def launch(*args: Any, **kwargs: Any) -> Any:
-        index = _device_index(args)
-        if index is None:
-            index = _device_index(kwargs.values())
+        run = _launcher(op.family, op.name)
+        if run is None:
+            return op.reference(*args, **kwargs)
+        if op.call is None or "a" not in run.__code__.co_varnames[:1]:
+            a, run = args, functools.partial(_unpacked, run, kwargs)  # not on @op yet
+        else:
+            a = op.bind(*args, **kwargs)
+        index = _device_index(a)
         if index is None or index == torch.cuda.current_device():
-            return found()(*args, **kwargs)
+            return run(a)
         with torch.cuda.device(index):
-            return found()(*args, **kwargs)
+            return run(a)
 
     return launch
+
+
+def _unpacked(run: Callable[..., Any], named: dict[str, Any], a: tuple) -> Any:
+    return run(*a, **named)
 
 
 def _device_index(values: Iterable[Any]) -> int | None:

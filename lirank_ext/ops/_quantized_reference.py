@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..library.checks import (
+from ..library._old_checks import (
     check,
     check_device,
     check_dim,

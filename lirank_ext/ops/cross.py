@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..library.checks import check
+from ..library._old_checks import check
 from ..library.op import register
 from . import _cross_fakes
 from ._cross_checks import (

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library.checks import check, check_device, check_dim, check_dtype, refuse
+from ..library._old_checks import check, check_device, check_dim, check_dtype, refuse
 from ..library.op import register
 from ._text import hash_text
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..library.checks import check, check_device, check_dim, check_dtype, check_floating
-from ..library.op import register
+from ..library.op import op
 
 
+@op
 def isotonic_calibration(
     logits: Tensor,
     weight: Tensor,
@@ -41,61 +42,48 @@ def isotonic_calibration(
     Raises:
         ValueError, TypeError, RuntimeError: shapes, dtypes or ``step`` do not fit.
     """
-    return _op(logits, weight, bias, lower, step, embedding)
-
-
-def _check(
-    op: str,
-    logits: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    step: float,
-    embedding: Tensor | None,
-) -> None:
-    check_floating(op, "logits", logits)
-    check_dim(op, "weight", weight, 1)
-    check(weight.shape[0] > 0, op, "weight", "at least one bucket", weight)
-    check(weight.shape[0] < 1 << 24, op, "weight", "fewer than 2^24 buckets", weight)
-    check_dtype(op, "weight", weight, logits.dtype)
-    check_dtype(op, "bias", bias, logits.dtype)
-    check(bias.numel() == 1 and bias.dim() <= 1, op, "bias", "shape () or (1,)", bias)
-    check(step > 0, op, "step", "a positive number", step)
-    for name, t in (("weight", weight), ("bias", bias), ("embedding", embedding)):
-        if t is not None:
-            check_device(op, name, t, logits.device)
-    if embedding is not None:
-        check_dtype(op, "embedding", embedding, logits.dtype)
-        wanted = (*logits.shape, weight.shape[0])
-        fits = embedding.dim() == len(wanted) and all(
-            a == b for a, b in zip(embedding.shape, wanted, strict=True)
-        )
-        check(fits, op, "embedding", f"shape {wanted}", embedding)
-
-
-def reference(
-    logits: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    lower: float,
-    step: float,
-    embedding: Tensor | None = None,
-) -> Tensor:
-    """The definition, O(B * k)."""
-    _check("isotonic_calibration", logits, weight, bias, step, embedding)
-    k = weight.shape[0]
-    z = logits.clamp(lower, lower + k * step) - lower
-    i = torch.arange(k, dtype=logits.dtype, device=logits.device)
-    v = (z.unsqueeze(-1) - i * step).clamp(0, step)
+    v = _shares(logits, weight, lower, step)
     slope = torch.relu(weight if embedding is None else embedding + weight)
     return (slope * v).sum(-1) + lower + bias.reshape(())
 
 
-def _fake(logits, weight, bias, lower, step, embedding=None):
-    _check("isotonic_calibration", logits, weight, bias, step, embedding)
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+def _shares(logits: Tensor, weight: Tensor, lower: float, step: float) -> Tensor:
+    """(*logits.shape, k): how far each logit reaches into every bucket."""
+    k = weight.shape[0]
+    z = logits.clamp(lower, lower + k * step) - lower
+    i = torch.arange(k, dtype=logits.dtype, device=logits.device)
+    return (z.unsqueeze(-1) - i * step).clamp(0, step)
 
 
-def backward_reference(
+@isotonic_calibration.check
+def _check(a) -> None:
+    check_floating(a, "logits")
+    check_dim(a, "weight", 1)
+    check(a.weight.shape[0] > 0, a, "weight", "at least one bucket")
+    check(a.weight.shape[0] < 1 << 24, a, "weight", "fewer than 2^24 buckets")
+    check_dtype(a, "weight", a.logits.dtype)
+    check_dtype(a, "bias", a.logits.dtype)
+    check(a.bias.numel() == 1 and a.bias.dim() <= 1, a, "bias", "shape () or (1,)")
+    check(a.step > 0, a, "step", "a positive number")
+    check_device(a, "weight", a.logits.device)
+    check_device(a, "bias", a.logits.device)
+    if a.embedding is not None:
+        check_device(a, "embedding", a.logits.device)
+        check_dtype(a, "embedding", a.logits.dtype)
+        wanted = (*a.logits.shape, a.weight.shape[0])
+        fits = a.embedding.dim() == len(wanted) and all(
+            size == want for size, want in zip(a.embedding.shape, wanted, strict=True)
+        )
+        check(fits, a, "embedding", f"shape {wanted}")
+
+
+@isotonic_calibration.fake
+def _(a):
+    return torch.empty_like(a.logits, memory_format=torch.contiguous_format)
+
+
+@op(internal=True)
+def isotonic_calibration_backward(
     grad: Tensor,
     logits: Tensor,
     weight: Tensor,
@@ -105,12 +93,10 @@ def backward_reference(
     embedding: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for logits, weight, bias and embedding (zeros (k,) where there is none)."""
-    _check("isotonic_calibration_backward", logits, weight, bias, step, embedding)
     k = weight.shape[0]
     upper = lower + k * step
+    v = _shares(logits, weight, lower, step)
     z = logits.clamp(lower, upper) - lower
-    i = torch.arange(k, dtype=logits.dtype, device=logits.device)
-    v = (z.unsqueeze(-1) - i * step).clamp(0, step)
     bucket = (z / step).nan_to_num(0.0).floor().clamp(0, k - 1).long()
     slope = (weight if embedding is None else embedding + weight).expand(*logits.shape, k)
     here = slope.gather(-1, bucket.unsqueeze(-1)).squeeze(-1).relu()
@@ -122,46 +108,16 @@ def backward_reference(
     return grad_logits, grad_weight, grad.sum().reshape(bias.shape), grad_embedding
 
 
-def _backward_fake(grad, logits, weight, bias, lower, step, embedding=None):
-    _check("isotonic_calibration_backward", logits, weight, bias, step, embedding)
-    like = weight if embedding is None else embedding
-    return tuple(
-        torch.empty_like(t, memory_format=torch.contiguous_format)
-        for t in (logits, weight, bias, like)
-    )
+isotonic_calibration_backward.check(_check)
 
 
-def _setup_context(ctx, inputs, output):
-    logits, weight, bias, ctx.lower, ctx.step, embedding = inputs
-    ctx.save_for_backward(logits, weight, bias, embedding)
+@isotonic_calibration_backward.fake
+def _(a):
+    like = (a.logits, a.weight, a.bias, a.weight if a.embedding is None else a.embedding)
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
 
-def _backward(ctx, grad):
-    logits, weight, bias, embedding = ctx.saved_tensors
-    gradients = _backward_op(grad, logits, weight, bias, ctx.lower, ctx.step, embedding)
-    grad_logits, grad_weight, grad_bias, grad_embedding = gradients
-    return (
-        grad_logits,
-        grad_weight,
-        grad_bias,
-        None,
-        None,
-        None if embedding is None else grad_embedding,
-    )
-
-
-_backward_op = register(
-    "isotonic_calibration_backward(Tensor grad, Tensor logits, Tensor weight, Tensor bias, "
-    "float lower, float step, Tensor? embedding=None) -> (Tensor, Tensor, Tensor, Tensor)",
-    reference=backward_reference,
-    fake=_backward_fake,
-    internal=True,
-)
-_op = register(
-    "isotonic_calibration(Tensor logits, Tensor weight, Tensor bias, float lower, float step, "
-    "Tensor? embedding=None) -> Tensor",
-    reference=reference,
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
-)
+@isotonic_calibration.backward(saves=("logits", "weight", "bias", "embedding"))
+def _(a, grad):
+    logits, weight, bias, embedding = isotonic_calibration_backward(grad, *a)
+    return {"logits": logits, "weight": weight, "bias": bias, "embedding": embedding}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..library.checks import check_device, check_dim, check_dtype, refuse
+from ..library._old_checks import check_device, check_dim, check_dtype, refuse
 from ..library.op import register
 from .hashing import finalize, shift_right
 

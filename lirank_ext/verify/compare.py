@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library import gpu
-from ..library.build_info import build_info, why_absent
+from ..library.build_info import build_info, planned_backend, why_absent
 from ..library.op import OPS, implementations
 from .cases import Case, all_cases
 
@@ -278,7 +277,7 @@ def public_ops() -> list[str]:
 def _backends(name: str, device: str | None) -> list[tuple[str, str]]:
     """(backend, device) of the rows of one op; one GPU backend is registered for an op."""
     served = [b for b in ("triton", "cuda") if b in implementations(name)]
-    absent = gpu.KERNELS.get(name, ("cuda",))[0]  # the one that is meant to be there
+    absent = planned_backend(OPS[name]) or "triton"
     on_gpu = [(b, "cuda") for b in served or [absent]]
     if device == "cuda":
         return [("reference", "cuda"), *on_gpu]

@@ -19,7 +19,7 @@ from .files import Chunk
 from .profile import MAX_VALUES, Profile, profile
 from .source import Source
 from .times import parts
-from .values import LABEL_NAMES, says
+from .values import LABEL_NAMES
 
 SAMPLE_ROWS = 500_000
 NUM_BINS = 32  # a number with many values also gets an id per quantile bin
@@ -78,7 +78,7 @@ class Inferred:
 
 def infer(
     paths: Sequence[str | Path],
-    labels: Sequence[str | Task],
+    labels: Sequence[str | Task] | None,
     *,
     numeric: Sequence[str] = (),
     categorical: Sequence[str] = (),
@@ -102,7 +102,8 @@ def infer(
     Args:
         paths: the files.
         labels: label columns, ``NAME`` or ``NAME=VALUE`` (1 where the column holds VALUE),
-            or whole tasks.
+            or whole tasks. Where there are none, a column called "label", "click" or the like is
+            taken, and has to be there unless this is None.
         numeric, categorical: columns to read as such, whatever they look like.
         ignore: columns to leave out.
         names: of the columns, for CSV without a header line.
@@ -122,12 +123,12 @@ def infer(
     left_out = {*ignore, *label_columns}
     wanted = [c for c in file.columns if c not in left_out]
     if not wanted:
-        raise DataError(f"{file.path}: no column to learn the label '{min(label_columns)}' from")
+        raise DataError(f"{file.path}: no column to learn from, only labels")
     source = Source(paths, [*wanted, *label_columns], broken, names)
     chunks, complete = _sample(source)
     found = Inferred(schema)
     for task in schema.tasks:
-        found.columns.append(_label(chunks, task, schema, complete))
+        found.columns.append(_label(chunks, task, schema))
     for name in ignore:
         found.columns.append(Column(name, "left out", "--ignore"))
     for seen in _profiles(chunks, wanted, schema):
@@ -150,10 +151,12 @@ def table_for(ids: int) -> Table:
     return Table(buckets, max(1, -(-buckets // 1_000_000)))
 
 
-def _tasks(file: Any, labels: Sequence[str | Task]) -> list[Task]:
+def _tasks(file: Any, labels: Sequence[str | Task] | None) -> list[Task]:
     if not labels:
         found = next((c for c in file.columns if c.lower() in LABEL_NAMES), None)
         if found is None:
+            if labels is None:
+                return []
             columns = ", ".join(file.columns)
             raise DataError(f"{file.path}: name the label column with --label (one of {columns})")
         labels = [found]
@@ -192,23 +195,14 @@ def _sample(source: Source) -> tuple[list[Chunk], bool]:
     return chunks, complete
 
 
-def _label(chunks: list[Chunk], task: Task, schema: Schema, complete: bool) -> Column:
-    """How a label is read.
-
-    Raises:
-        DataError: no row has the value that counts as 1.
-    """
-    source = task.source
-    texts = [ColumnReader(chunk, schema).text(source) for chunk in chunks]
+def _label(chunks: list[Chunk], task: Task, schema: Schema) -> Column:
+    """How a label is read."""
+    texts = [ColumnReader(chunk, schema).text(task.source) for chunk in chunks]
     values = {value for text in texts for value in text.unique().to_pylist()} - {""}
     absent = sum(text.to_pylist().count("") for text in texts)
-    positive = task.positive
-    if positive is not None and complete and not any(says(v, positive) for v in values):
-        some = ", ".join(f"'{v}'" for v in sorted(values)[:5])
-        path = chunks[0].file.path
-        raise DataError(f"{path}: no label '{source}' is '{positive}' (it holds {some})")
-    why = "--long-dwell" if task.dwell else f"1 where it is '{positive}'" if positive else "--label"
-    return Column(source, "label", why, min(values, default=""), len(values), absent)
+    why = "--label" if task.positive is None else f"1 where it is '{task.positive}'"
+    why = "--long-dwell" if task.dwell else why
+    return Column(task.source, "label", why, min(values, default=""), len(values), absent)
 
 
 def _profiles(chunks: list[Chunk], columns: Sequence[str], schema: Schema) -> list[Profile]:

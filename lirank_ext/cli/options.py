@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..models.schema import MISSING
 
 if TYPE_CHECKING:
     from ..training.options import Options
@@ -120,7 +119,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         type=names,
         metavar="A,B",
         help="texts that stand for a missing value in CSV, besides an empty cell "
-        f"(default: {','.join(MISSING)})",
+        "(default: ?,NA,N/A,NaN,nan,NULL,null,None,\\N)",
     )
 
 

@@ -3,8 +3,8 @@
 With tokens of width 1 a query's result depends on the query alone: with s = q_i / temperature,
   o(s) = N(s) / D(s),  D(s) = sum_j exp(s k_j),  N(s) = sum_j exp(s k_j) v_j.
 N and D are computed at NODES queries and interpolated at the r others: NODES * r exponentials
-instead of r * r, and three multiply-adds a query and node. ``csrc/cross_chebyshev_sample.h`` holds
-the mathematics and derives the bound; here it is the same, with one difference: the number of
+instead of r * r, and three multiply-adds a query and node. ``csrc/simd/cross_chebyshev_bound.h``
+holds the mathematics and derives the bound. It is the same here, with one difference: the number of
 nodes is fixed, and a sample for which the bound asks for more is summed exactly. So is one whose
 numbers are not finite, or whose D ranges over more than MOST_RANGE at the nodes. A program has one
 sample, so that its choice is one branch for all its threads.

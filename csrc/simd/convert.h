@@ -19,14 +19,14 @@ LR_INLINE void narrow_elements(const float* from, int64_t n, Element* to) {
   memcpy(to + i, last, (size_t)(n - i) * sizeof(Element));
 }
 
-static void widen_numbers(const void* from, bool bfloat, int64_t n, float* to) {
+void widen_numbers(const void* from, bool bfloat, int64_t n, float* to) {
   if (bfloat)
     widen_elements((const bfloat_bits*)from, n, to);
   else
     widen_elements((const half_bits*)from, n, to);
 }
 
-static void narrow_numbers(const float* from, int64_t n, bool bfloat, void* to) {
+void narrow_numbers(const float* from, int64_t n, bool bfloat, void* to) {
   if (bfloat)
     narrow_elements(from, n, (bfloat_bits*)to);
   else

@@ -21,8 +21,7 @@
 //
 // A sample's result does not depend on its neighbours nor on the number of threads.
 
-constexpr int64_t kTileSamples = 32, kBlock = 512;  // elements of a block
-constexpr int64_t kChunk = 64;                      // columns of a product finished together
+constexpr int64_t kChunk = 64;  // columns of a product finished together
 
 // Rows of bfloat16, and where not null what is added to them.
 struct Bf16Rows {
@@ -172,7 +171,7 @@ LR_INLINE void bf16_product(const Bf16Product& a, int64_t rows, int64_t first, i
 // ---- packing -----------------------------------------------------------------------------
 
 // Columns [16 c, 16 c + 16): zeros beyond the last column and the last k.
-static void bf16_pack(const Bf16Matrix& one, int64_t c) {
+void pack(const Bf16Matrix& one, int64_t c) {
   const int64_t depth = (one.k + 31) / 32;
   const uint16_t* column[16];
   for (int64_t i = 0; i < 16; ++i) {

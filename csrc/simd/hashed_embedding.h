@@ -137,20 +137,20 @@ LR_INLINE void prefetch_rows(const Tables& t, const RowRing& ring, int64_t slot)
   prefetch_bytes((const uint8_t*)t.base[2] + ring.row[2][slot] * bytes, bytes);
 }
 
-template <typename V>
+template <typename T>
 struct Segment {
-  int64_t slot, count;           // ids, by their place in the ring
-  const typename V::T* weights;  // of the first id, or null
-  typename V::T* out;            // (dim,) of the bag
-  typename V::T divide;          // applied to the sum
-  bool fresh, prefetch;          // first of its bag; prefetch while passing
+  int64_t slot, count;   // ids, by their place in the ring
+  const T* weights;      // of the first id, or null
+  T* out;                // (dim,) of the bag
+  T divide;              // applied to the sum
+  bool fresh, prefetch;  // first of its bag; prefetch while passing
 };
 
 // Columns [first, first + blocks * N), the last vector holding `last` of them.
-template <typename V, typename E, int blocks, bool tail>
-LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<V>& s, int64_t first,
+template <typename T, typename E, int blocks, bool tail>
+LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<T>& s, int64_t first,
                            int64_t last) {
-  using T = typename V::T;
+  using V = Vec<T>;
   const auto out_load = [&](int b) {
     T* p = s.out + first + b * V::N;
     return tail && b == blocks - 1 ? V::load(p, last) : V::load(p);
@@ -166,8 +166,8 @@ LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<V
     for (int b = 0; b < blocks; ++b) {
       V x[4];
       for (int k = 0; k < 4; ++k)
-        x[k] = tail && b == blocks - 1 ? load_element<V>(row[k] + b * V::N, last)
-                                       : load_element<V>(row[k] + b * V::N);
+        x[k] = tail && b == blocks - 1 ? load_element(row[k] + b * V::N, last)
+                                       : load_element(row[k] + b * V::N);
       total[b] = fma((x[0] + x[1]) + (x[2] + x[3]), w, total[b]);
     }
   }
@@ -202,11 +202,12 @@ LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<V
   }
 
 // `blocks` vectors of columns from `first` on; `last` is 0 where all are full.
-template <typename V, typename E>
-static void add_columns(const Tables& t, const RowRing& ring, const Segment<V>& s, int64_t first,
+template <typename T, typename E>
+static void add_columns(const Tables& t, const RowRing& ring, const Segment<T>& s, int64_t first,
                         int64_t blocks, int64_t last) {
-#define LR_FULL(n) add_segment<V, E, n, false>(t, ring, s, first, V::N)
-#define LR_TAIL(n) add_segment<V, E, n, true>(t, ring, s, first, last)
+  using V = Vec<T>;
+#define LR_FULL(n) add_segment<T, E, n, false>(t, ring, s, first, V::N)
+#define LR_TAIL(n) add_segment<T, E, n, true>(t, ring, s, first, last)
   if (last == 0) LR_WIDTHS(LR_FULL);
   LR_WIDTHS(LR_TAIL);
 #undef LR_FULL
@@ -214,8 +215,9 @@ static void add_columns(const Tables& t, const RowRing& ring, const Segment<V>& 
 }
 
 // All columns of a segment, up to 8 vectors at a time; the first pass prefetches.
-template <typename V, typename Add>
-LR_INLINE void all_columns(int64_t dim, Segment<V>& s, const Add& add) {
+template <typename T, typename Add>
+LR_INLINE void all_columns(int64_t dim, Segment<T>& s, const Add& add) {
+  using V = Vec<T>;
   for (int64_t first = 0; first < dim; first += 8 * V::N) {
     const int64_t left = dim - first;
     s.prefetch = first == 0;
@@ -227,11 +229,9 @@ LR_INLINE void all_columns(int64_t dim, Segment<V>& s, const Add& add) {
 }
 
 // Bags [from, to). Returns the position of the first given row out of range, or -1.
-template <typename V, bool given, typename Prefetch, typename Add>
+template <typename T, bool given, typename Prefetch, typename Add>
 LR_INLINE int64_t pool_bags(const Source& source, const Bags& b, int64_t from, int64_t to,
-                            int64_t dim, typename V::T* out, const Prefetch& prefetch,
-                            const Add& add) {
-  using T = typename V::T;
+                            int64_t dim, T* out, const Prefetch& prefetch, const Add& add) {
   Ahead<given> ahead{source, b.start(from), b.start(to), 0, -1, {}};
   ahead.fill(ahead.first + kDistance < ahead.limit ? ahead.first + kDistance : ahead.limit);
   for (int64_t i = ahead.first; i < ahead.limit && i < ahead.first + kDistance; ++i)
@@ -246,7 +246,7 @@ LR_INLINE int64_t pool_bags(const Source& source, const Bags& b, int64_t from, i
       const int64_t goal = stop + kDistance < ahead.limit ? stop + kDistance : ahead.limit;
       ahead.fill(goal);
       const T divide = b.mean && stop == end ? (T)1 / (T)(end - begin) : (T)1;
-      Segment<V> s{ahead.slot(i), stop - i, weights ? weights + i : nullptr, row, divide,
+      Segment<T> s{ahead.slot(i), stop - i, weights ? weights + i : nullptr, row, divide,
                    i == begin,    true};
       add(ahead.ring, s, stop == end);
     }
@@ -254,16 +254,16 @@ LR_INLINE int64_t pool_bags(const Source& source, const Bags& b, int64_t from, i
   return ahead.bad;
 }
 
-template <typename V, typename E, bool given>
+template <typename T, typename E, bool given>
 static int64_t pool_float(const Tables& t, const Source& source, const Bags& b, int64_t from,
                           int64_t to, void* out) {
-  return pool_bags<V, given>(
-      source, b, from, to, t.dim, (typename V::T*)out,
+  return pool_bags<T, given>(
+      source, b, from, to, t.dim, (T*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_rows<E>(t, ring, slot); },
-      [&](const RowRing& ring, Segment<V>& s, bool) {
-        all_columns<V>(t.dim, s,
-                       [&](const Segment<V>& part, int64_t first, int64_t blocks, int64_t last) {
-                         add_columns<V, E>(t, ring, part, first, blocks, last);
+      [&](const RowRing& ring, Segment<T>& s, bool) {
+        all_columns<T>(t.dim, s,
+                       [&](const Segment<T>& part, int64_t first, int64_t blocks, int64_t last) {
+                         add_columns<T, E>(t, ring, part, first, blocks, last);
                        });
       });
 }
@@ -272,19 +272,19 @@ static int64_t pool_hashed(const Tables& t, const Source& s, const Bags& b, int6
                            int64_t to, void* out) {
   switch (t.element) {
     case Element::float64:
-      return pool_float<f64, double, false>(t, s, b, from, to, out);
+      return pool_float<double, double, false>(t, s, b, from, to, out);
     case Element::float16:
-      return pool_float<f32, half_bits, false>(t, s, b, from, to, out);
+      return pool_float<float, half_bits, false>(t, s, b, from, to, out);
     case Element::bfloat16:
-      return pool_float<f32, bfloat_bits, false>(t, s, b, from, to, out);
+      return pool_float<float, bfloat_bits, false>(t, s, b, from, to, out);
     default:
-      return pool_float<f32, float, false>(t, s, b, from, to, out);
+      return pool_float<float, float, false>(t, s, b, from, to, out);
   }
 }
 
 static int64_t pool_given(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
                           void* out) {
-  return pool_float<f32, float, true>(t, s, b, from, to, out);
+  return pool_float<float, float, true>(t, s, b, from, to, out);
 }
 
 // ---- packed tables ---------------------------------------------------------------------
@@ -349,12 +349,12 @@ static float add_packed_columns(const PackedTables& t, const RowRing& ring, cons
 static int64_t pool_packed(const PackedTables& t, const Source& source, const Bags& b, int64_t from,
                            int64_t to, void* out) {
   float mids = 0;
-  return pool_bags<f32, false>(
+  return pool_bags<float, false>(
       source, b, from, to, t.dim, (float*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_packed(t, ring, slot); },
       [&](const RowRing& ring, Segment<f32>& s, bool ends) {
         float segment = 0;  // the same for every pass over the columns
-        all_columns<f32>(
+        all_columns<float>(
             t.dim, s, [&](const Segment<f32>& part, int64_t first, int64_t blocks, int64_t last) {
               segment = t.bits == 8 ? add_packed_columns<8>(t, ring, part, first, blocks, last)
                                     : add_packed_columns<4>(t, ring, part, first, blocks, last);
@@ -380,10 +380,10 @@ static void hash_rows(const Source& s, int64_t from, int64_t to, uint32_t* const
 }
 
 // out (+)= sum of weight * grad[bag] over entries [from, to), columns in registers.
-template <typename V, int blocks, bool tail>
+template <typename T, int blocks, bool tail>
 LR_INLINE void sum_entries(const Runs& r, int64_t from, int64_t to, int64_t first, int64_t last,
-                           typename V::T* out) {
-  using T = typename V::T;
+                           T* out) {
+  using V = Vec<T>;
   V total[blocks];
   for (int b = 0; b < blocks; ++b) total[b] = V::set1(0);
   for (int64_t e = from; e < to; ++e) {
@@ -404,11 +404,12 @@ LR_INLINE void sum_entries(const Runs& r, int64_t from, int64_t to, int64_t firs
   }
 }
 
-template <typename V>
+template <typename T>
 static void sum_columns(const Runs& r, int64_t from, int64_t to, int64_t first, int64_t blocks,
-                        int64_t last, typename V::T* out) {
-#define LR_FULL(n) sum_entries<V, n, false>(r, from, to, first, V::N, out)
-#define LR_TAIL(n) sum_entries<V, n, true>(r, from, to, first, last, out)
+                        int64_t last, T* out) {
+  using V = Vec<T>;
+#define LR_FULL(n) sum_entries<T, n, false>(r, from, to, first, V::N, out)
+#define LR_TAIL(n) sum_entries<T, n, true>(r, from, to, first, last, out)
   if (last == 0) LR_WIDTHS(LR_FULL);
   LR_WIDTHS(LR_TAIL);
 #undef LR_FULL
@@ -417,9 +418,8 @@ static void sum_columns(const Runs& r, int64_t from, int64_t to, int64_t first, 
 
 // Entries [from, to) of a sorted list, whose first new run is number `run`. The part that
 // continues a run of the entries before goes to `carry`; returns whether there is one.
-template <typename V>
+template <typename T>
 LR_INLINE bool sum_range(const Runs& r, int64_t from, int64_t to, int64_t run, void* carry) {
-  using T = typename V::T;
   bool carried = false;
   for (int64_t begin = from, end; begin < to; begin = end) {
     const uint64_t row = r.entries[begin] >> 32;
@@ -433,29 +433,30 @@ LR_INLINE bool sum_range(const Runs& r, int64_t from, int64_t to, int64_t run, v
       if (r.rows) r.rows[run] = (int64_t)row;
       ++run;
     }
-    Segment<V> all{};
-    all_columns<V>(r.dim, all, [&](const Segment<V>&, int64_t first, int64_t blocks, int64_t last) {
-      sum_columns<V>(r, begin, end, first, blocks, last, out);
+    Segment<T> all{};
+    all_columns<T>(r.dim, all, [&](const Segment<T>&, int64_t first, int64_t blocks, int64_t last) {
+      sum_columns<T>(r, begin, end, first, blocks, last, out);
     });
   }
   return carried;
 }
 
 static bool sum_runs(bool wide, const Runs& r, int64_t from, int64_t to, int64_t run, void* carry) {
-  return wide ? sum_range<f64>(r, from, to, run, carry) : sum_range<f32>(r, from, to, run, carry);
+  return wide ? sum_range<double>(r, from, to, run, carry)
+              : sum_range<float>(r, from, to, run, carry);
 }
 
 // <grad, sum of four rows>, for the gradient of an id's weight.
-template <typename V, typename E>
-LR_INLINE typename V::T dot_rows(const Tables& t, const RowRing& ring, int64_t slot,
-                                 const typename V::T* grad) {
+template <typename T, typename E>
+LR_INLINE T dot_rows(const Tables& t, const RowRing& ring, int64_t slot, const T* grad) {
+  using V = Vec<T>;
   V total = V::set1(0);
   for (int64_t c = 0; c < t.dim; c += V::N) {
     const int64_t left = t.dim - c < V::N ? t.dim - c : V::N;
     V x[4];
     for (int k = 0; k < 4; ++k) {
       const E* p = (const E*)t.base[k] + ring.row[k][slot] * t.dim + c;
-      x[k] = left == V::N ? load_element<V>(p) : load_element<V>(p, left);
+      x[k] = left == V::N ? load_element(p) : load_element(p, left);
     }
     total = fma((x[0] + x[1]) + (x[2] + x[3]), V::load(grad + c, left), total);
   }
@@ -495,15 +496,14 @@ LR_INLINE void dot_bags(const Source& source, const Bags& b, int64_t from, int64
     }
 }
 
-template <typename V, typename E>
+template <typename T, typename E>
 static void dot_float(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
                       const void* grad, void* out) {
-  using T = typename V::T;
   dot_bags<T>(
       s, b, from, to, t.dim, (const T*)grad, (T*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_rows<E>(t, ring, slot); },
       [&](const RowRing& ring, int64_t slot, const T* g) {
-        return dot_rows<V, E>(t, ring, slot, g);
+        return dot_rows<T, E>(t, ring, slot, g);
       });
 }
 
@@ -511,13 +511,13 @@ static void dot_hashed(const Tables& t, const Source& s, const Bags& b, int64_t 
                        const void* grad, void* out) {
   switch (t.element) {
     case Element::float64:
-      return dot_float<f64, double>(t, s, b, from, to, grad, out);
+      return dot_float<double, double>(t, s, b, from, to, grad, out);
     case Element::float16:
-      return dot_float<f32, half_bits>(t, s, b, from, to, grad, out);
+      return dot_float<float, half_bits>(t, s, b, from, to, grad, out);
     case Element::bfloat16:
-      return dot_float<f32, bfloat_bits>(t, s, b, from, to, grad, out);
+      return dot_float<float, bfloat_bits>(t, s, b, from, to, grad, out);
     default:
-      return dot_float<f32, float>(t, s, b, from, to, grad, out);
+      return dot_float<float, float>(t, s, b, from, to, grad, out);
   }
 }
 

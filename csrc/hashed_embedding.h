@@ -23,14 +23,12 @@ struct PackedTables {
   int bits;
 };
 
-// Where the rows of an id come from: its hash, or (for measuring what hashing costs) as given.
+// Ids, and how their rows follow from them.
 struct Source {
   const int64_t* ids = nullptr;
-  bool prehashed = false;
+  bool prehashed = false;  // ids are hashes
   uint32_t seed = 0;
   murmur::RowRule rule{};
-  const int64_t* rows[4] = {};
-  int64_t heights[4] = {};
 };
 
 struct Bags {

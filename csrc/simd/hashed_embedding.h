@@ -88,23 +88,10 @@ LR_INLINE void hash_block(const Source& s, int64_t at, int64_t count, int64_t* c
   }
 }
 
-// Given rows: one out of range is recorded and read as row 0, so that nothing bad is gathered.
-LR_INLINE void copy_block(const Source& s, int64_t at, int64_t count, int64_t* const* lists,
-                          int64_t& bad) {
-  for (int t = 0; t < 4; ++t)
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t row = s.rows[t][at + j];
-      const bool good = (uint64_t)row < (uint64_t)s.heights[t];
-      lists[t][j] = good ? row : 0;
-      if (!good && (bad < 0 || at + j < bad)) bad = at + j;
-    }
-}
-
 // Keeps the ring filled; `made` counts ids from the first of the range on.
-template <bool given>
 struct Ahead {
   const Source& source;
-  int64_t first, limit, made = 0, bad = -1;
+  int64_t first, limit, made = 0;
   RowRing ring;
 
   LR_METHOD void fill(int64_t goal) {
@@ -113,10 +100,7 @@ struct Ahead {
       int64_t* lists[4];
       for (int t = 0; t < 4; ++t) lists[t] = ring.row[t] + slot;
       const int64_t count = left < kBlock ? left : kBlock;
-      if constexpr (given)
-        copy_block(source, first + made, count, lists, bad);
-      else
-        hash_block(source, first + made, count, lists);
+      hash_block(source, first + made, count, lists);
       made += kBlock;
     }
   }
@@ -226,13 +210,12 @@ LR_INLINE void all_columns(int64_t dim, Segment<V>& s, const Add& add) {
   }
 }
 
-// Bags [from, to). Returns the position of the first given row out of range, or -1.
-template <typename V, bool given, typename Prefetch, typename Add>
-LR_INLINE int64_t pool_bags(const Source& source, const Bags& b, int64_t from, int64_t to,
-                            int64_t dim, typename V::T* out, const Prefetch& prefetch,
-                            const Add& add) {
+// Bags [from, to).
+template <typename V, typename Prefetch, typename Add>
+LR_INLINE void pool_bags(const Source& source, const Bags& b, int64_t from, int64_t to, int64_t dim,
+                         typename V::T* out, const Prefetch& prefetch, const Add& add) {
   using T = typename V::T;
-  Ahead<given> ahead{source, b.start(from), b.start(to), 0, -1, {}};
+  Ahead ahead{source, b.start(from), b.start(to), 0, {}};
   ahead.fill(ahead.first + kDistance < ahead.limit ? ahead.first + kDistance : ahead.limit);
   for (int64_t i = ahead.first; i < ahead.limit && i < ahead.first + kDistance; ++i)
     prefetch(ahead.ring, ahead.slot(i));
@@ -251,13 +234,12 @@ LR_INLINE int64_t pool_bags(const Source& source, const Bags& b, int64_t from, i
       add(ahead.ring, s, stop == end);
     }
   }
-  return ahead.bad;
 }
 
-template <typename V, typename E, bool given>
-static int64_t pool_float(const Tables& t, const Source& source, const Bags& b, int64_t from,
-                          int64_t to, void* out) {
-  return pool_bags<V, given>(
+template <typename V, typename E>
+static void pool_float(const Tables& t, const Source& source, const Bags& b, int64_t from,
+                       int64_t to, void* out) {
+  pool_bags<V>(
       source, b, from, to, t.dim, (typename V::T*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_rows<E>(t, ring, slot); },
       [&](const RowRing& ring, Segment<V>& s, bool) {
@@ -268,23 +250,18 @@ static int64_t pool_float(const Tables& t, const Source& source, const Bags& b, 
       });
 }
 
-static int64_t pool_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from,
-                           int64_t to, void* out) {
+static void pool_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
+                        void* out) {
   switch (t.element) {
     case Element::float64:
-      return pool_float<f64, double, false>(t, s, b, from, to, out);
+      return pool_float<f64, double>(t, s, b, from, to, out);
     case Element::float16:
-      return pool_float<f32, half_bits, false>(t, s, b, from, to, out);
+      return pool_float<f32, half_bits>(t, s, b, from, to, out);
     case Element::bfloat16:
-      return pool_float<f32, bfloat_bits, false>(t, s, b, from, to, out);
+      return pool_float<f32, bfloat_bits>(t, s, b, from, to, out);
     default:
-      return pool_float<f32, float, false>(t, s, b, from, to, out);
+      return pool_float<f32, float>(t, s, b, from, to, out);
   }
-}
-
-static int64_t pool_given(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
-                          void* out) {
-  return pool_float<f32, float, true>(t, s, b, from, to, out);
 }
 
 // ---- packed tables ---------------------------------------------------------------------
@@ -346,10 +323,10 @@ static float add_packed_columns(const PackedTables& t, const RowRing& ring, cons
 #undef LR_TAIL
 }
 
-static int64_t pool_packed(const PackedTables& t, const Source& source, const Bags& b, int64_t from,
-                           int64_t to, void* out) {
+static void pool_packed(const PackedTables& t, const Source& source, const Bags& b, int64_t from,
+                        int64_t to, void* out) {
   float mids = 0;
-  return pool_bags<f32, false>(
+  pool_bags<f32>(
       source, b, from, to, t.dim, (float*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_packed(t, ring, slot); },
       [&](const RowRing& ring, Segment<f32>& s, bool ends) {
@@ -486,7 +463,7 @@ LR_INLINE float dot_packed(const PackedTables& t, const RowRing& ring, int64_t s
 template <typename T, typename Prefetch, typename Dot>
 LR_INLINE void dot_bags(const Source& source, const Bags& b, int64_t from, int64_t to, int64_t dim,
                         const T* grad, T* out, const Prefetch& prefetch, const Dot& dot) {
-  Ahead<false> ahead{source, b.start(from), b.start(to), 0, -1, {}};
+  Ahead ahead{source, b.start(from), b.start(to), 0, {}};
   for (int64_t bag = from; bag < to; ++bag)
     for (int64_t i = b.start(bag), end = b.start(bag + 1); i < end; ++i) {
       ahead.fill(i + kDistance < ahead.limit ? i + kDistance + 1 : ahead.limit);

@@ -1,11 +1,13 @@
-// What the Torch side hands to the kernels of the hashed embedding, alike on every instruction set.
+// What the Torch side hands to the kernels of the hashed embedding, and these: see
+// simd/hashed_embedding.h.
 #pragma once
-#include <cstdint>
-
-#include "half.h"
+#include "dispatch.h"
 #include "hashing_murmur.h"
 
-namespace lirank::hashed {
+#include <cstdint>
+
+namespace lirank {
+namespace hashed {
 
 enum class Element : int { float32, float64, float16, bfloat16 };
 
@@ -23,14 +25,12 @@ struct PackedTables {
   int bits;
 };
 
-// Where the rows of an id come from: its hash, or (for measuring what hashing costs) as given.
+// Ids, and how their rows follow from them.
 struct Source {
   const int64_t* ids = nullptr;
-  bool prehashed = false;
+  bool prehashed = false;  // ids are hashes
   uint32_t seed = 0;
   murmur::RowRule rule{};
-  const int64_t* rows[4] = {};
-  int64_t heights[4] = {};
 };
 
 struct Bags {
@@ -61,4 +61,25 @@ struct Runs {
   int64_t* rows;  // of each run, for sparse gradients; null: row r of `out` belongs to row r
 };
 
-}  // namespace lirank::hashed
+}  // namespace hashed
+
+// pool, dot: bags [from, to), into results or into the gradients of weights.
+// sum_runs: entries [from, to) of a sorted list, whose first new run is number `run`. The part that
+// continues a run of the entries before goes to `carry`; returns whether there is one.
+// hash_rows: the rows of ids [from, to) into four lists; `from` is a multiple of 16.
+LIRANK_EACH_ISA(void pool_hashed(const hashed::Tables& t, const hashed::Source& s,
+                                 const hashed::Bags& b, int64_t from, int64_t to, void* out);
+                void pool_packed(const hashed::PackedTables& t, const hashed::Source& s,
+                                 const hashed::Bags& b, int64_t from, int64_t to, void* out);
+                void dot_hashed(const hashed::Tables& t, const hashed::Source& s,
+                                const hashed::Bags& b, int64_t from, int64_t to, const void* grad,
+                                void* out);
+                void dot_quantized(const hashed::PackedTables& t, const hashed::Source& s,
+                                   const hashed::Bags& b, int64_t from, int64_t to,
+                                   const void* grad, void* out);
+                bool sum_runs(bool wide, const hashed::Runs& r, int64_t from, int64_t to,
+                              int64_t run, void* carry);
+                void hash_rows(const hashed::Source& s, int64_t from, int64_t to,
+                               uint32_t* const* lists);)
+
+}  // namespace lirank

@@ -5,8 +5,8 @@
 template <typename Element>
 LR_INLINE void widen_elements(const Element* from, int64_t n, float* to) {
   int64_t i = 0;
-  for (; i + f32::N <= n; i += f32::N) load_element<f32>(from + i).store(to + i);
-  if (i < n) load_element<f32>(from + i, n - i).store(to + i, n - i);
+  for (; i + f32::N <= n; i += f32::N) load_element(from + i).store(to + i);
+  if (i < n) load_element(from + i, n - i).store(to + i, n - i);
 }
 
 template <typename Element>

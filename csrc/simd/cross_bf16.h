@@ -90,11 +90,11 @@ LR_INLINE void bf16_layer_packed(const Bf16Layer& layer, const Bf16Rows& x, int6
     const float *h = s.hidden + b * ldh, *mixed = mixed_of(l, h, s);
     if (kept.hidden)
       for (int64_t j = 0; j < kept.columns; j += 16)
-        store_bf16(load_part<f32>(h + j, kept.columns - j), kept.hidden + b * kept.columns + j,
+        store_bf16(load_part(h + j, kept.columns - j), kept.hidden + b * kept.columns + j,
                    kept.columns - j);
     if (kept.mixed)
       for (int64_t j = 0; j < r; j += 16)
-        store_bf16(load_part<f32>(mixed + j, r - j), kept.mixed + b * r + j, r - j);
+        store_bf16(load_part(mixed + j, r - j), kept.mixed + b * r + j, r - j);
     split_row(mixed, r, wide, s.split_p + b * wide, s.split_p + (samples + b) * wide);
   }
   for (int64_t b = rows; b < samples; ++b) {
@@ -147,7 +147,7 @@ LR_INLINE void bf16_layer_direct(const Bf16Layer& layer, const Bf16Rows& x, int6
                     f32::load(s.hidden + (k + 1) * samples + 16 * c), high_p + (c * r + k) * 16,
                     low_p + (c * r + k) * 16);
   } else {
-    turn_out<f32>(s.hidden, samples, rows, m, s.rows, m);
+    turn_out(s.hidden, samples, rows, m, s.rows, m);
     for (int64_t b = 0; b < rows; ++b)
       split_row(mixed_of(l, s.rows + b * m, s), r, r, s.split_p + b * r,
                 s.split_p + (samples + b) * r);
@@ -162,7 +162,7 @@ LR_INLINE void bf16_layer_direct(const Bf16Layer& layer, const Bf16Rows& x, int6
   for (int64_t j = 0; j < d; j += kChunk) {
     const int64_t n = d - j < kChunk ? d - j : kChunk;
     weight_rows<E>(out, n, samples, s.turned);
-    turn_out<f32>(s.turned, samples, rows, n, s.chunk, kChunk);
+    turn_out(s.turned, samples, rows, n, s.chunk, kChunk);
     for (int64_t b = 0; b < rows; ++b) finish(b, j, n, s.chunk + b * kChunk);
     out.rows += n * r;
   }

@@ -198,7 +198,7 @@ void pack(const Bf16Matrix& one, int64_t c) {
 
 LR_INLINE f32 bf16_part(const uint16_t* p, int64_t left) {
   const bfloat_bits* from = (const bfloat_bits*)p;
-  if (left >= 16) return load_element<f32>(from);
+  if (left >= 16) return load_element(from);
   const __m256i bits = _mm256_maskz_loadu_epi16(f32::mask(left), p);
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
@@ -242,5 +242,5 @@ LR_INLINE void split_pairs(f32 a, f32 b, uint16_t* high, uint16_t* low) {
 LR_INLINE void split_row(const float* from, int64_t n, int64_t padded, uint16_t* high,
                          uint16_t* low) {
   for (int64_t j = 0; j < padded; j += 16)
-    split(j < n ? load_part<f32>(from + j, n - j) : f32::set1(0), high + j, low + j);
+    split(j < n ? load_part(from + j, n - j) : f32::set1(0), high + j, low + j);
 }

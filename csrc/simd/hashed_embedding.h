@@ -15,10 +15,7 @@
 
 #include "simd/half_lanes.h"
 #include "simd/hashing_lanes.h"
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
 #include "simd/quantized_embedding_codes.h"
-#pragma GCC diagnostic pop
 
 constexpr int64_t kBlock = 16, kSegment = 64, kDistance = 16, kRing = 128;
 static_assert(kSegment + kDistance + kBlock <= kRing, "a segment and what runs ahead of it");
@@ -88,23 +85,10 @@ LR_INLINE void hash_block(const Source& s, int64_t at, int64_t count, int64_t* c
   }
 }
 
-// Given rows: one out of range is recorded and read as row 0, so that nothing bad is gathered.
-LR_INLINE void copy_block(const Source& s, int64_t at, int64_t count, int64_t* const* lists,
-                          int64_t& bad) {
-  for (int t = 0; t < 4; ++t)
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t row = s.rows[t][at + j];
-      const bool good = (uint64_t)row < (uint64_t)s.heights[t];
-      lists[t][j] = good ? row : 0;
-      if (!good && (bad < 0 || at + j < bad)) bad = at + j;
-    }
-}
-
 // Keeps the ring filled; `made` counts ids from the first of the range on.
-template <bool given>
 struct Ahead {
   const Source& source;
-  int64_t first, limit, made = 0, bad = -1;
+  int64_t first, limit, made = 0;
   RowRing ring;
 
   LR_METHOD void fill(int64_t goal) {
@@ -113,10 +97,7 @@ struct Ahead {
       int64_t* lists[4];
       for (int t = 0; t < 4; ++t) lists[t] = ring.row[t] + slot;
       const int64_t count = left < kBlock ? left : kBlock;
-      if constexpr (given)
-        copy_block(source, first + made, count, lists, bad);
-      else
-        hash_block(source, first + made, count, lists);
+      hash_block(source, first + made, count, lists);
       made += kBlock;
     }
   }
@@ -228,11 +209,11 @@ LR_INLINE void all_columns(int64_t dim, Segment<T>& s, const Add& add) {
   }
 }
 
-// Bags [from, to). Returns the position of the first given row out of range, or -1.
-template <typename T, bool given, typename Prefetch, typename Add>
-LR_INLINE int64_t pool_bags(const Source& source, const Bags& b, int64_t from, int64_t to,
-                            int64_t dim, T* out, const Prefetch& prefetch, const Add& add) {
-  Ahead<given> ahead{source, b.start(from), b.start(to), 0, -1, {}};
+// Bags [from, to).
+template <typename T, typename Prefetch, typename Add>
+LR_INLINE void pool_bags(const Source& source, const Bags& b, int64_t from, int64_t to, int64_t dim,
+                         T* out, const Prefetch& prefetch, const Add& add) {
+  Ahead ahead{source, b.start(from), b.start(to), 0, {}};
   ahead.fill(ahead.first + kDistance < ahead.limit ? ahead.first + kDistance : ahead.limit);
   for (int64_t i = ahead.first; i < ahead.limit && i < ahead.first + kDistance; ++i)
     prefetch(ahead.ring, ahead.slot(i));
@@ -251,13 +232,12 @@ LR_INLINE int64_t pool_bags(const Source& source, const Bags& b, int64_t from, i
       add(ahead.ring, s, stop == end);
     }
   }
-  return ahead.bad;
 }
 
-template <typename T, typename E, bool given>
-static int64_t pool_float(const Tables& t, const Source& source, const Bags& b, int64_t from,
-                          int64_t to, void* out) {
-  return pool_bags<T, given>(
+template <typename T, typename E>
+static void pool_float(const Tables& t, const Source& source, const Bags& b, int64_t from,
+                       int64_t to, void* out) {
+  pool_bags<T>(
       source, b, from, to, t.dim, (T*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_rows<E>(t, ring, slot); },
       [&](const RowRing& ring, Segment<T>& s, bool) {
@@ -268,23 +248,18 @@ static int64_t pool_float(const Tables& t, const Source& source, const Bags& b, 
       });
 }
 
-static int64_t pool_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from,
-                           int64_t to, void* out) {
+void pool_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
+                 void* out) {
   switch (t.element) {
     case Element::float64:
-      return pool_float<double, double, false>(t, s, b, from, to, out);
+      return pool_float<double, double>(t, s, b, from, to, out);
     case Element::float16:
-      return pool_float<float, half_bits, false>(t, s, b, from, to, out);
+      return pool_float<float, half_bits>(t, s, b, from, to, out);
     case Element::bfloat16:
-      return pool_float<float, bfloat_bits, false>(t, s, b, from, to, out);
+      return pool_float<float, bfloat_bits>(t, s, b, from, to, out);
     default:
-      return pool_float<float, float, false>(t, s, b, from, to, out);
+      return pool_float<float, float>(t, s, b, from, to, out);
   }
-}
-
-static int64_t pool_given(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
-                          void* out) {
-  return pool_float<float, float, true>(t, s, b, from, to, out);
 }
 
 // ---- packed tables ---------------------------------------------------------------------
@@ -299,7 +274,7 @@ LR_INLINE void prefetch_packed(const PackedTables& t, const RowRing& ring, int64
 
 // total = sum of w * scale * code; `mids` takes the sum of w * mid. The caller adds the two.
 template <int bits, int blocks, bool tail>
-LR_INLINE float add_packed(const PackedTables& t, const RowRing& ring, const Segment<f32>& s,
+LR_INLINE float add_packed(const PackedTables& t, const RowRing& ring, const Segment<float>& s,
                            int64_t first, int64_t last) {
   f32 total[blocks];
   for (int b = 0; b < blocks; ++b) {
@@ -336,7 +311,7 @@ LR_INLINE float add_packed(const PackedTables& t, const RowRing& ring, const Seg
 }
 
 template <int bits>
-static float add_packed_columns(const PackedTables& t, const RowRing& ring, const Segment<f32>& s,
+static float add_packed_columns(const PackedTables& t, const RowRing& ring, const Segment<float>& s,
                                 int64_t first, int64_t blocks, int64_t last) {
 #define LR_FULL(n) add_packed<bits, n, false>(t, ring, s, first, f32::N)
 #define LR_TAIL(n) add_packed<bits, n, true>(t, ring, s, first, last)
@@ -346,16 +321,16 @@ static float add_packed_columns(const PackedTables& t, const RowRing& ring, cons
 #undef LR_TAIL
 }
 
-static int64_t pool_packed(const PackedTables& t, const Source& source, const Bags& b, int64_t from,
-                           int64_t to, void* out) {
+void pool_packed(const PackedTables& t, const Source& source, const Bags& b, int64_t from,
+                 int64_t to, void* out) {
   float mids = 0;
-  return pool_bags<float, false>(
+  pool_bags<float>(
       source, b, from, to, t.dim, (float*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_packed(t, ring, slot); },
-      [&](const RowRing& ring, Segment<f32>& s, bool ends) {
+      [&](const RowRing& ring, Segment<float>& s, bool ends) {
         float segment = 0;  // the same for every pass over the columns
         all_columns<float>(
-            t.dim, s, [&](const Segment<f32>& part, int64_t first, int64_t blocks, int64_t last) {
+            t.dim, s, [&](const Segment<float>& part, int64_t first, int64_t blocks, int64_t last) {
               segment = t.bits == 8 ? add_packed_columns<8>(t, ring, part, first, blocks, last)
                                     : add_packed_columns<4>(t, ring, part, first, blocks, last);
             });
@@ -368,7 +343,7 @@ static int64_t pool_packed(const PackedTables& t, const Source& source, const Ba
 // ---- backward --------------------------------------------------------------------------
 
 // Rows of ids [from, to) into four lists of the range's length; `from` is a multiple of kBlock.
-static void hash_rows(const Source& s, int64_t from, int64_t to, uint32_t* const* lists) {
+void hash_rows(const Source& s, int64_t from, int64_t to, uint32_t* const* lists) {
   int64_t buffer[4][kBlock];
   int64_t* into[4] = {buffer[0], buffer[1], buffer[2], buffer[3]};
   for (int64_t i = from; i < to; i += kBlock) {
@@ -441,7 +416,7 @@ LR_INLINE bool sum_range(const Runs& r, int64_t from, int64_t to, int64_t run, v
   return carried;
 }
 
-static bool sum_runs(bool wide, const Runs& r, int64_t from, int64_t to, int64_t run, void* carry) {
+bool sum_runs(bool wide, const Runs& r, int64_t from, int64_t to, int64_t run, void* carry) {
   return wide ? sum_range<double>(r, from, to, run, carry)
               : sum_range<float>(r, from, to, run, carry);
 }
@@ -487,7 +462,7 @@ LR_INLINE float dot_packed(const PackedTables& t, const RowRing& ring, int64_t s
 template <typename T, typename Prefetch, typename Dot>
 LR_INLINE void dot_bags(const Source& source, const Bags& b, int64_t from, int64_t to, int64_t dim,
                         const T* grad, T* out, const Prefetch& prefetch, const Dot& dot) {
-  Ahead<false> ahead{source, b.start(from), b.start(to), 0, -1, {}};
+  Ahead ahead{source, b.start(from), b.start(to), 0, {}};
   for (int64_t bag = from; bag < to; ++bag)
     for (int64_t i = b.start(bag), end = b.start(bag + 1); i < end; ++i) {
       ahead.fill(i + kDistance < ahead.limit ? i + kDistance + 1 : ahead.limit);
@@ -507,8 +482,8 @@ static void dot_float(const Tables& t, const Source& s, const Bags& b, int64_t f
       });
 }
 
-static void dot_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
-                       const void* grad, void* out) {
+void dot_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
+                const void* grad, void* out) {
   switch (t.element) {
     case Element::float64:
       return dot_float<double, double>(t, s, b, from, to, grad, out);
@@ -521,8 +496,8 @@ static void dot_hashed(const Tables& t, const Source& s, const Bags& b, int64_t 
   }
 }
 
-static void dot_quantized(const PackedTables& t, const Source& s, const Bags& b, int64_t from,
-                          int64_t to, const void* grad, void* out) {
+void dot_quantized(const PackedTables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
+                   const void* grad, void* out) {
   dot_bags<float>(
       s, b, from, to, t.dim, (const float*)grad, (float*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_packed(t, ring, slot); },

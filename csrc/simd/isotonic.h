@@ -30,7 +30,7 @@ void Isotonic<T>::calibrate(const T* x, int64_t n, const T* prefix, const T* slo
   for (int64_t i = 0; i < n; i += V::N) {
     const int64_t left = n - i;
     const V input = left >= V::N ? V::load(x + i) : V::load(x + i, left);
-    const Bucket<T> b = bucket_of(input, lo, width, s, inverse, last);
+    const Bucket<V> b = bucket_of(input, lo, width, s, inverse, last);
     const V y = fma(gather(slope, b.index), b.part, gather(prefix, b.index));
     if (left >= V::N)
       y.store(out + i);
@@ -52,7 +52,7 @@ void Isotonic<T>::calibrate_backward(const T* grad, const T* x, int64_t n, const
   for (int64_t i = 0; i < n; i += V::N) {
     const int64_t left = n - i < V::N ? n - i : V::N;
     const V input = V::load(x + i, left), g = V::load(grad + i, left);
-    const Bucket<T> b = bucket_of(input, lo, width, s, inverse, last);
+    const Bucket<V> b = bucket_of(input, lo, width, s, inverse, last);
     where_between(input, lo, high, g * gather(slope, b.index)).store(grad_x + i, left);
     T index[V::N], part[V::N];
     b.index.store(index);
@@ -69,7 +69,7 @@ void Isotonic<T>::calibrate_backward(const T* grad, const T* x, int64_t n, const
 template <typename T>
 LR_INLINE T calibrate_row(T x, const T* e, const T* w, int64_t buckets, T base, T lower, T step) {
   using V = Vec<T>;
-  const Bucket<T> b = bucket_of(V::set1(x), V::set1(lower), V::set1((T)buckets * step),
+  const Bucket<V> b = bucket_of(V::set1(x), V::set1(lower), V::set1((T)buckets * step),
                                 V::set1(step), V::set1((T)1 / step), V::set1((T)(buckets - 1)));
   T lane[V::N];
   b.index.store(lane);
@@ -92,7 +92,7 @@ template <typename T>
 LR_INLINE T calibrate_row_backward(T g, T x, const T* e, const T* w, int64_t buckets, T lower,
                                    T step, T* grad_e, T* sums) {
   using V = Vec<T>;
-  const Bucket<T> b = bucket_of(V::set1(x), V::set1(lower), V::set1((T)buckets * step),
+  const Bucket<V> b = bucket_of(V::set1(x), V::set1(lower), V::set1((T)buckets * step),
                                 V::set1(step), V::set1((T)1 / step), V::set1((T)(buckets - 1)));
   T lane[V::N];
   b.index.store(lane);

@@ -2,8 +2,7 @@
 
 // One row to codes: the written order of operations, no fused multiply-add, so that every
 // backend gives the same bits. False where the row, its scale or its mid is not finite.
-bool quantize_row(const float* w, int64_t dim, int bits, int8_t* codes, float* scale,
-                         float* mid) {
+bool quantize_row(const float* w, int64_t dim, int bits, int8_t* codes, float* scale, float* mid) {
   const float top = bits == 8 ? 127.0f : 7.0f, bottom = -top - 1.0f, steps = top - bottom;
   f32 high = f32::set1(w[0]), low = high, guard = f32::set1(0);
   for (int64_t i = 0; i < dim; i += f32::N) {

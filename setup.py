@@ -113,7 +113,9 @@ class NinjaBuild(build_ext):
         host = " ".join(
             objects(kernels, "cxx", f"{stable} -DLIRANK_ISA={isa}", f".{isa}") for isa in ISAS
         )
-        host += " " + objects([s for s in sources if s not in glue and s != bindings], "cxx", stable)
+        host += " " + objects(
+            [s for s in sources if s not in glue and s != bindings], "cxx", stable
+        )
         lines.append(f"build {core}: link {host}\n  more = {torch_link} -lpthread -Wl,-z,defs")
         bound = objects([bindings], "cxx", f"{python} -DLIRANK_BUILT_FOR_TORCH={version}")
         lines.append(f"build {module}: link {bound} | {core}\n  more = -L{package} -l:liblirank.so")

@@ -104,27 +104,34 @@ __device__ Sum weight_of(const Bags& b, int64_t i) {
 
 constexpr int kAhead = 2;  // ids whose rows a group has in flight
 
-// hashed_embedding_bag: one pass, no hash and no row is ever written.
+// hashed_embedding_bag in one pass. Neither hashes nor row numbers are written to memory.
 //
-// 256 threads a block, as many blocks as there is work. A group of 1 to 32 lanes covers a row, 16
-// bytes a lane; each lane hashes one id and splits it, then the rows go round by shuffle, four of
-// 32 bits, so that a hash (six 64-bit products, about 60 instructions) costs 60 / lanes per id and
-// lane and hides behind the gathers. A group owns a bag, or, where every bag holds one id (`ones`),
-// as many bags as it has lanes. The four rows of two ids are asked for before the first is used.
-// The groups of a warp go round together, as often as the longest bag among them needs: lanes that
-// are done ask for nothing. Sums stay in registers, in the order of the ids:
-// out = sum w ((qb + rb) + (qc + rc)).
+// A block has 256 threads, and there are as many blocks as there is work. A group of 1 to 32 lanes
+// covers a row, with 16 bytes per lane. Each lane hashes one id and splits the hash into four rows
+// of 32 bits, which are then passed to the other lanes by shuffle. A hash (six 64-bit products,
+// about 60 instructions) therefore costs 60 / lanes per id and lane, which the gathers hide. A
+// group takes one bag, or as many bags as it has lanes if every bag holds one id (`ones`). The four
+// rows of two ids are loaded before the first is used. All groups of a warp make as many rounds as
+// the longest of their bags needs, and lanes that are done load nothing. Sums stay in registers, in
+// the order of the ids: out = sum w ((qb + rb) + (qc + rc)).
 //
-// Bytes: two quotient rows an id from DRAM (the remainder tables, 1,000 rows, stay in L2), 8 of
-// id, the result once. The floor on an H100 by its datasheet (3.35 TB/s) at D = 128 in fp16 is 776
-// bytes or 4.3 G ids/s for one id a bag, 533 bytes or 6.3 G ids/s pooled over 20. Not yet measured.
+// Bytes: two quotient rows per id from DRAM (the remainder tables of 1,000 rows stay in L2), 8 for
+// the id, and the result once. By the datasheet of an H100 (3.35 TB/s) the floor at D = 128 in
+// fp16 is 776 bytes or 4.3 G ids/s with one id per bag, and 533 bytes or 6.3 G ids/s with 20. The
+// kernel reaches 3.5 and 5.1 G ids/s there. The bare gather of two rows per id
+// (kernels/ceilings.cu) reaches 5.4 G ids/s with 20.
 //
-// Assumes rows on 16 bytes for the wide path (checked by the launcher), else one element a lane.
-// Tried in SASS and dropped: a loop over ids unrolled by two (the loads of the second id stand
-// behind the sums of the first), shuffles of 64-bit rows under a mask of the group.
-// Dropped on paper: every lane hashing every id (100 instructions a warp and id, more than the
-// gathers cost), hashes by a kernel of their own (16 bytes an id more, and a second launch), the
-// two halves of the hash by shuffle (four divisions a lane cost more than two shuffles).
+// The wide path assumes rows aligned to 16 bytes, which the launcher checks. Otherwise a lane takes
+// one element.
+//
+// Tried in SASS and dropped:
+// - a loop over ids that is unrolled by two: the loads of the second id come after the sums of the
+//   first;
+// - shuffles of 64-bit rows under a mask of the group.
+// Dropped on paper:
+// - every lane hashes every id: 100 instructions per warp and id, more than the gathers cost;
+// - a separate kernel for the hashes: 16 more bytes per id, and a second launch;
+// - the two halves of the hash by shuffle: four divisions per lane cost more than two shuffles.
 template <typename Reader, typename Out, bool ones>
 __global__ void __launch_bounds__(kBlock, ones ? 2 : Reader::kBlocks)
     hashed_kernel(const HashedParams p) {
@@ -197,9 +204,10 @@ __global__ void __launch_bounds__(kBlock, ones ? 2 : Reader::kBlocks)
 
 // d out / d per_sample_weights: <grad of the bag, sum of the four rows>.
 //
-// A warp owns a bag, its lanes the columns. Each lane hashes one of 32 ids, and the rows go round
-// by shuffle, those of two ids in flight. The gradient is read 16 bytes at a time where it lies so,
-// from L1 but for the first time. Reads what the forward reads. Not yet measured.
+// A warp takes a bag, with its lanes along the columns. Each lane hashes one of 32 ids, and the
+// rows are passed on by shuffle, with the loads of two ids in flight. The gradient is read 16 bytes
+// at a time if it is aligned to 16, and mostly from L1. Otherwise it reads the same bytes as the
+// forward. Not yet measured.
 template <typename Reader>
 __global__ void __launch_bounds__(kBlock, 2) hashed_dot_kernel(const HashedParams p) {
   using Sum = typename Reader::Sum;

@@ -1,4 +1,4 @@
-// CUDA kernels of the hashed embedding, as the Torch side calls them.
+// Launches of the CUDA kernels of the hashed embedding, for the Torch side.
 #pragma once
 #include <cuda_runtime_api.h>
 

@@ -1,20 +1,23 @@
-// Attention among the components of one sample, for one instruction set.
+// Exact attention among the components of one sample, for one instruction set.
 //
-// Tokens of width 1: scores are q_i * k_j, so the row maximum is q_i * k_max or q_i * k_min,
-// whichever is larger: no pass to find it, nothing of size r * r. log2(e) / temperature is
-// folded into q, so that one exponential costs: argument, reduction, 5 FMAs, scaling.
-// Forward: 16 queries of one sample along the lanes, keys and values broadcast, four vectors
-// of queries per pass: 10 instructions per 16 scores, no sums across lanes.
-// Backward: keys along the lanes, exponentials computed once per query and kept for two
-// passes, gradients of k and v updated once per kQueries queries. Sums across lanes are taken
-// for a block of queries at once (one by one they were half of the time at r = 64).
+// Tokens of width 1. Scores are q_i * k_j, so the maximum of a row is q_i * k_max or q_i * k_min,
+// whichever is larger. No pass is needed to find it, and nothing of size r * r is stored.
+// log2(e) / temperature is folded into q. An exponential then costs its argument, a range
+// reduction, 5 FMAs and a scaling.
+// Forward: queries of one sample run along the lanes, several vectors of them per pass. Keys and
+// values are broadcast. With AVX-512 that is 10 instructions per 16 scores, without sums across
+// lanes.
+// Backward: keys run along the lanes. Exponentials are computed once per query and kept for two
+// passes. Gradients of k and v are updated once per kQueries queries. Sums across lanes are taken
+// for a block of queries at once, because one by one they took half of the time at r = 64.
 //
-// A sample whose scores may reach 2^20 (there the rounding of the maximum would show) takes
-// the same loop with the argument q * (k - k_max) or q * (k - k_min): one instruction more,
-// exact at the maximum whatever the magnitude.
+// If the scores of a sample may reach 2^20, rounding of the maximum would become visible. Such a
+// sample takes the same loop with the argument q * (k - k_max) or q * (k - k_min). That is one
+// instruction more, and it is exact at the maximum for any magnitude.
 //
-// Tried and dropped, AVX2: the exponentials of a block step by step for all its queries (4 %);
-// four vectors of queries instead of two (the constants no longer stay in registers).
+// Tried and dropped, AVX2:
+// - computing the exponentials of a block step by step for all its queries (4 % slower);
+// - four vectors of queries instead of two (the constants no longer stay in registers).
 
 constexpr int kQueries = LIRANK_ISA == 512 ? 4 : 2;
 

@@ -1,16 +1,17 @@
 // Gradients of one layer, for one instruction set.
 //
-// A first pass over blocks of samples gives the gradients of x0 and x: 3 products of
-// 2 * d * r flops beside those of what was not kept, all of them those of cross_rows.h. A second
-// pass over blocks of columns, parallel over columns so that no partial sums are kept, gives those
-// of the weights.
+// A first pass over blocks of samples computes the gradients of x0 and x. It takes 3 products of
+// 2 * d * r flops, and recomputes the activations that were not saved. All products are those of
+// cross_rows.h. A second pass over blocks of columns computes the gradients of the weights. It is
+// parallel over columns, so no partial sums are stored.
 //
-// Tried and dropped, 2048 samples, one thread of AVX2:
-// - U^T dt and V^T dh with U and V as they lie: a 4 KB stride, one page and one L1 set per step;
-// - weight gradients for 16 columns at a time: p and dh are read and packed d / 16 times;
-// - tiles of turned samples as in cross_tiles.h: 66 % of the FMA peak at d = 512, r = 64;
-// - sums where they end up, in rows of r or d: 16 rows of one block meet in few L1 sets;
-// - fetching the next chunk into L2 while sums are taken: what loading gains, the sums lose.
+// Tried and dropped, with 2048 samples on one AVX2 thread:
+// - U^T dt and V^T dh with unpacked U and V: the stride is 4 KB, so each step touches another page
+//   and the same L1 set;
+// - weight gradients for 16 columns at a time: p and dh are then read and packed d / 16 times;
+// - tiles of transposed samples as in cross_tiles.h: 66 % of the FMA peak at d = 512, r = 64;
+// - sums in their final place, in rows of r or d: 16 rows of one block share few L1 sets;
+// - prefetching the next chunk into L2 during the sums: the sums lose what the loads gain.
 
 // First pass, samples [begin, end) of `batch`: gradients of x0 and x; what went into u and dh for
 // the second.

@@ -1,6 +1,6 @@
-// Attention of one sample at a few Chebyshev nodes, for one instruction set: the interpolation
-// forward, and the choice between nodes and exact sum. What is interpolated, and the bound, stand
-// in cross_chebyshev_bound.h.
+// Attention of one sample at a few Chebyshev nodes, for one instruction set: the interpolation of
+// the forward, and the choice between nodes and the exact sum. cross_chebyshev_bound.h explains the
+// interpolated functions and the bound.
 
 #include "simd/cross_chebyshev_bound.h"
 

@@ -1,8 +1,8 @@
 // Backward of attention at Chebyshev nodes (cross_chebyshev.h), for one instruction set.
 //
-// The adjoint of the forward: a query's gradient goes to N and D, is spread from the queries onto
-// the nodes, and goes from there to k and v. The gradient of q needs two more functions at the
-// nodes, N and D with k_j in front.
+// It is the adjoint of the forward. The gradient of a query's result becomes gradients of N and D,
+// which are spread from the queries to the nodes, and from there to k and v. The gradient of q
+// needs two more functions at the nodes: the sums N and D with an additional factor k_j.
 
 // 2^(tk) and 2^(-tk) of a pair of nodes into e (2 rows), and the sums over keys of D, N and both
 // with the key in front, still spread over the lanes: sums_of[(4 * side + function) * N].

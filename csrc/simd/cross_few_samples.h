@@ -1,10 +1,11 @@
-// Few samples (see kSmallBatch in cross.cpp): rows as they lie, nothing turned.
+// Cross layers on few samples (up to kSmallBatch), without packing or transposing anything.
 //
-// Every product is a dot product of a weight row with a sample, both contiguous: 4 rows by 4
-// samples of accumulators, 8 loads for 16 FMAs, each weight read once from L2 or beyond. The 16
-// accumulators are added up together, 30 shuffles and 15 additions.
+// Every product is a dot product of a weight row and a sample, which are both contiguous. The
+// accumulators are those of 4 rows by 4 samples, so 8 loads feed 16 FMAs, and each weight is read
+// once from L2 or memory. The 16 accumulators are reduced together, in 30 shuffles and 15
+// additions.
 //
-// A sample's result does not depend on its neighbours nor on the number of threads.
+// A sample's result does not depend on the other samples or on the number of threads.
 
 // out[s][m] for R rows of a (from row m0, the last one repeated) and S samples, R * S = N.
 template <typename T, int R, int S>

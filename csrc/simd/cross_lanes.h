@@ -1,4 +1,4 @@
-// Small things on vectors that the cross kernels share, for one instruction set.
+// Vector helpers of the cross kernels, for one instruction set.
 
 static inline int64_t padded_to(int64_t n, int64_t W) { return (n + W - 1) / W * W; }
 

@@ -1,15 +1,18 @@
-// Layers on many samples, which stay rows; for one instruction set.
+// Cross layers on many samples that are not transposed, for one instruction set.
 //
-// Every product is (samples x k) (k x n): the samples are broadcast, 6 at a time, from where
-// they lie, and the weights run along the lanes, packed once per call in panels
-// panel[k][kRowVectors * N]. So nothing of a sample is ever turned, and results leave in whole
-// lines. With AVX-512 12 samples and 2 vectors instead of 6 and 4 halve what comes from L2 for
-// each product: 5 to 20 % of a layer and of a step on a Xeon with AMX, where h takes 150 and t 120
-// Gflop/s of a thread's 215 and MKL 120 to 150 (d = 1024, r = 256, 2048 samples; 165 and 145 with
-// 96 samples). Tried and dropped there: 256 of k at a time for all samples of a tile, so that a
-// panel stays in L1 (no faster). Packing costs about 0.4 cycles per weight, turning the tiles of
-// cross_tiles.h about 1.2 per element of the batch: kManySamples in cross.cpp. Both add up over k
-// in order, in one accumulator: they are equal bit for bit.
+// Every product is (samples x k) (k x n). Samples are read in place and broadcast, 6 at a time. The
+// weights run along the lanes and are packed once per call into panels
+// panel[k][kRowVectors * N]. So samples are never transposed, and results are written in whole
+// lines. With AVX-512 a block is 12 samples by 2 vectors instead of 6 by 4, which halves the reads
+// from L2 and makes layers and training steps 5 to 20 % faster on a Xeon with AMX.
+//
+// Packing costs about 0.4 cycles per weight. Transposing the tiles of cross_tiles.h costs about 1.2
+// cycles per element of the batch. kManySamples in cross.cpp chooses between the two. The products
+// here and those of cross_tiles.h add over k in the same order, in one accumulator, so their
+// results are equal bit for bit.
+//
+// Tried and dropped, on a Xeon with AMX: 256 of k at a time for all samples of a tile, so that a
+// panel stays in L1 (no faster).
 
 #include "simd/cross_lanes.h"
 #include "simd/cross_tile_product.h"

@@ -1,18 +1,18 @@
-// The one matrix microkernel of the cross layers, for one instruction set.
+// The matrix microkernel of the cross layers, for one instruction set.
 //
-// Idea: a tile holds W samples transposed, T[column][W], so the batch runs along the vector
-// lanes. Every product of a layer then reads its weights where they lie, one broadcast per
-// scalar, and nothing is packed: h = V x, t = U h. A sample's sums run over k in order, alone in
-// their lane, so that results do not depend on the tile's width, the batch or the number of
-// threads. Many samples, and the backward, take the same loop the other way round: cross_rows.h.
+// A tile holds W transposed samples, T[column][W], so the batch runs along the vector lanes. Every
+// product of a layer (h = V x, t = U h) reads its weights in place, with one broadcast per scalar,
+// and nothing is packed. Each sample has its own lane, and its sums run over k in order. Results
+// therefore do not depend on the width of the tile, the batch or the number of threads. With many
+// samples and in the backward, cross_rows.h exchanges the roles of samples and weights.
 //
-// Registers: 6 rows x 4 vectors of accumulators (AVX-512), 6 x 2 (AVX2), 4 x 2 (plain). Per k
-// step 4 vectors of the tile from L2 (256 bytes) and 6 broadcasts feed 24 FMAs. Ceiling: the
-// FMA rate. Six weight rows, not twelve: at widths of 4096 bytes all rows fall into one L1
-// set of 8 ways.
+// The accumulators are 6 rows x 4 vectors (AVX-512), 6 x 2 (AVX2) or 4 x 2 (plain). In each step of
+// k, 4 vectors of the tile from L2 (256 bytes) and 6 broadcasts feed 24 FMAs. The ceiling is the
+// FMA rate. There are six weight rows, not twelve, because rows of 4096 bytes all share one L1 set
+// of 8 ways.
 //
-// Cost beside the products: turning a tile in and out, about 0.35 cycles per element each way,
-// against r / 8 cycles per element for the two products of one layer.
+// In addition to the products, a tile is transposed at the start and at the end. That costs about
+// 0.35 cycles per element each way, and the two products of a layer r / 8 cycles per element.
 
 #if LIRANK_ISA == 512
 constexpr int kTileVectors = 4;

@@ -1,9 +1,9 @@
 // Cross layers on tiles of samples, for one instruction set. The products are described in
 // cross_tile_product.h, the attention in cross_attend.h.
 //
-// Forward: a tile's x0 and x are turned once, stay in L2 through all layers, and are turned
-// back once. One layer alone, on many samples, is in cross_rows.h, its backward in
-// cross_backward.h.
+// Forward: x0 and x of a tile are transposed once, stay in L2 through all layers, and the result is
+// transposed back once. cross_rows.h computes a single layer on many samples, and cross_backward.h
+// its backward.
 
 #include "simd/cross_lanes.h"
 #include "simd/cross_tile_product.h"

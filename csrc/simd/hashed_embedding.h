@@ -1,17 +1,19 @@
 // Hashing, gathering and pooling of hashed embeddings, for one instruction set.
 //
-// Ids are hashed kBlock at a time into rows of a small ring on the stack, kAhead ids before they
-// are pooled; the two quotient rows (anywhere in GBs) are prefetched as the pooling reaches them
-// minus kAhead, so that requests leave evenly. The remainder tables (1,000 rows) stay in the
-// cache. The sums of a bag stay in registers for up to kSegment ids and 8 vectors of columns.
+// Ids are hashed kBlock at a time, kAhead ids before they are pooled. Their rows go into a small
+// ring on the stack. The two quotient rows of an id may be anywhere in GBs of tables. They are
+// prefetched kAhead ids before the pooling reaches them, so that requests are spread evenly. The
+// remainder tables (1,000 rows) stay in the cache. The sums of a bag stay in registers for up to
+// kSegment ids and 8 vectors of columns.
 //
-// An id costs six 64-bit multiplications and four divisions by a constant known at the call
-// (a multiplication each), on vectors; beyond the cache they hide behind the gathers. Splitting
-// one by one instead cost 3.8 ns an id, which shows where the tables lie in the cache.
+// An id costs six 64-bit multiplications and four divisions by a divisor that is fixed during a
+// call, each of them a multiplication. They run on vectors. If the tables are larger than the
+// cache, the gathers hide them.
 //
-// Tried and dropped: a second prefetch into the first-level cache 6 ids ahead, the first one 32
-// ahead into the second level, as look-ups in quantized tables have it: no change for 500,000
-// float rows of 64, 8 % slower for packed ones.
+// Tried and dropped:
+// - splitting hashes one by one: 3.8 ns per id, which shows if the tables are in the cache;
+// - a prefetch into L2 32 ids ahead and a second one into L1 6 ids ahead, as in look-ups in
+//   quantized tables: no change for 500,000 float rows of 64, 8 % slower for packed rows.
 
 #include "simd/half_lanes.h"
 #include "simd/hashing_lanes.h"

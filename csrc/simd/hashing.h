@@ -1,5 +1,5 @@
-// murmur_hash for one instruction set. 16 bytes of traffic an id: bound by copying where the
-// multiplications are 64 bits wide, by those multiplications elsewhere.
+// murmur_hash for one instruction set. It moves 16 bytes per id. With 64-bit multiplications
+// (AVX-512) it is limited by copying, otherwise by the multiplications.
 
 #include "simd/hashing_lanes.h"
 

@@ -1,9 +1,9 @@
 // Isotonic calibration, forward and backward, for one instruction set.
 //
-// A logit x lies in bucket i = floor((clamp(x) - lower) / step). Without a per-sample
-// embedding the sum over buckets is a prefix sum, so a sample costs two gathers and one
-// multiply-add: 8 bytes of traffic per fp32 sample, bound by copy bandwidth.
-// With an embedding (B, k) only the buckets up to i are read: bound by reading them.
+// A logit x is in bucket i = floor((clamp(x) - lower) / step). Without an embedding the sum over
+// buckets is a prefix sum, so a sample costs two gathers and one multiply-add. It moves 8 bytes in
+// float32, and copy bandwidth is the limit. With an embedding (B, k) only the buckets up to i are
+// read, and reading them is the limit.
 
 template <typename V>
 struct Bucket {

@@ -7,30 +7,13 @@
 namespace lirank::gpu {
 namespace {
 
-// Rows of the id at `i`, hashed by this lane or given; false where a given row is out of range.
-__device__ inline bool read_rows(const HashedParams& p, int64_t i, bool tell, FourRows& r) {
-  if (p.source.rows[0] == nullptr) {
-    r = rows_of(p.source, p.bags, i);
-    return true;
-  }
-  bool good = true;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const int64_t row = p.source.rows[k][i];
-    good = good && (uint64_t)row < (uint64_t)p.tables.heights[k];
-    r.row[k] = (uint32_t)row;
-  }
-  if (!good && tell) report(p.errors, Wrong::row, i, p.source.rows[0][i], 0, p.tables.heights[0]);
-  return good;
-}
-
-// Rows that lane `lane` of this group has read. The whole warp takes part, so that the mask is a
+// Rows that lane `lane` of this group has found. The whole warp takes part, so that the mask is a
 // constant: with a mask in a register every shuffle is compiled twice, for lanes that diverge.
-__device__ inline bool from_lane(const HashedParams& p, const FourRows& mine, bool good, int lane,
-                                 int lanes, FourRows& r) {
+__device__ inline FourRows from_lane(const FourRows& mine, int lane, int lanes) {
+  FourRows r;
 #pragma unroll
   for (int k = 0; k < 4; ++k) r.row[k] = __shfl_sync(kWarp, mine.row[k], lane, lanes);
-  return p.source.rows[0] == nullptr || __shfl_sync(kWarp, (int)good, lane, lanes);
+  return r;
 }
 
 // ---- readers: the columns of one lane, summed over the four rows -------------------------
@@ -173,7 +156,7 @@ __global__ void __launch_bounds__(kBlock, ones ? 2 : Reader::kBlocks)
 #pragma unroll 1
       for (int64_t i = ids.begin; __any_sync(kWarp, i < ids.end); i += lanes) {
         FourRows own = {};
-        const bool good = i + lane < ids.end && read_rows(p, i + lane, base == 0, own);
+        if (i + lane < ids.end) own = rows_of(p.source, p.bags, i + lane);
         const int64_t left = ids.end - i;
         const int count = left < 0 ? 0 : left < lanes ? (int)left : lanes;
         const int most = ones ? lanes : (int)__reduce_max_sync(kWarp, (unsigned)count);
@@ -184,8 +167,8 @@ __global__ void __launch_bounds__(kBlock, ones ? 2 : Reader::kBlocks)
           Sum w[kAhead];
 #pragma unroll
           for (int k = 0; k < kAhead; ++k) {
-            FourRows r;
-            use[k] = from_lane(p, own, good, j + k, lanes, r) && mine && j + k < count;
+            const FourRows r = from_lane(own, j + k, lanes);
+            use[k] = mine && j + k < count;
             w[k] = 1;
             if (use[k]) reader.load(r, first, loaded[k]);
             if (use[k] && p.bags.weights) w[k] = ((const Sum*)p.bags.weights)[i + j + k];
@@ -238,7 +221,7 @@ __global__ void __launch_bounds__(kBlock, 2) hashed_dot_kernel(const HashedParam
     const Sum* grad = (const Sum*)p.grad + bag * dim;
     for (int64_t i = ids.begin; i < ids.end; i += 32) {
       FourRows own = {};
-      const bool good = i + lane < ids.end && read_rows(p, i + lane, true, own);
+      if (i + lane < ids.end) own = rows_of(p.source, p.bags, i + lane);
       const int count = ids.end - i < 32 ? (int)(ids.end - i) : 32;
 #pragma unroll 1
       for (int j = 0; j < count; j += kAhead) {
@@ -246,8 +229,10 @@ __global__ void __launch_bounds__(kBlock, 2) hashed_dot_kernel(const HashedParam
         bool use[kAhead];
         Sum dot[kAhead] = {};
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k)
-          use[k] = from_lane(p, own, good, j + k, 32, r[k]) && j + k < count;
+        for (int k = 0; k < kAhead; ++k) {
+          r[k] = from_lane(own, j + k, 32);
+          use[k] = j + k < count;
+        }
         for (int64_t first = lane * kColumns; first < dim; first += 32 * kColumns) {
           typename Reader::Loaded loaded[kAhead];
 #pragma unroll

@@ -28,18 +28,15 @@ from lirank_ext.ops._hashed_reference import (
     _check_grad,
     check_call,
     check_packed_call,
-    check_rows_call,
 )
 
 from ._bags import (
     REGISTERS,
-    ROW,
     columns,
     contiguous,
     findings,
     keep,
     pool,
-    report,
     shape,
     spans,
 )
@@ -161,52 +158,6 @@ def _hashed_bag(
             row = _four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc, rc, valid,
                         column, dim, COMPUTE)  # fmt: skip
             total = pool(total, weights, place, valid, row, MEAN)
-    keep(out, total, length, bag, column, bags, dim, MEAN)
-
-
-@triton.jit(do_not_specialize=["bags", "known", "count", "fixed"])
-def _bag_of_rows(
-    rows,
-    offsets,
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    weights,
-    out,
-    errors,
-    bags,
-    known,
-    count: tl.int64,
-    fixed,
-    dim,
-    b_quotients: tl.int64,
-    b_remainders: tl.int64,
-    c_quotients: tl.int64,
-    c_remainders: tl.int64,
-    MEAN: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    BAGS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    bag = tl.program_id(0).to(tl.int64) * BAGS + tl.arange(0, BAGS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    begin, length = spans(offsets, errors, bag, bags, known, count, fixed)
-    total = tl.zeros((BAGS, COLUMNS), COMPUTE)
-    for step in range(0, tl.max(length, 0)):
-        inside, place = step < length, begin + step
-        qb = tl.load(rows + place, mask=inside, other=0)
-        rb = tl.load(rows + count + place, mask=inside, other=0)
-        qc = tl.load(rows + 2 * count + place, mask=inside, other=0)
-        rc = tl.load(rows + 3 * count + place, mask=inside, other=0)
-        good = (tl.minimum(tl.minimum(qb, rb), tl.minimum(qc, rc)) >= 0) & (qb < b_quotients)
-        good = good & (rb < b_remainders) & (qc < c_quotients) & (rc < c_remainders)
-        if tl.program_id(1) == 0:
-            report(errors, ROW, inside & (good == 0), place, qb, 0, b_quotients)
-        valid = inside & good
-        row = _four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc, rc, valid,
-                    column, dim, COMPUTE)  # fmt: skip
-        total = pool(total, weights, place, valid, row, MEAN)
     keep(out, total, length, bag, column, bags, dim, MEAN)
 
 
@@ -479,31 +430,6 @@ def hashed_embedding_bag(
     rule = _rule(num_buckets, remainder_b.shape[0], seed, prehashed)
     args = (ids, offsets, *tables, weights, out, findings(out.device), *sizes, dim, *rule)
     launch(_hashed_bag, grid, *args, mode == "mean", compute_type(quotient_b), **c)
-    return out
-
-
-def hashed_embedding_bag_of_rows(
-    rows: Tensor,
-    offsets: Tensor | None,
-    quotient_b: Tensor,
-    remainder_b: Tensor,
-    quotient_c: Tensor,
-    remainder_c: Tensor,
-    mode: str = "sum",
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-) -> Tensor:
-    """The same gathers with the rows given; an id whose rows are not there is counted."""
-    op, weights = "hashed_embedding_bag_of_rows", per_sample_weights
-    tables = (quotient_b, remainder_b, quotient_c, remainder_c)
-    check_rows_call(op, rows, offsets, tables, mode, weights, include_last_offset)
-    sizes, dim = shape(rows[0], offsets, include_last_offset), quotient_b.shape[1]
-    rows, offsets, weights, *tables = contiguous(rows, offsets, weights, *tables)
-    out = torch.empty((sizes[0], dim), dtype=quotient_b.dtype, device=quotient_b.device)
-    blocks, c = _plan(sizes[0], dim)
-    grid, heights = (blocks, cdiv(dim, c["COLUMNS"])), [t.shape[0] for t in tables]
-    args = (rows, offsets, *tables, weights, out, findings(out.device), *sizes, dim, *heights)
-    launch(_bag_of_rows, grid, *args, mode == "mean", compute_type(quotient_b), **c)
     return out
 
 

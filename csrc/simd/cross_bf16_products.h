@@ -22,8 +22,7 @@
 //
 // A sample's result does not depend on the other samples or on the number of threads.
 
-constexpr int64_t kTileSamples = 32, kBlock = 512;  // elements of a block
-constexpr int64_t kChunk = 64;                      // columns of a product finished together
+constexpr int64_t kChunk = 64;  // columns of a product finished together
 
 // Rows of bfloat16, and where not null what is added to them.
 struct Bf16Rows {
@@ -173,7 +172,7 @@ LR_INLINE void bf16_product(const Bf16Product& a, int64_t rows, int64_t first, i
 // ---- packing -----------------------------------------------------------------------------
 
 // Columns [16 c, 16 c + 16): zeros beyond the last column and the last k.
-static void bf16_pack(const Bf16Matrix& one, int64_t c) {
+void pack(const Bf16Matrix& one, int64_t c) {
   const int64_t depth = (one.k + 31) / 32;
   const uint16_t* column[16];
   for (int64_t i = 0; i < 16; ++i) {
@@ -200,7 +199,7 @@ static void bf16_pack(const Bf16Matrix& one, int64_t c) {
 
 LR_INLINE f32 bf16_part(const uint16_t* p, int64_t left) {
   const bfloat_bits* from = (const bfloat_bits*)p;
-  if (left >= 16) return load_element<f32>(from);
+  if (left >= 16) return load_element(from);
   const __m256i bits = _mm256_maskz_loadu_epi16(f32::mask(left), p);
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
@@ -244,5 +243,5 @@ LR_INLINE void split_pairs(f32 a, f32 b, uint16_t* high, uint16_t* low) {
 LR_INLINE void split_row(const float* from, int64_t n, int64_t padded, uint16_t* high,
                          uint16_t* low) {
   for (int64_t j = 0; j < padded; j += 16)
-    split(j < n ? load_part<f32>(from + j, n - j) : f32::set1(0), high + j, low + j);
+    split(j < n ? load_part(from + j, n - j) : f32::set1(0), high + j, low + j);
 }

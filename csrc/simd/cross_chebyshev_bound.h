@@ -86,28 +86,27 @@ struct Sample {
 };
 
 // The nodes that the bound asks for (see above), 0 where rounding would grow too much.
-template <typename V>
 LR_INLINE int nodes_for(float up, float down, float low, float high) {
   const float A = (up + down) / 2, b = (up - down) / 2;
   const float right = high > 0 ? 1 - up / high : 0, left = low > 0 ? 1 - down / low : 0;
   const float least = smaller(0, smaller(-right * (b + A * right), left * (b - A * left)));
   if (!(A / 4 - least <= kMostSpread)) return 0;
   const Ellipses& all = ellipses();
-  const V one = V::set1(1), curved = V::set1(A);
-  V fewest = V::set1(1e9f);
-  for (int i = 0; i < kEllipses; i += V::N) {
-    const V a = V::load(all.real + i), h = V::load(all.imaginary + i), aa = a * a, hh = h * h;
-    const V curve = curved * (aa + hh) / aa + V::set1(1e-20f), half = one / (curve + curve);
-    V highest = curved * V::set1(0.25f) * aa / (aa + hh);
+  const f32 one = f32::set1(1), curved = f32::set1(A);
+  f32 fewest = f32::set1(1e9f);
+  for (int i = 0; i < kEllipses; i += f32::N) {
+    const f32 a = f32::load(all.real + i), h = f32::load(all.imaginary + i), aa = a * a, hh = h * h;
+    const f32 curve = curved * (aa + hh) / aa + f32::set1(1e-20f), half = one / (curve + curve);
+    f32 highest = curved * f32::set1(0.25f) * aa / (aa + hh);
     const auto beyond = [&](float end, float slope, float b) __attribute__((always_inline)) {
-      const V x = max(one, min(a, V::set1(slope - b) * half));
-      const V line = fma(x - one, V::set1(slope), V::set1(end)) - x * V::set1(b);
+      const f32 x = max(one, min(a, f32::set1(slope - b) * half));
+      const f32 line = fma(x - one, f32::set1(slope), f32::set1(end)) - x * f32::set1(b);
       highest = max(highest, line - curve * x * x);
     };
     beyond(up, high, b);
     beyond(down, low, -b);
-    const V bits = V::set1(26.01f - least) + V::load(all.lead + i) + fma(curved, hh, highest);
-    fewest = min(fewest, fma(bits, V::load(all.nodes + i), one));
+    const f32 bits = f32::set1(26.01f - least) + f32::load(all.lead + i) + fma(curved, hh, highest);
+    fewest = min(fewest, fma(bits, f32::load(all.nodes + i), one));
   }
   const float wanted = lane_min(fewest);
   if (!(wanted <= (float)kMostNodes)) return 0;
@@ -116,11 +115,10 @@ LR_INLINE int nodes_for(float up, float down, float low, float high) {
 }
 
 // Lays out a sample's keys and chooses its nodes. scratch: 3 * padded.
-template <typename V>
 static __attribute__((noinline)) Sample sample_of(Range<float> queries, Range<float> keys,
                                                   const float* k, const float* v, int64_t r,
                                                   float scale, float* scratch) {
-  constexpr int N = V::N;
+  constexpr int N = f32::N;
   Sample s;
   s.P = 0;
   s.r = r;
@@ -134,30 +132,30 @@ static __attribute__((noinline)) Sample sample_of(Range<float> queries, Range<fl
   if (r < kLeastQueries || r > kMostKeys || !(s.S * (keys.high - keys.low) <= kMostExponent))
     return s;
   const float at_middle = s.middle * scale, top = at_middle > 0 ? keys.high : keys.low;
-  V total = V::set1(0), of_k = total, of_v = total;
+  f32 total = f32::set1(0), of_k = total, of_v = total;
   for (int64_t j = 0; j < s.padded; j += N) {
     const int64_t left = r - j;
-    const V key = load_part<V>(k + j, left) - V::set1(top);
-    V w = exp2_near(max(V::set1(kLeastWeight), V::set1(at_middle) * key));
+    const f32 key = load_part(k + j, left) - f32::set1(top);
+    f32 w = exp2_near(max(f32::set1(kLeastWeight), f32::set1(at_middle) * key));
     if (left < N) w = keep_first(w, left);
     w.store(s.weight + j);
     total = total + w;
     of_k = fma(w, key, of_k);
-    of_v = fma(w, load_part<V>(v + j, left), of_v);
+    of_v = fma(w, load_part(v + j, left), of_v);
   }
   s.total = sum(total);
   const float share = 1 / s.total, from_top = sum(of_k) * share;
   s.mean_v = sum(of_v) * share;
   if (!(from_top - from_top + (s.mean_v - s.mean_v) == 0)) return s;
-  V at_high = V::set1(0), at_low = at_high;
+  f32 at_high = f32::set1(0), at_low = at_high;
   for (int64_t j = 0; j < s.padded; j += N) {
     const int64_t left = r - j;
-    const V key = load_part<V>(k + j, left) - V::set1(top) - V::set1(from_top);
-    const V value = load_part<V>(v + j, left) - V::set1(s.mean_v), w = V::load(s.weight + j);
+    const f32 key = load_part(k + j, left) - f32::set1(top) - f32::set1(from_top);
+    const f32 value = load_part(v + j, left) - f32::set1(s.mean_v), w = f32::load(s.weight + j);
     (left < N ? keep_first(key, left) : key).store(s.key + j);
     (w * value).store(s.valued + j);
-    V up, down;
-    exp2_pair(key * V::set1(s.S), up, down);
+    f32 up, down;
+    exp2_pair(key * f32::set1(s.S), up, down);
     at_high = fma(w, up, at_high);
     at_low = fma(w, down, at_low);
   }
@@ -166,15 +164,15 @@ static __attribute__((noinline)) Sample sample_of(Range<float> queries, Range<fl
   s.A = (up + down) / 2;
   s.b = (up - down) / 2;
   const float high = (keys.high - top) - from_top, low = (keys.low - top) - from_top;
-  const int P = nodes_for<V>(up, down, -low * s.S, high * s.S);
+  const int P = nodes_for(up, down, -low * s.S, high * s.S);
   if (2 * P <= r) s.P = P;
   return s;
 }
 
 // exp(-b x - A x^2) / D(0) at x and at -x.
-template <typename V>
-LR_INLINE void node_factors(const Sample& s, V x, V& plus, V& minus) {
-  const V share = V::set1(1 / s.total), slope = V::set1(s.b) * x, curve = V::set1(s.A) * x * x;
-  plus = exp2_near(V::set1(0) - (slope + curve)) * share;
+LR_INLINE void node_factors(const Sample& s, f32 x, f32& plus, f32& minus) {
+  const f32 share = f32::set1(1 / s.total), slope = f32::set1(s.b) * x,
+            curve = f32::set1(s.A) * x * x;
+  plus = exp2_near(f32::set1(0) - (slope + curve)) * share;
   minus = exp2_near(slope - curve) * share;
 }

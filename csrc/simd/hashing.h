@@ -3,7 +3,7 @@
 
 #include "simd/hashing_lanes.h"
 
-inline void hash_ids(const int64_t* ids, int64_t n, uint32_t seed, int64_t* out) {
+void hash_ids(const int64_t* ids, int64_t n, uint32_t seed, int64_t* out) {
   const u64 start = u64::set1(seed ^ 8u);
   int64_t i = 0;
   for (; i + u64::N <= n; i += u64::N) hash_lanes(u64::load(ids + i), start).store(out + i);

@@ -36,6 +36,7 @@
 // digits below 8 * 2^-24.
 
 #include "simd/quantized_embedding_codes.h"
+#include "simd/quantized_embedding_rows.h"
 
 // Two prefetches took 7.4 and 10.5 ns per row, and one 16 ids ahead 9.1 and 12.2 (1M rows of 16 and
 // 30 codes, 20 ids per bag, one thread). For tables in L3, 6 ids ahead is too late: 7.1 ns, against
@@ -50,6 +51,9 @@ constexpr bool kOnePrefetch = LIRANK_ISA == 512;
 // instead of 7.7 (64 columns, 20 MB). Results of 4 MB lose 4 %, and one-id bags of far tables 5 %.
 constexpr int64_t kLargeResult = 12 << 20, kAheadPooled = 2, kAheadCopied = 8;
 constexpr int kVectors = 8;
+// Rows of several passes are cut so evenly that a pass has more than half of kVectors.
+template <int V>
+constexpr bool kSeveralPasses = 2 * V > kVectors;
 
 LR_INLINE void read_pair(const uint8_t* at, float& scale, float& mid) {
   memcpy(&scale, at, 4);
@@ -226,10 +230,10 @@ static __attribute__((noinline)) bool copy_bags(const PoolCall& call,
     store_lanes(value(columns.tail), out + columns.tail, columns.left);
     return true;
   };
-  if (columns.vectors <= V) {
+  if (!kSeveralPasses<V> || columns.vectors <= V) {
     for (int64_t i = first; i < first + bags; ++i, out += stride)
       if (__builtin_expect(!copy(i, rows.kPassBytes, true), 0)) return false;
-  } else {
+  } else if constexpr (kSeveralPasses<V>) {
     for (int64_t i = first; i < first + bags; ++i, out += stride)
       if (__builtin_expect(!copy(i, t.code_stride, false), 0)) return false;
   }
@@ -305,9 +309,11 @@ static bool pool_table(const PoolCall& call, const PoolTable& table, const Index
         continue;
       }
       if (!pool(begin, end, 0, true)) return false;
-      for (int64_t done = V; done < columns.vectors; done += V) {
-        const int64_t next = done + V <= columns.vectors ? done : columns.vectors - V;
-        pool(begin, end, next * f32::N, false);
+      if constexpr (kSeveralPasses<V>) {
+        for (int64_t done = V; done < columns.vectors; done += V) {
+          const int64_t next = done + V <= columns.vectors ? done : columns.vectors - V;
+          pool(begin, end, next * f32::N, false);
+        }
       }
       ++k;
       out += stride;
@@ -344,11 +350,14 @@ LR_INLINE bool pool_reach(const PoolCall& call, const PoolTable& t, const Index*
                                                            ahead);
 }
 
-// Codes whose pairs lie apart fill whole lines, and so whole passes of the widest kinds.
+// Codes whose pairs lie apart fill whole lines, and so a multiple of kLine vectors: with AVX-512
+// and 8 bits 4, cut into passes of 4, 6, 7 or 8 of them, else 8 or 16, in passes of 8.
+template <int bits, int V>
+constexpr bool kMayLieApart = bits == 8 && f32::N > 8 ? V == 4 || V > 5 : V == kVectors;
 template <int bits, int V, bool weighted, typename Index>
 LR_INLINE bool pool_layout(const PoolCall& call, const PoolTable& t, const Index* ids, int64_t from,
                            int64_t to, int64_t first_item, Ahead<Index>& ahead) {
-  if constexpr (V >= (f32::N > 8 ? 4 : kVectors)) {
+  if constexpr (kMayLieApart<bits, V>) {
     if (t.pair_stride == 8)
       return pool_reach<bits, V, true, weighted>(call, t, ids, from, to, first_item, ahead);
   }
@@ -409,10 +418,10 @@ LR_INLINE int64_t pool_call(const PoolCall& call, const Index* ids, int64_t from
                       : pool_items<4, false>(call, ids, from, to);
 }
 
-static int64_t pool(const PoolCall& call, const int64_t* ids, int64_t from, int64_t to) {
+int64_t pool(const PoolCall& call, const int64_t* ids, int64_t from, int64_t to) {
   return pool_call(call, ids, from, to);
 }
-static int64_t pool(const PoolCall& call, const int32_t* ids, int64_t from, int64_t to) {
+int64_t pool(const PoolCall& call, const int32_t* ids, int64_t from, int64_t to) {
   return pool_call(call, ids, from, to);
 }
 
@@ -423,11 +432,11 @@ LR_INLINE bool all_rise(const Offset* offsets, int64_t n) {
   for (int64_t i = 1; i < n; ++i) falls |= offsets[i] < offsets[i - 1];
   return !falls;
 }
-static bool rise(const int64_t* offsets, int64_t n) { return all_rise(offsets, n); }
-static bool rise(const int32_t* offsets, int64_t n) { return all_rise(offsets, n); }
+bool rise(const int64_t* offsets, int64_t n) { return all_rise(offsets, n); }
+bool rise(const int32_t* offsets, int64_t n) { return all_rise(offsets, n); }
 
 // <grad, dequantized row>: the gradient of an id's weight.
-static float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad) {
+float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad) {
   float scale, mid;
   read_pair(t.pairs + row * t.pair_stride, scale, mid);
   const uint8_t* codes = t.codes + row * t.code_stride;

@@ -57,7 +57,7 @@ struct VocabularyBlock {
 };
 
 // keys: a whole block; only the first n of it are looked up.
-inline void look_up_block(const ::lirank::vocabulary::Table& t, const int64_t* keys, int64_t n,
+static void look_up_block(const ::lirank::vocabulary::Table& t, const int64_t* keys, int64_t n,
                           int64_t oov, int64_t* rows) {
   using ::lirank::vocabulary::Table;
   const auto& h = t.header;
@@ -98,8 +98,8 @@ inline void look_up_block(const ::lirank::vocabulary::Table& t, const int64_t* k
   }
 }
 
-inline void look_up(const ::lirank::vocabulary::Table& t, const int64_t* keys, int64_t n,
-                    int64_t oov, int64_t* rows) {
+void look_up(const ::lirank::vocabulary::Table& t, const int64_t* keys, int64_t n, int64_t oov,
+             int64_t* rows) {
   int64_t i = 0;
   for (; i + kVocabularyBlock <= n; i += kVocabularyBlock)
     look_up_block(t, keys + i, kVocabularyBlock, oov, rows + i);

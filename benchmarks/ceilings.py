@@ -1,11 +1,12 @@
 """The machine's own ceilings, measured in the run that compares with them.
 
 CPU: bare C++ loops (``csrc/ceilings.cpp``) on as many threads as PyTorch uses. GPU: what
-PyTorch's own copy and bf16 matrix product reach.
+PyTorch's own copy and bf16 matrix product reach, and a bare gather (``kernels/ceilings.cu``).
 """
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 
@@ -53,9 +54,13 @@ class Ceilings:
         return self._keep(name, lambda: _cpu("copy", size)(self.seconds))
 
     def gather(self, row_bytes: int, table_bytes: int) -> float | None:
-        """Bytes of rows drawn at random a second; on a GPU the copy bandwidth."""
+        """Bytes of rows drawn at random a second; on a GPU with rows of whole 16 bytes."""
         if self.device == "cuda":
-            return self.copy(LARGEST)
+            whole = -(-row_bytes // 16) * 16
+            name = f"gather {whole} B of {table_bytes >> 10} KiB, bytes/s"
+            if not load.cuda_loaded:
+                return self.copy(LARGEST)
+            return self._keep(name, lambda: _cuda_gather(whole, table_bytes))
         name = f"gather {row_bytes} B of {table_bytes >> 10} KiB, rows/s"
         rate = self._keep(name, lambda: _cpu("gather", row_bytes, table_bytes)(self.seconds))
         return None if rate is None else rate * row_bytes
@@ -105,3 +110,28 @@ def _cuda_copy(size: int) -> float:
 def _cuda_matrix(n: int = 8192) -> float:
     a, b = (torch.randn(n, n, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     return _cuda_rate(lambda: a @ b) * 2 * n**3
+
+
+def gather_rows(rows: torch.Tensor, indices: torch.Tensor, out: torch.Tensor) -> None:
+    """Sum rows per bag on the GPU by the bare loop of ``kernels/ceilings.cu``, unchecked.
+
+    Args:
+        rows: (num_rows, width) float32, contiguous, of a width that is a multiple of 4.
+        indices: (bags, each) int64, contiguous, every one below num_rows.
+        out: (bags, width) float32, contiguous.
+    """
+    call = load.cuda_library().lirank_ceiling_gather_cuda
+    stream = torch.cuda.current_stream(rows.device).cuda_stream
+    sizes = [ctypes.c_int64(n) for n in (rows.shape[1] * 4, *indices.shape)]
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (rows, indices, out)]
+    status = call(rows.device.index, ctypes.c_void_p(stream), pointers[0], sizes[0], pointers[1],
+                  sizes[1], sizes[2], pointers[2])  # fmt: skip
+    if status:
+        raise RuntimeError(f"gather_rows: CUDA error {status}")
+
+
+def _cuda_gather(row_bytes: int, table_bytes: int, ids: int = 1 << 20, each: int = 16) -> float:
+    rows = torch.zeros(max(1, table_bytes // row_bytes), row_bytes // 4, device="cuda")
+    indices = torch.randint(0, len(rows), (ids // each, each), device="cuda")
+    out = torch.empty(len(indices), rows.shape[1], device="cuda")
+    return _cuda_rate(lambda: gather_rows(rows, indices, out)) * ids * row_bytes

@@ -173,11 +173,11 @@ def _isotonic_calls(dtype):
         yield "", "isotonic_calibration_backward", (x, x, w, b, -17.0, 0.05, e)
 
 
-def launches() -> dict[tuple[str, str], _launch.Launch]:
-    """Every kernel and configuration that the calls lead to, each once."""
+def launches(architecture: int) -> dict[tuple[str, str], _launch.Launch]:
+    """Every kernel and configuration that the calls lead to there, each once."""
     found = {}
     for label, name, args in calls():
-        with _launch.recording() as recorded:
+        with _launch.recording(architecture) as recorded:
             gpu.launcher(OPS[name])(*args)
         for one in recorded:
             found.setdefault((one.kernel.__name__, _describe(one, label)), one)
@@ -207,7 +207,7 @@ def compile_one(one: _launch.Launch, architecture: int, name: str, described: st
 
 
 def _share(first: int, step: int, architectures: tuple[int, ...]) -> list[Resources]:
-    work = [(k, one, a) for k, one in launches().items() for a in architectures]
+    work = [(k, one, a) for a in architectures for k, one in launches(a).items()]
     return [compile_one(one, a, *key) for key, one, a in work[first::step]]
 
 
@@ -235,7 +235,10 @@ def table(measured: list[Resources]) -> str:
         "|---" * (2 + len(architectures)) + "|",
     ]
     for (kernel, configuration), by in rows.items():
-        cells = [f"{by[a].registers} / {by[a].shared} / {by[a].local}" for a in architectures]
+        cells = [
+            f"{by[a].registers} / {by[a].shared} / {by[a].local}" if a in by else ""
+            for a in architectures
+        ]
         lines.append(f"| `{kernel}` | {configuration} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -15,8 +15,8 @@
 #include <sys/mman.h>
 #endif
 
-#define LIRANK_KERNELS "ceilings_kernels.h"
-#include "foreach_isa.h"
+#define LIRANK_KERNELS "simd/ceilings.h"
+#include "simd/foreach_isa.h"
 
 namespace lirank {
 namespace {

@@ -2,8 +2,8 @@
 
 #include "half.h"
 
-#define LIRANK_KERNELS "convert_kernels.h"
-#include "foreach_isa.h"
+#define LIRANK_KERNELS "simd/convert.h"
+#include "simd/foreach_isa.h"
 
 namespace lirank {
 namespace {

@@ -3,19 +3,20 @@
 #include "cross_bf16.h"
 #include "half.h"
 
-#define LIRANK_KERNELS "cross_kernels.h"
-#include "foreach_isa.h"
+#define LIRANK_KERNELS "simd/cross_tiles.h"
+#include "simd/foreach_isa.h"
 
 namespace lirank {
 namespace {
 
 // Multiply-adds per task below which a thread is not woken: about 10 microseconds.
 constexpr int64_t kWork = 1 << 19;
-// Batches up to this size take cross_small.h; it depends on nothing else, so that a result
-// does not depend on the number of threads.
+// Batches up to this size take simd/cross_few_samples.h; it depends on nothing else, so that a
+// result does not depend on the number of threads.
 constexpr int64_t kSmallBatch = 24;
-// From this batch on, and from r on, one layer takes cross_rows.h, which packs the weights: at 96
-// samples 0.174 ms against 0.194 (d = 512, r = 64, one thread; on two, 128 samples lose 9 % yet).
+// From this batch on, and from r on, one layer takes simd/cross_rows.h, which packs the weights: at
+// 96 samples 0.174 ms against 0.194 (d = 512, r = 64, one thread; on two, 128 samples lose 9 %
+// yet).
 constexpr int64_t kManySamples = 96;
 
 // How a batch is cut into tiles. A sample's result does not depend on it.
@@ -106,7 +107,7 @@ Tiles row_tiles(int64_t batch, const Layer<T>& layer, int64_t work_per_sample) {
   return {samples, count, count < threads ? count : threads, 0};
 }
 
-// A layer's weights in the panels of cross_rows.h.
+// A layer's weights in the panels of simd/cross_rows.h.
 template <typename T>
 class PackedWeights {
  public:

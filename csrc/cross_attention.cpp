@@ -3,8 +3,8 @@
 #include "convert.h"
 #include "cross_layer.h"
 
-#define LIRANK_KERNELS "cross_attention_rows.h"
-#include "foreach_isa.h"
+#define LIRANK_KERNELS "simd/cross_attention.h"
+#include "simd/foreach_isa.h"
 
 namespace lirank {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "cpu_features.h"
 #include "cross_bf16_layer.h"
-#include "isa_macros.h"
+#include "simd/isa_macros.h"
 
 #if LIRANK_BF16_PRODUCTS
 #if defined(__clang__)
@@ -20,15 +20,15 @@
 #endif
 #define LIRANK_ISA 512
 namespace lirank::bf16 {
-#include "vec.h"
-#include "half_lanes.h"
-#include "cross_lanes.h"
-#include "cross_gemm.h"
-#include "cross_attention_kernels.h"
-#include "cross_chebyshev.h"
-#include "cross_attend.h"
-#include "cross_bf16_products.h"
-#include "cross_bf16_kernels.h"
+#include "simd/vec.h"
+#include "simd/half_lanes.h"
+#include "simd/cross_lanes.h"
+#include "simd/cross_tile_product.h"
+#include "simd/cross_attend.h"
+#include "simd/cross_chebyshev.h"
+#include "simd/cross_attend_sample.h"
+#include "simd/cross_bf16_products.h"
+#include "simd/cross_bf16.h"
 }  // namespace lirank::bf16
 #undef LIRANK_ISA
 #if defined(__clang__)

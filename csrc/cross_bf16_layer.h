@@ -1,4 +1,4 @@
-// What cross_bf16.cpp hands to cross_bf16_kernels.h and cross_bf16_products.h.
+// What cross_bf16.cpp hands to simd/cross_bf16.h and simd/cross_bf16_products.h.
 #pragma once
 #include <cstdint>
 

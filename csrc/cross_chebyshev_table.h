@@ -1,4 +1,4 @@
-// Tables of the Chebyshev interpolation in cross_chebyshev.h, made on first use.
+// Tables of the Chebyshev interpolation in simd/cross_chebyshev.h, made on first use.
 #pragma once
 #include <cstdint>
 

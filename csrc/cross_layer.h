@@ -39,8 +39,8 @@ struct Kept {
   int64_t columns;
 };
 
-// A layer's weights in panels, see cross_rows.h: each projection turned, `in_size` elements, and
-// u turned; for the backward u and all projections as they lie.
+// A layer's weights in panels, see simd/cross_rows.h: each projection turned, `in_size` elements,
+// and u turned; for the backward u and all projections as they lie.
 template <typename T>
 struct Packed {
   const T *in, *u, *u_straight, *in_straight;

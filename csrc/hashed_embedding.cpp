@@ -4,10 +4,10 @@
 
 #include "checks.h"
 #include "convert.h"
-#include "rowwise.h"
+#include "quantized_embedding_layout.h"
 
-#define LIRANK_KERNELS "hashed_embedding_kernels.h"
-#include "foreach_isa.h"
+#define LIRANK_KERNELS "simd/hashed_embedding.h"
+#include "simd/foreach_isa.h"
 
 #include <algorithm>
 #include <array>

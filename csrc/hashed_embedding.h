@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "half.h"
-#include "murmur.h"
+#include "hashing_murmur.h"
 
 namespace lirank::hashed {
 

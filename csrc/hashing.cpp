@@ -2,10 +2,10 @@
 // Source: MurmurHash3_x64_128 (Austin Appleby, public domain).
 #include "checks.h"
 #include "export.h"
-#include "hash_text.h"
+#include "hashing_text.h"
 
-#define LIRANK_KERNELS "hashing_kernels.h"
-#include "foreach_isa.h"
+#define LIRANK_KERNELS "simd/hashing.h"
+#include "simd/foreach_isa.h"
 
 namespace lirank {
 namespace {

@@ -3,8 +3,8 @@
 #include "checks.h"
 #include "convert.h"
 
-#define LIRANK_KERNELS "isotonic_kernels.h"
-#include "foreach_isa.h"
+#define LIRANK_KERNELS "simd/isotonic.h"
+#include "simd/foreach_isa.h"
 
 #include <vector>
 

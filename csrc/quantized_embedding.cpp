@@ -6,8 +6,8 @@
 #include "convert.h"
 #include "huge_pages.h"
 
-#define LIRANK_KERNELS "quantized_embedding_pool.h"
-#include "foreach_isa.h"
+#define LIRANK_KERNELS "simd/quantized_embedding.h"
+#include "simd/foreach_isa.h"
 
 #include <algorithm>
 #include <atomic>

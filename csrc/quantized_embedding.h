@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "rowwise.h"
+#include "quantized_embedding_layout.h"
 
 namespace lirank {
 

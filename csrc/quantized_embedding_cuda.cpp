@@ -2,7 +2,7 @@
 #include "quantized_embedding.cuh"
 
 #include "bags_cuda.h"
-#include "rowwise.h"
+#include "quantized_embedding_layout.h"
 
 namespace lirank {
 namespace {

@@ -1,9 +1,10 @@
-// vocabulary_lookup: checks, CPU kernel, schema. The table is described in vocabulary_table.h.
+// vocabulary_lookup: checks, CPU kernel, schema. The table is described in
+// static_vocabulary_table.h.
 #include "checks.h"
-#include "vocabulary_table.h"
+#include "static_vocabulary_table.h"
 
-#define LIRANK_KERNELS "static_vocabulary_kernels.h"
-#include "foreach_isa.h"
+#define LIRANK_KERNELS "simd/static_vocabulary.h"
+#include "simd/foreach_isa.h"
 
 namespace lirank {
 namespace {

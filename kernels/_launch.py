@@ -40,6 +40,7 @@ _chosen: dict[tuple, int] = {}
 _named = os.environ.get("LIRANK_TRITON_CANDIDATE")
 _turn: int | None = int(_named) if _named else None
 _record: list[Launch] | None = None
+_recorded_architecture = 80
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,11 @@ def choose(
 
 
 def _fastest(candidates: Sequence[Candidate], run: Callable[[Candidate], None]) -> int:
+    """By the GPU's time alone: called one by one, a launch costs the host more than the kernel
+    takes, and a plan of two kernels would never be chosen."""
+    torch.cuda.synchronize()  # graphs are captured on another stream than the inputs came from
     times = [
-        triton.testing.do_bench(lambda c=c: run(c), warmup=5, rep=25, return_mode="median")
+        triton.testing.do_bench_cudagraph(lambda c=c: run(c), rep=10, return_mode="median")
         for c in candidates
     ]
     return times.index(min(times))
@@ -119,14 +123,14 @@ def batch_class(n: int) -> int:
 
 
 @contextmanager
-def recording():
+def recording(architecture: int = 80):
     """Collects the launches instead of making them: every candidate of every choice."""
-    global _record
-    _record = []
+    global _record, _recorded_architecture
+    before, _record, _recorded_architecture = _recorded_architecture, [], architecture
     try:
         yield _record
     finally:
-        _record = None
+        _record, _recorded_architecture = None, before
 
 
 @contextmanager
@@ -148,6 +152,17 @@ def _multiprocessors(device: torch.device) -> int:
 def multiprocessors(t: Tensor) -> int:
     """Of the tensor's device; a few where there is none (interpreter, resource report)."""
     return _multiprocessors(t.device) if t.is_cuda else 3
+
+
+@cache
+def _architecture(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def architecture(t: Tensor) -> int:
+    """Of the tensor's device, 90 for sm_90; where there is none, the one being recorded."""
+    return _architecture(t.device) if t.is_cuda else _recorded_architecture
 
 
 def rows(t: Tensor) -> Tensor:

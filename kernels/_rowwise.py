@@ -1,4 +1,6 @@
-"""Packed rows inside Triton kernels: their layout (``csrc/rowwise.h``), and codes in registers.
+"""Packed rows inside Triton kernels: their layout, and codes in registers.
+
+The layout is the one of ``csrc/quantized_embedding_layout.h``.
 
 Codes are read eight bytes a lane: rows start on 8 bytes and ``code_bytes`` is a multiple of 8, so
 that both the address and the mask allow it. Half-byte codes stay in two tiles, even and odd

@@ -8,11 +8,16 @@ import triton.language as tl
 
 from ._launch import dot
 
+# Where x v^T of a kernel comes from: it computes it, computes and stores it, or reads it.
+COMPUTED, STORED, GIVEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
 
 @triton.jit
 def product(a, b, total, PRECISION: tl.constexpr):
-    """total + a @ b, a in float32 that no rounding may shorten, b as it was loaded."""
-    if b.dtype == tl.bfloat16:
+    """total + a @ b, a as it was loaded or in float32 that no rounding may shorten, b as loaded."""
+    if a.dtype == b.dtype:
+        total = dot(a, b, total, PRECISION)
+    elif b.dtype == tl.bfloat16:
         high = a.to(tl.bfloat16)
         low = (a - high.to(tl.float32)).to(tl.bfloat16)
         total = dot(low, b, total, "ieee")
@@ -42,6 +47,30 @@ def turned(t, row, column, stride, n, d):
     """The transpose of ``tile(t, column, row, ...)``: element [i, j] is t[column j, row i]."""
     inside = (row < n)[:, None] & (column < d)[None, :]
     return tl.load(t + column[None, :] * stride + row[:, None], mask=inside, other=0)
+
+
+@triton.jit
+def project(
+    x,
+    v,
+    row,
+    rank,
+    x_row,
+    n,
+    d,
+    r,
+    PRECISION: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """x v^T of some rows."""
+    h = tl.zeros((ROWS, RANK), tl.float32)
+    for start in range(0, d, COLUMNS):
+        column = (start + tl.arange(0, COLUMNS)).to(tl.int64)
+        a = tile(x, row, column, x_row, n, d)
+        h = dot(a, turned(v, column, rank, d, d, r), h, PRECISION)
+    return h
 
 
 def precision() -> str:

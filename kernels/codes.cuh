@@ -6,7 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include "launch.cuh"
-#include "rowwise.h"
+#include "quantized_embedding_layout.h"
 
 namespace lirank::gpu {
 

@@ -1,24 +1,11 @@
-// Hashed embeddings on the GPU: hash, split, four gathers, pool; and their gradients.
+// Hashed embeddings on the GPU: hash, split, four gathers, pool; and the gradient of the weights.
 #include "hashed_embedding.cuh"
 
-#include <type_traits>
-
 #include "codes.cuh"
+#include "hashed_rows.cuh"
 
 namespace lirank::gpu {
 namespace {
-
-// ---- rows of an id ---------------------------------------------------------------------
-
-struct FourRows {
-  uint32_t row[4];  // tables have at most 2^32 rows
-};
-
-__device__ inline FourRows rows_of(const HashedSource& s, const Bags& b, int64_t i) {
-  const uint64_t id = (uint64_t)((const int64_t*)b.ids)[i];
-  const murmur::Rows r = murmur::rows_of(s.prehashed ? id : murmur::hash_id(id, s.seed), s.rule);
-  return {{r.quotient_b, r.remainder_b, r.quotient_c, r.remainder_c}};
-}
 
 // Rows of the id at `i`, hashed by this lane or given; false where a given row is out of range.
 __device__ inline bool read_rows(const HashedParams& p, int64_t i, bool tell, FourRows& r) {
@@ -48,21 +35,11 @@ __device__ inline bool from_lane(const HashedParams& p, const FourRows& mine, bo
 
 // ---- readers: the columns of one lane, summed over the four rows -------------------------
 
-__device__ inline float widen(float x) { return x; }
-__device__ inline double widen(double x) { return x; }
-__device__ inline float widen(__half x) { return __half2float(x); }
-__device__ inline float widen(__nv_bfloat16 x) {
-  return __uint_as_float((uint32_t)__bfloat16_as_ushort(x) << 16);
-}
-
-__device__ inline float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-__device__ inline double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
-
 // `columns` elements a lane: 16 bytes where rows lie on 16, else one element, lanes side by side.
 // One element at a time reads tables of any strides, so that none has to be copied.
 template <typename E, int columns>
 struct FloatReader {
-  using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
+  using Sum = SumOf<E>;
   static constexpr int kColumns = columns, kBlocks = 3;  // blocks a multiprocessor
   struct alignas(sizeof(E) * columns) Part {
     E x[columns];
@@ -284,183 +261,6 @@ __global__ void __launch_bounds__(kBlock, 2) hashed_dot_kernel(const HashedParam
   }
 }
 
-// ---- gradients of the tables -------------------------------------------------------------
-//
-// Per table the ids are sorted by row (stable: positions rise within a row) and each run of one
-// row is summed, so that the 1,000 remainder rows, hit by every id, take no atomics and the bits
-// do not depend on the schedule. A warp sums 64 sorted entries; a run inside them is written at
-// once, the parts of runs that cross chunks go to `partials` (first: the run that was there
-// before, second: the run that goes on) and a second kernel adds those in order. Gradients are
-// read and written in the dtype of the tables, summed in float32 (float64 for float64).
-// A sparse gradient numbers the runs: heads are counted per chunk, one block adds the counts up.
-//
-// Workspace, beside the results: 8 bytes an id (its row in the table at hand, its bag), the sorted
-// list, 12 (32-bit rows, 64-bit positions), PyTorch's radix sort about as much again, and dim / 8
-// bytes an id of partials in float32: 44 bytes an id at dim 96, whatever the tables' size. Hashes
-// are computed once per table, 60 instructions an id, rather than kept: 12 bytes an id less.
-// Bytes an id and table: the sort (4 passes over 12 bytes), 16 of entry, the gradient of its bag
-// from L2. Assumes that no row takes most of millions of ids: its parts are added by one warp.
-// Tried before on the CPU: private copies of the remainder tables; 512 KB each at D = 128, more
-// than shared memory holds.
-
-// The bag of every id that is in one; a warp a bag.
-__global__ void __launch_bounds__(kBlock) list_bags_kernel(const RunsParams p) {
-  const int lane = threadIdx.x % 32;
-  const int64_t warps = (int64_t)gridDim.x * (kBlock / 32);
-  for (int64_t bag = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; bag < p.bags.bags;
-       bag += warps) {
-    const Range ids = range_of(p.bags, bag, p.errors, lane == 0);
-    for (int64_t i = ids.begin + lane; i < ids.end && i < p.count; i += 32)
-      p.bag_of[i] = (int32_t)bag;
-  }
-}
-
-constexpr uint32_t kTop = 0x80000000u;
-
-// Every id's row in one table; also of ids outside every bag, which add nothing there.
-__global__ void __launch_bounds__(kBlock) list_rows_kernel(const RunsParams p) {
-  const int64_t threads = (int64_t)gridDim.x * kBlock;
-  for (int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x; i < p.count; i += threads) {
-    const FourRows r = rows_of(p.source, p.bags, i);
-    uint32_t row = r.row[0];
-#pragma unroll
-    for (int k = 1; k < 4; ++k) row = p.table == k ? r.row[k] : row;
-    p.keys[i] = (int32_t)(row ^ kTop);
-  }
-}
-
-__device__ inline uint32_t row_at(const RunsParams& p, int64_t i) {
-  return (uint32_t)p.sorted[i] ^ kTop;
-}
-
-__device__ inline bool is_head(const RunsParams& p, int64_t i) {
-  return i == 0 || p.sorted[i] != p.sorted[i - 1];
-}
-
-// Rows that start in each chunk; a warp a chunk.
-__global__ void __launch_bounds__(kBlock) count_heads_kernel(const RunsParams p) {
-  const int lane = threadIdx.x % 32;
-  const int64_t warps = (int64_t)gridDim.x * (kBlock / 32);
-  for (int64_t chunk = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; chunk * kChunk < p.count;
-       chunk += warps) {
-    int heads = 0;
-    for (int64_t i = chunk * kChunk + lane; i < (chunk + 1) * kChunk && i < p.count; i += 32)
-      heads += is_head(p, i);
-    heads = warp_sum(heads);
-    if (lane == 0) p.starts[chunk] = heads;
-  }
-}
-
-// Counts to starts, in place; one block, each thread a stretch of them.
-__global__ void __launch_bounds__(kBlock) add_counts_kernel(const RunsParams p) {
-  __shared__ int64_t sums[kBlock];
-  const int64_t chunks = (p.count + kChunk - 1) / kChunk, each = (chunks + kBlock - 1) / kBlock;
-  const int64_t begin = threadIdx.x * each < chunks ? threadIdx.x * each : chunks;
-  const int64_t end = begin + each < chunks ? begin + each : chunks;
-  int64_t mine = 0;
-  for (int64_t c = begin; c < end; ++c) mine += p.starts[c];
-  sums[threadIdx.x] = mine;
-  __syncthreads();
-  int64_t before = 0;
-  for (int t = 0; t < (int)threadIdx.x; ++t) before += sums[t];
-  for (int64_t c = begin; c < end; ++c) {
-    const int64_t heads = p.starts[c];
-    p.starts[c] = before;
-    before += heads;
-  }
-  if (threadIdx.x == kBlock - 1) p.starts[chunks] = before;
-}
-
-template <typename Sum>
-__device__ Sum scale_of(const Bags& b, int64_t position, int64_t bag) {
-  if (b.weights) return ((const Sum*)b.weights)[position];
-  return b.mean ? (Sum)1 / (Sum)(start_of(b, bag + 1) - start_of(b, bag)) : (Sum)1;
-}
-
-constexpr int kRunColumns = 4;
-
-// Adds what lies at `from`, `columns` apart by a warp's lanes.
-template <typename E, typename Sum>
-__device__ inline void add_to(Sum (&total)[kRunColumns], const E* from, int64_t first, int64_t dim,
-                              Sum w) {
-#pragma unroll
-  for (int c = 0; c < kRunColumns; ++c)
-    if (first + c * 32 < dim) total[c] = multiply_add(widen(from[first + c * 32]), w, total[c]);
-}
-
-template <typename E, typename Sum>
-__device__ inline void write_out(Sum (&total)[kRunColumns], E* to, int64_t first, int64_t dim) {
-#pragma unroll
-  for (int c = 0; c < kRunColumns; ++c) {
-    if (first + c * 32 < dim) put(to + first + c * 32, total[c]);
-    total[c] = 0;
-  }
-}
-
-template <typename E>
-using SumOf = std::conditional_t<std::is_same_v<E, double>, double, float>;
-
-// One warp a chunk; 128 columns at a time, so that loads of a row are whole lines.
-template <typename E>
-__global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p) {
-  using Sum = SumOf<E>;
-  const int lane = threadIdx.x % 32;
-  const int64_t n = p.count, warps = (int64_t)gridDim.x * (kBlock / 32);
-  for (int64_t chunk = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; chunk * kChunk < n;
-       chunk += warps) {
-    const int64_t begin = chunk * kChunk, end = begin + kChunk < n ? begin + kChunk : n;
-    Sum* parts = (Sum*)p.partials + chunk * 2 * p.dim;
-    for (int64_t first = lane; first - lane < p.dim; first += 32 * kRunColumns) {
-      Sum total[kRunColumns] = {};
-      bool before = !is_head(p, begin);
-      int64_t line = p.starts ? p.starts[chunk] - 1 : 0;
-      for (int64_t i = begin; i < end; ++i) {
-        if (p.starts && is_head(p, i)) {
-          ++line;
-          if (first == 0) p.found[line] = row_at(p, i);
-        }
-        const int64_t position = p.positions[i], bag = p.bag_of[position];
-        if (bag >= 0)
-          add_to(total, (const E*)p.grad + bag * p.dim, first, p.dim,
-                 scale_of<Sum>(p.bags, position, bag));
-        const bool goes_on = i + 1 < n && !is_head(p, i + 1);
-        if (goes_on && i + 1 < end) continue;
-        if (before || goes_on)
-          write_out(total, parts + (before ? 0 : p.dim), first, p.dim);
-        else
-          write_out(total, (E*)p.out + (p.starts ? line : (int64_t)row_at(p, i)) * p.dim, first,
-                    p.dim);
-        before = false;
-      }
-    }
-  }
-}
-
-// One warp a chunk in which a run starts that goes on: adds its parts in the order of the chunks.
-template <typename E>
-__global__ void __launch_bounds__(kBlock, 2) join_runs_kernel(const RunsParams p) {
-  using Sum = SumOf<E>;
-  const int lane = threadIdx.x % 32;
-  const int64_t n = p.count, warps = (int64_t)gridDim.x * (kBlock / 32);
-  for (int64_t chunk = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; (chunk + 1) * kChunk < n;
-       chunk += warps) {
-    const int64_t begin = chunk * kChunk, next = begin + kChunk;
-    const uint32_t row = row_at(p, next - 1);
-    const bool whole = row_at(p, begin) == row;
-    const bool was_before = whole && !is_head(p, begin);
-    if (row_at(p, next) != row || was_before) continue;
-    const Sum* parts = (const Sum*)p.partials;
-    const int64_t line = p.starts ? p.starts[chunk + 1] - 1 : (int64_t)row;
-    for (int64_t first = lane; first - lane < p.dim; first += 32 * kRunColumns) {
-      Sum total[kRunColumns] = {};
-      add_to(total, parts + (chunk * 2 + 1) * p.dim, first, p.dim, (Sum)1);
-      for (int64_t c = chunk + 1; c * kChunk < n && row_at(p, c * kChunk) == row; ++c)
-        add_to(total, parts + c * 2 * p.dim, first, p.dim, (Sum)1);
-      write_out(total, (E*)p.out + line * p.dim, first, p.dim);
-    }
-  }
-}
-
 // ---- launches --------------------------------------------------------------------------
 
 // Whether rows can be read 16 bytes at a time: all start on 16 bytes, columns side by side.
@@ -512,14 +312,6 @@ cudaError_t packed_forward(const HashedParams& p, cudaStream_t stream) {
   }
 }
 
-template <typename E>
-cudaError_t sum_runs(const RunsParams& p, cudaStream_t stream) {
-  const int64_t chunks = (p.count + kChunk - 1) / kChunk;
-  const dim3 grid(blocks_for(chunks, kBlock / 32));
-  const cudaError_t status = launch(sum_runs_kernel<E>, grid, stream, p);
-  return status == cudaSuccess ? launch(join_runs_kernel<E>, grid, stream, p) : status;
-}
-
 }  // namespace
 
 cudaError_t hashed_embedding_bag_launch(const HashedParams& p, cudaStream_t stream) {
@@ -549,34 +341,6 @@ cudaError_t hashed_weight_gradient_launch(const HashedParams& p, cudaStream_t st
       return float_dot<__nv_bfloat16>(p, stream);
     default:
       return float_dot<float>(p, stream);
-  }
-}
-
-cudaError_t hashed_bags_launch(const RunsParams& p, cudaStream_t stream) {
-  return launch(list_bags_kernel, dim3(blocks_for(p.bags.bags, kBlock / 32)), stream, p);
-}
-
-cudaError_t hashed_rows_launch(const RunsParams& p, cudaStream_t stream) {
-  return launch(list_rows_kernel, dim3(blocks_for(p.count, kBlock)), stream, p);
-}
-
-cudaError_t hashed_count_launch(const RunsParams& p, cudaStream_t stream) {
-  const int64_t chunks = (p.count + kChunk - 1) / kChunk;
-  const dim3 grid(blocks_for(chunks, kBlock / 32));
-  const cudaError_t status = launch(count_heads_kernel, grid, stream, p);
-  return status == cudaSuccess ? launch(add_counts_kernel, dim3(1), stream, p) : status;
-}
-
-cudaError_t hashed_runs_launch(const RunsParams& p, cudaStream_t stream) {
-  switch (p.element) {
-    case Element::float64:
-      return sum_runs<double>(p, stream);
-    case Element::float16:
-      return sum_runs<__half>(p, stream);
-    case Element::bfloat16:
-      return sum_runs<__nv_bfloat16>(p, stream);
-    default:
-      return sum_runs<float>(p, stream);
   }
 }
 

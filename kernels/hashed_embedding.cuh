@@ -4,7 +4,7 @@
 
 #include "bags.cuh"
 #include "errors.cuh"
-#include "murmur.h"
+#include "hashing_murmur.h"
 
 namespace lirank::gpu {
 

@@ -2,7 +2,7 @@
 #include "hashing.cuh"
 
 #include "launch.cuh"
-#include "murmur.h"
+#include "hashing_murmur.h"
 
 namespace lirank::gpu {
 namespace {

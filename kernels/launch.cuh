@@ -69,8 +69,16 @@ __device__ inline void put(double* to, double x) { *to = x; }
 __device__ inline void put(__half* to, float x) { *to = __float2half_rn(x); }
 __device__ inline void put(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
 
-// 16 bytes of results. They are stored by __stwb, since the compiler makes four stores of an
-// assignment to a uint4.
+// One store of 16 bytes: of an assignment to a uint4 the compiler makes four stores.
+__device__ inline void store_16(void* to, const uint4& x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w));
+#else
+  *(uint4*)to = x;
+#endif
+}
+
 __device__ inline uint32_t bits_of(__half x) { return __half_as_ushort(x); }
 __device__ inline uint32_t bits_of(__nv_bfloat16 x) { return __bfloat16_as_ushort(x); }
 
@@ -100,7 +108,7 @@ __device__ inline void store_columns(Out* to, const Sum (&total)[columns], int64
     if (left >= columns && (uintptr_t)to % 16 == 0) {
 #pragma unroll
       for (int c = 0; c < columns; c += kEach) {
-        __stwb((uint4*)(to + c), packed_16<Out>(total + c));
+        store_16(to + c, packed_16<Out>(total + c));
       }
       return;
     }

@@ -1,9 +1,10 @@
 """Look-ups in a static vocabulary on GPUs.
 
-One program takes BLOCK keys: hash, pilot, slot, row, tag, as ``csrc/vocabulary_table.h`` has it. A
-table on the device is checked there, without a wait: every program reads the 64 bytes of its header
-and takes its share of the parts. Each key's own part is checked again before it leads anywhere, so
-that no table, however damaged, leads outside its memory; what it cannot answer gets ``oov``.
+One program takes BLOCK keys: hash, pilot, slot, row, tag, as in ``csrc/static_vocabulary_table.h``.
+A table on the device is checked there, without a wait: every program reads the 64 bytes of its
+header and takes its share of the parts. Each key's own part is checked again before it leads
+anywhere, so that no table, however damaged, leads outside its memory; what it cannot answer gets
+``oov``.
 
 Bytes: a key and a row, and two sectors of 32 bytes from the table, pilot and tag (10M keys: 13 MB,
 all in L2; then 64 bytes a key from L2). 16 bytes a key of streams: 1M keys 5 us at 3.35 TB/s

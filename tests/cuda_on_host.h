@@ -164,6 +164,13 @@ inline int __any_sync(unsigned mask, int x) {
     if (mask >> lane & 1) any |= on_host::exchange(mask, x, lane) != 0;
   return any;
 }
+inline unsigned __ballot_sync(unsigned mask, int x) {
+  unsigned all = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (mask >> lane & 1) all |= (unsigned)(on_host::exchange(mask, x, lane) != 0) << lane;
+  return all;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __reduce_max_sync(unsigned mask, unsigned x) {
   unsigned most = 0;
   for (int lane = 0; lane < 32; ++lane)
@@ -189,14 +196,6 @@ T __ldg(const T* at) {
     std::abort();
   }
   return *at;
-}
-template <typename T>
-void __stwb(T* at, T x) {
-  if ((uintptr_t)at % sizeof(T)) {
-    std::fprintf(stderr, "a store of %zu bytes at %p\n", sizeof(T), (void*)at);
-    std::abort();
-  }
-  *at = x;
 }
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
   const uint64_t all = (uint64_t)y << 32 | x;

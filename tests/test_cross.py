@@ -137,7 +137,7 @@ def test_tiles_beside_heavy_weights(threads, d, r):
 
 
 def _multiplies_bfloat16(batch: int) -> bool:
-    """Whether bfloat16 is not widened to float first (see csrc/cross_bf16_products.h)."""
+    """Whether bfloat16 is not widened to float first (see csrc/simd/cross_bf16_products.h)."""
     isa = lirank_ext.build_info()["cpu"]
     return isa == "amx" or (isa == "avx512_bf16" and batch > 24)
 

@@ -1,5 +1,5 @@
-"""Interpolated attention (csrc/cross_chebyshev.h): the bound, where it is taken, and how good the
-results are on both sides of every switch."""
+"""Interpolated attention (csrc/simd/cross_chebyshev.h): the bound, where it is taken, and how good
+the results are on both sides of every switch."""
 
 from __future__ import annotations
 

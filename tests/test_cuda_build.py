@@ -162,8 +162,8 @@ def test_kernels_agree_with_the_reference_when_run_on_the_host(on_host, stem):
 
 
 SHARED = r"""
-#include "murmur.h"
-#include "rowwise.h"
+#include "hashing_murmur.h"
+#include "quantized_embedding_layout.h"
 extern "C" void rows(uint64_t hash, uint64_t buckets, uint32_t remainders, int64_t* out) {
   const auto r = lirank::murmur::rows_of(hash, lirank::murmur::row_rule(buckets, remainders));
   out[0] = r.quotient_b, out[1] = r.remainder_b, out[2] = r.quotient_c, out[3] = r.remainder_c;

@@ -12,8 +12,14 @@ import torch
 for package in ("pyarrow", "sklearn", "tqdm", "rich", "matplotlib"):
     pytest.importorskip(package)
 
-from lirank_ext import datasets, demo, hash_strings  # noqa: E402
+from lirank_ext import demo  # noqa: E402
+from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.demo import measure, ranker  # noqa: E402
+from lirank_ext.demo.prepare import prepare  # noqa: E402
+from lirank_ext.training.metrics import evaluate  # noqa: E402
+
+USERS = "1::F::1::10::48067\n2::M::56::16::70072-1234\n3::M::25::15::55117\n"
+MOVIES = "10::Alien (1979)::Action|Horror\n20::Café (1995)::Drama\n30::No year::Comedy\n"
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +36,129 @@ def run(*arguments: str) -> int:
 
 @pytest.fixture(scope="module")
 def data():
-    """3,000 rows of UCI Adult, their ids hashed."""
-    found = datasets.load(rows=3000)
-    found.codes = hash_strings(found.vocabulary)[found.codes]
-    return found
+    """3,000 rows of UCI Adult."""
+    return prepare(rows=3000)
+
+
+@pytest.fixture
+def movielens(tmp_path):
+    """A MovieLens-1M folder with 120 ratings, written user by user and not by time."""
+    generator, folder = np.random.default_rng(0), tmp_path / "ml"
+    seconds = 1000 + generator.permutation(120)
+    lines = [
+        f"{i // 40 + 1}::{(10, 20, 30)[i % 3]}::{generator.integers(1, 6)}::{seconds[i]}\n"
+        for i in range(120)
+    ]
+    folder.mkdir()
+    (folder / "ratings.dat").write_text("".join(lines), encoding="latin-1")
+    (folder / "users.dat").write_text(USERS, encoding="latin-1")
+    (folder / "movies.dat").write_text(MOVIES, encoding="latin-1")
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write a CSV file of 200 rows, with one more column where it is given."""
+
+    def write(name: str = "", values=None):
+        lines = ["colour,price,bought" + (f",{name}" if name else "")]
+        for i in range(200):
+            extra = f",{values[i]}" if name else ""
+            lines.append(f"{('red', 'green')[i % 2]},{i * 0.5},{i // 2 % 2}{extra}")
+        path = tmp_path / "shop.csv"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write
+
+
+# ---- what it trains on ---------------------------------------------------------------------
+
+
+def test_the_parts_hold_every_row_once(table):
+    data = prepare(table(), "bought")
+    parts = np.concatenate([data.train, data.valid, data.test])
+    assert sorted(parts) == list(range(200))
+    assert [len(data.valid), len(data.test)] == [20, 20]
+    assert data.labels(data.test).mean() == 0.5  # drawn within each class
+
+
+def test_the_seed_draws_the_split(table):
+    path = table()
+    one, same, other = (prepare(path, "bought", seed=s) for s in (1, 1, 2))
+    assert np.array_equal(one.test, same.test)
+    assert not np.array_equal(one.test, other.test)
+
+
+def test_rows_limit_what_is_used(table):
+    data = prepare(table(), "bought", rows=100)
+    assert len(data.train) + len(data.valid) + len(data.test) == 100
+
+
+@pytest.mark.parametrize(
+    "values", [range(0, -200, -1), [f"{2099 - i}-02-28 10:00" for i in range(200)]]
+)
+def test_a_time_column_orders_the_split(table, values):
+    data = prepare(table("day", list(values)), "bought", time="day")
+    assert sorted(data.test) == list(range(20))
+    assert "day" not in data.schema.columns
+    assert sorted(prepare(table("day", values), "bought", time="day", rows=100).test) == [
+        *range(10)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [("", ":6: the time 'day' is missing"), ("noon", ":6: the time 'day' holds 'noon'")],
+)
+def test_a_broken_time_is_named(table, time, said):
+    with pytest.raises(DataError, match=said):
+        prepare(table("day", [time if i == 4 else i for i in range(200)]), "bought", time="day")
+
+
+def test_too_few_rows_of_a_class_are_refused(tmp_path):
+    path = tmp_path / "shop.csv"
+    path.write_text("\n".join(["colour,bought", *["red,1"] * 50, *["red,0"] * 5]))
+    with pytest.raises(DataError, match=r"shop\.csv: 50 of 55 rows have label 1"):
+        prepare(path, "bought")
+
+
+def test_movielens_is_split_by_time(movielens, tmp_path):
+    data = prepare(movielens, folder=tmp_path)
+    assert (data.name, data.task) == ("MovieLens", "rating >= 4")
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [96, 12, 12]
+    parts = np.concatenate([data.train, data.valid, data.test])
+    assert np.array_equal(parts, np.arange(120))
+
+
+def test_movielens_of_one_class_is_refused(movielens, tmp_path):
+    path = movielens / "ratings.dat"
+    path.write_text("".join(f"1::10::5::{1000 + i}\n" for i in range(100)))
+    with pytest.raises(DataError, match=r"ratings\.dat: 100 of 100 rows have label 1"):
+        prepare(movielens, folder=tmp_path)
+
+
+def test_the_variable_points_to_movielens(movielens, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIRANK_DATA", str(movielens))
+    assert prepare(folder=tmp_path).name == "MovieLens"
+    monkeypatch.setenv("LIRANK_DATA", str(movielens / "absent"))
+    with pytest.raises(DataError, match=r"LIRANK_DATA: .*absent: no such file or folder"):
+        prepare(folder=tmp_path)
+
+
+def test_a_label_for_movielens_is_refused(movielens, tmp_path):
+    with pytest.raises(DataError, match="not for MovieLens"):
+        prepare(movielens, "bought", folder=tmp_path)
+
+
+def test_with_nothing_given_adult_is_read():
+    data = prepare()
+    assert (data.name, data.task, len(data.rows)) == ("UCI Adult", "income = >50K", 48_842)
+    assert data.rows.labels.sum() == 11_687
+    assert (len(data.schema.categorical), len(data.schema.numeric)) == (14, 6)
+
+
+# ---- the demo ------------------------------------------------------------------------------
 
 
 def test_the_demo_on_adult(tmp_path, capsys):
@@ -55,12 +180,16 @@ def test_the_demo_on_adult(tmp_path, capsys):
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_swap_and_quantize_reach_every_layer(tmp_path, data):
+def test_swap_and_quantize_reach_every_layer(data):
     import copy
 
     import lirank_ext
+    from lirank_ext.conversion.swap import use_references
+    from lirank_ext.models import LiRank
 
-    model = ranker.Ranker(data).eval()
+    model = use_references(LiRank(ranker.configuration(data))).eval()
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert {"ReferenceHashedEmbeddingBag", "ReferenceResidualCrossNet"} <= kinds
     swapped = copy.deepcopy(model)
     lirank_ext.swap(swapped)
     quantized = copy.deepcopy(swapped)
@@ -68,35 +197,17 @@ def test_swap_and_quantize_reach_every_layer(tmp_path, data):
     kinds = {type(module).__name__ for module in quantized.modules()}
     assert not [kind for kind in kinds if kind.startswith("Reference")]
     assert {"QuantizedHashedEmbeddingBag", "ResidualCrossNet", "IsotonicCalibration"} <= kinds
-    one, two = (ranker.predict(m, data, data.test) for m in (model, swapped))
-    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-    assert measure.num_bytes(quantized.embedding) < 0.3 * measure.num_bytes(model.embedding)
+    features = data.batch(data.test).features
+    torch.testing.assert_close(model(features), swapped(features), rtol=1e-4, atol=1e-4)
+    assert measure.num_bytes(quantized.tables) < 0.3 * measure.num_bytes(model.tables)
 
 
-def test_training_learns_and_keeps_the_best_weights(data):
-    torch.manual_seed(0)
-    model = ranker.Ranker(data, dim=8, rank=4)
-    untrained = ranker._loss(model, data, data.valid)
-    best = ranker.train(model, data, epochs=3)
-    assert best < untrained - 0.1
-    assert ranker._loss(model, data, data.valid) == pytest.approx(best, abs=1e-6)
-
-
-def test_calibration_starts_as_the_identity_and_mends_a_shifted_model(data):
-    torch.manual_seed(0)
-    model = ranker.Ranker(data, dim=8, rank=4)
-    ranker.train(model, data, epochs=2)
-    raw = ranker.predict(model, data, data.valid, calibrated=False)
-    torch.testing.assert_close(ranker.predict(model, data, data.valid), raw, rtol=1e-5, atol=1e-5)
-    with torch.no_grad():
-        model.output.bias += 1.0
-    labels = data.labels[data.valid]
-    shifted = ranker.predict(model, data, data.valid).sigmoid()
-    ranker.calibrate(model, data)
-    mended = ranker.predict(model, data, data.valid).sigmoid()
-    assert labels.sum() / shifted.sum() < 0.75
-    assert abs(labels.sum() / mended.sum() - 1) < 0.05
-    assert torch.equal(mended[mended.argsort()], mended[shifted.argsort()]), "order is kept"
+def test_training_learns_and_calibrates(data):
+    config = ranker.configuration(data, dim=8, rank=4)
+    model = ranker.train(config, data, epochs=3)
+    found = evaluate(model, data.memory(data.valid))["income=>50K"]
+    assert found.auc > 0.85
+    assert abs(found.observed_to_expected - 1) < 0.05
 
 
 def test_reliability_bins_hold_all_rows():

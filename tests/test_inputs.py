@@ -19,15 +19,44 @@ def by_hand(values, weight, bias, eps=1e-5):
 
 
 def test_nothing_missing_is_batch_norm():
-    ours, theirs = NumericBatchNorm(5), nn.BatchNorm1d(5)
+    # momentum=None averages over all batches, as ours does over the first 1 / momentum.
+    ours, theirs = NumericBatchNorm(5), nn.BatchNorm1d(5, momentum=None)
     for step in range(4):
         x = torch.randn(40, 5) * (step + 1) + 2
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
-    state = ours.state_dict()
-    for name, t in theirs.state_dict().items():
-        torch.testing.assert_close(state[name], t, rtol=1e-5, atol=1e-6)
-    theirs.load_state_dict(state)
+    for name in ("running_mean", "running_var"):
+        ours_then, theirs_then = getattr(ours, name), getattr(theirs, name)
+        torch.testing.assert_close(ours_then, theirs_then, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_momentum_takes_over():
+    model, mean = NumericBatchNorm(1, momentum=0.25), 0.0
+    for step in range(1, 12):
+        x = torch.randn(30, 1) + step
+        model(x)
+        mean += (x.mean().item() - mean) * max(0.25, 1 / step)
+        assert model.running_mean.item() == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(1.7e9, 1e7), (1e6, 10.0), (-3e4, 1.0), (0, 1e12)])
+def test_statistics_are_right_after_the_first_batch(offset, scale):
+    model = NumericBatchNorm(1)
+    x = torch.randn(500, 1) * scale + offset
+    model(x)
+    got = model.eval()(x)
+    assert abs(got.mean()) < 0.02
+    assert abs(got.std() - 1) < 0.02
+
+
+def test_a_column_that_was_missing_starts_with_its_own_first_batch():
+    model = NumericBatchNorm(2)
+    x = torch.randn(64, 2) + 1000
+    late = x.clone()
+    late[:, 1] = float("nan")
+    for batch in (late, late, x):
+        model(batch)
+    assert model.running_mean[1].item() == pytest.approx(x[:, 1].mean().item(), rel=1e-6)
 
 
 def test_missing_values_take_no_part_and_become_the_mean():
@@ -44,8 +73,8 @@ def test_missing_values_take_no_part_and_become_the_mean():
         column = [None if h else v for v, h in zip(x[:, c].tolist(), holes[:, c], strict=True)]
         want, mean, var = by_hand(column, model.weight[c].item(), model.bias[c].item())
         assert got[:, c].tolist() == pytest.approx(want, abs=1e-12)
-        assert model.running_mean[c].item() == pytest.approx(0.1 * mean, abs=1e-12)
-        assert model.running_var[c].item() == pytest.approx(0.9 + 0.1 * var, abs=1e-12)
+        assert model.running_mean[c].item() == pytest.approx(mean, abs=1e-12)
+        assert model.running_var[c].item() == pytest.approx(var, abs=1e-12)
     model.eval()
     assert torch.equal(model(x)[holes], model.bias.expand(8, 3)[holes])
 
@@ -80,7 +109,7 @@ def test_log_columns():
     want, _, _ = by_hand(x[:, 1].tolist(), 1.0, 0.0)
     assert one(x)[:, 1].tolist() == pytest.approx(want, abs=1e-12)
     assert torch.equal(one(x)[:, 0], both(x)[:, 0])
-    assert list(one.state_dict()) == ["running_mean", "running_var", "num_batches_tracked"]
+    assert list(one.state_dict()) == ["running_mean", "running_var", "num_values"]
 
 
 @pytest.mark.parametrize("training", [True, False])

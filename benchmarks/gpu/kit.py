@@ -115,7 +115,7 @@ def _compile_share(first: int, step: int) -> int:
     driver.set_active(_Compiler(ARCHITECTURE))
     ops, found, skipped = _serve_cpu_by_triton(), {}, 0
     for call in _calls(ops):
-        with launch.recording() as recorded:
+        with launch.recording(ARCHITECTURE) as recorded:
             try:
                 call()
             except Exception as error:

@@ -91,7 +91,8 @@ def precompile(call: Callable[[], Any]) -> int:
         from lirank_ext.kernels import _launch as launching
     except ImportError:
         return 0
-    with launching.recording() as recorded:
+    major, minor = torch.cuda.get_device_capability()
+    with launching.recording(10 * major + minor) as recorded:
         call()
     for one in recorded:
         one.kernel.warmup(*one.args, grid=(1,), **(launching.FUSION | one.constants))

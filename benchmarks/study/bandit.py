@@ -11,7 +11,7 @@ import torch
 
 from lirank_ext.data.errors import DataError
 from lirank_ext.data.features import Rows
-from lirank_ext.datasets import require
+from lirank_ext.data.packages import need
 from lirank_ext.models import (
     MLP,
     Calibration,
@@ -29,7 +29,7 @@ from lirank_ext.nn import NeuralLinear
 from lirank_ext.training.settings import Config, Settings
 from lirank_ext.training.trainer import Trainer
 
-from .data import Memory, hashes
+from .data import batches, hashes
 from .plan import Plan
 
 USER = tuple(f"user_feature_{i}" for i in range(4))
@@ -63,7 +63,7 @@ def read(folder: Path, policy: str, rows: int | None = None) -> Logs:
     Raises:
         DataError: a file is missing.
     """
-    pandas, folder = require("pandas"), folder / policy / "all"
+    pandas, folder = need("pandas"), folder / policy / "all"
     for name in ("all.csv", "item_context.csv"):
         if not (folder / name).is_file():
             raise DataError(f"{folder}: no {name}")
@@ -116,13 +116,13 @@ def learn(logs: Logs, plan: Plan, seed: int) -> tuple[LiRank, NeuralLinear]:
     settings = Settings(
         batch_size=size, epochs=3, lr=plan.dense_lr, table_lr=0.03, checkpoint_every=0, seed=seed
     )
-    train = Memory(rows, config.schema, every, size, seed)
+    train = batches(rows, config.schema, every, size, seed)
     trainer = Trainer(Config(config, replace(settings, amp="off")), train, None, len(logs) // size)
     trainer.fit()
     model = trainer.model.eval()
     # Clicks are rare: their noise is learned, as one of variance 1 would drown every mean.
     posterior = NeuralLinear(_width(model), 1, noise_variance=None)
-    for batch in Memory(rows, config.schema, every, 4096):
+    for batch in batches(rows, config.schema, every, 4096):
         posterior.update(model.representations(batch.features)[0], batch.labels)
     return model, posterior
 
@@ -145,7 +145,7 @@ def policies(
     for at in range(0, len(logs), CHUNK):
         part = np.arange(at, min(at + CHUNK, len(logs)))
         pairs = (np.repeat(part, items), np.tile(np.arange(items), len(part)))
-        memory = Memory(rows_of(logs, *pairs), schema(), np.arange(len(pairs[0])), 4096)
+        memory = batches(rows_of(logs, *pairs), schema(), np.arange(len(pairs[0])), 4096)
         z = torch.cat([model.representations(b.features)[0] for b in memory])
         logged = torch.from_numpy(logs.item[part])
         best = (z @ weights.T).view(len(part), items, draws).argmax(1)
@@ -189,7 +189,7 @@ def cautious(found: dict[str, Any]) -> list[float]:
     The bootstrap cannot draw a click that was not logged: where a policy's items have hardly any,
     its interval is far too narrow.
     """
-    beta = require("scipy.stats").beta
+    beta = need("scipy.stats").beta
     n = found["effective_rows"]
     clicks = found["snips"] * n
     low = float(beta.ppf(0.025, clicks, n - clicks + 1)) if clicks > 0 else 0.0
@@ -198,7 +198,7 @@ def cautious(found: dict[str, Any]) -> list[float]:
 
 def on_policy(logs: Logs) -> dict[str, Any]:
     """Click rate of the policy that wrote the log, with Wilson's 95 % interval."""
-    stats = require("scipy.stats")
+    stats = need("scipy.stats")
     clicks, n = int(logs.click.sum()), len(logs)
     found = stats.binomtest(clicks, n).proportion_ci(method="wilson")
     return {"rate": clicks / n, "interval": [float(found.low), float(found.high)], "clicks": clicks}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from lirank_ext import hash_strings
+from lirank_ext.data import ADULT
 from lirank_ext.data.broken import Broken
-from lirank_ext.data.columns import ranges
-from lirank_ext.data.features import Bag, Batch, Converter, Rows
-from lirank_ext.data.loader import Position
-from lirank_ext.datasets import ADULT, require
-from lirank_ext.datasets.movielens import _read_movies, _read_ratings, _read_users, past
+from lirank_ext.data.columns import hash_ids, ranges
+from lirank_ext.data.features import Bag, Converter, Rows
+from lirank_ext.data.loader import Memory
+from lirank_ext.data.movielens import past, read_movies, read_ratings, read_users
+from lirank_ext.data.packages import need
 from lirank_ext.models import Categorical, History, Schema, Task
 
 from .plan import Plan
@@ -66,8 +66,15 @@ class Prepared:
         ]
 
 
-class Memory:
-    """Batches of rows in memory, as a :class:`lirank_ext.training.trainer.Trainer` takes them.
+def batches(
+    rows: Rows,
+    schema: Schema,
+    numbers: np.ndarray,
+    batch_size: int,
+    seed: int | None = None,
+    history: int | None = None,
+) -> Memory:
+    """Batches of some of the rows, with the columns of a schema.
 
     Args:
         rows: all rows.
@@ -77,33 +84,8 @@ class Memory:
         seed: of the order; None keeps it.
         history: longest history.
     """
-
-    def __init__(
-        self,
-        rows: Rows,
-        schema: Schema,
-        numbers: np.ndarray,
-        batch_size: int,
-        seed: int | None = None,
-        history: int | None = None,
-    ) -> None:
-        self.converter = Converter(schema, Broken(False))
-        self.rows = _pruned(rows, schema, history).take(numbers)
-        self.batch_size, self.seed = batch_size, seed
-
-    def __iter__(self) -> Iterator[Batch]:
-        """All batches once."""
-        for _, batch in self.epoch(Position()):
-            yield batch
-
-    def epoch(self, start: Position) -> Iterator[tuple[Position, Batch]]:
-        """The rest of an epoch, each batch with the position after it."""
-        order = np.arange(len(self.rows))
-        if self.seed is not None:
-            order = np.random.default_rng([self.seed, start.epoch]).permutation(len(order))
-        parts = np.array_split(order, max(1, round(len(order) / self.batch_size)))
-        for i, part in enumerate(parts[start.batch :], start.batch):
-            yield Position(start.epoch, 0, i + 1), self.converter.batch(self.rows.take(part))
+    taken = _pruned(rows, schema, history).take(numbers)
+    return Memory(taken, Converter(schema, Broken()), batch_size, seed)
 
 
 def _pruned(rows: Rows, schema: Schema, history: int | None) -> Rows:
@@ -131,8 +113,8 @@ def _one(prefix: str, names: Sequence[object], codes: np.ndarray) -> Bag:
 
 
 def hashes(prefix: str, names: Sequence[object]) -> np.ndarray:
-    """What ``prefix=name`` hashes to, as the loaders of the package do it."""
-    return hash_strings([f"{prefix}={name}" for name in names]).numpy()
+    """The ids of the names in a column, as the package reads it from a file."""
+    return hash_ids(prefix, names)
 
 
 def _draw(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -153,8 +135,8 @@ def movielens(folder: Path, plan: Plan) -> Prepared:
     Raises:
         DataError: a file is missing or broken.
     """
-    users, movies = _read_users(folder / "users.dat"), _read_movies(folder / "movies.dat")
-    user, movie, stars, time = _read_ratings(folder / "ratings.dat", users, movies)
+    users, movies = read_users(folder / "users.dat"), read_movies(folder / "movies.dat")
+    user, movie, stars, time = read_ratings(folder / "ratings.dat", users, movies)
     order = np.argsort(time, kind="stable")
     user, movie, stars, time = (column[order] for column in (user, movie, stars, time))
     n = len(order)
@@ -257,7 +239,7 @@ def adult(path: Path | None, plan: Plan) -> Prepared:
         path: the Parquet file; None takes the one that ships with the package.
         plan: sizes.
     """
-    frame = require("pandas").read_parquet(path or ADULT)
+    frame = need("pandas").read_parquet(path or ADULT)
     labels = np.stack(
         [frame["income"] == ">50K", frame["marital-status"] == "Never-married"], 1
     ).astype(np.float32)

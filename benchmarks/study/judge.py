@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lirank_ext.datasets import require
+from lirank_ext.data.packages import need
 
 METRICS = ("auc", "log_loss", "miscalibration")
 
@@ -56,7 +56,7 @@ def difference(each: Sequence[float], standard_errors: Sequence[float]) -> Diffe
 
 
 def _t(degrees: int) -> float:
-    return float(require("scipy.stats").t.ppf(0.975, degrees))
+    return float(need("scipy.stats").t.ppf(0.975, degrees))
 
 
 def verdict(found: str, paper: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lirank_ext.datasets import require
+from lirank_ext.data.packages import need
 
 from .bandit import cautious
 from .results import Results, Row
@@ -21,8 +21,8 @@ MEANING = {"+": "better", "-": "worse", "0": "inside the noise", "?": "one seed:
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    require("matplotlib").use("Agg")
-    plot = require("matplotlib.pyplot")
+    need("matplotlib").use("Agg")
+    plot = need("matplotlib.pyplot")
     figure, axes = plot.subplots(rows, columns, figsize=(width, height), squeeze=False)
     return figure, axes
 
@@ -30,7 +30,7 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
 def _save(figure: Any, path: Path) -> Path:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    require("matplotlib.pyplot").close(figure)
+    need("matplotlib.pyplot").close(figure)
     return path
 
 

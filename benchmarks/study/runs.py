@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 import lirank_ext
+from lirank_ext.data.loader import Memory
 from lirank_ext.models import LiRank, LiRankConfig
 from lirank_ext.nn import IncrementalPenalty
 from lirank_ext.training.metrics import measure, score
 from lirank_ext.training.settings import Config, Settings
 from lirank_ext.training.trainer import Trainer
 
-from .data import Memory, Prepared
+from .data import Prepared, batches
 from .plan import Plan
 from .variants import REFERENCE, configuration, history_length
 
@@ -64,13 +65,13 @@ class Bench:
             amp="off",
             seed=self.seed,
         )
-        train = Memory(self.data.rows, config.schema, rows, size, self.seed, history)
+        train = batches(self.data.rows, config.schema, rows, size, self.seed, history)
         valid = list(self.batches(config, self.data.valid, history))
         return Trainer(Config(config, settings), train, valid, steps)
 
     def batches(self, config: LiRankConfig, rows: np.ndarray, history: int | None = None) -> Memory:
         """These rows in their order."""
-        return Memory(self.data.rows, config.schema, rows, EVALUATION_ROWS, None, history)
+        return batches(self.data.rows, config.schema, rows, EVALUATION_ROWS, None, history)
 
     def scores(self, model: LiRank, history: int | None = None) -> np.ndarray:
         """(1, test rows, tasks) logits."""
@@ -200,6 +201,6 @@ def _continue(before: Trainer, after: Trainer) -> None:
 def _samples(bench: Bench, trainer: Trainer, rows: np.ndarray):
     """Single rows, for exact gradients of each: the latest are what the model just learnt."""
     some = np.random.default_rng(bench.seed).permutation(rows)[: bench.plan.fisher_rows]
-    memory = Memory(bench.data.rows, trainer.config.model.schema, some, 1)
-    for batch in memory:
+    schema = trainer.config.model.schema
+    for batch in batches(bench.data.rows, schema, some, 1):
         yield (batch.features,), batch.labels

@@ -6,7 +6,6 @@ parameters are handed on as they are: optimizers and frozen layers notice nothin
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
 
@@ -14,19 +13,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..nn.cross import AttentionCross, LowRankCross, ResidualCrossNet
 from ..nn.cross_net import FullRankCrossNet, LowRankCrossNet, MixtureCrossNet
+from ..nn.hashed_embedding import HashedEmbeddingBag
+from ..nn.isotonic import IsotonicCalibration
+from ..nn.reference_cross import (
+    ReferenceAttentionCross,
+    ReferenceLowRankCross,
+    ReferenceResidualCrossNet,
+)
+from ..nn.reference_hashed_embedding import ReferenceHashedEmbeddingBag
+from ..nn.reference_isotonic import ReferenceIsotonicCalibration
 from .surgery import Leave
 
 Convert = Callable[[nn.Module], nn.Module]
 
-# Reference module to its fast twin, both in lirank_ext.nn. The two have the same parameters
-# and attributes, so that the class is all that changes.
-TWINS = {
-    "ReferenceLowRankCross": "cross.LowRankCross",
-    "ReferenceAttentionCross": "cross.AttentionCross",
-    "ReferenceResidualCrossNet": "cross.ResidualCrossNet",
-    "ReferenceIsotonicCalibration": "isotonic.IsotonicCalibration",
-    "ReferenceHashedEmbeddingBag": "hashed_embedding.HashedEmbeddingBag",
+# Reference module to its fast twin. The two have the same parameters and attributes, so that the
+# class is all that changes.
+TWINS: dict[type[nn.Module], type[nn.Module]] = {
+    ReferenceLowRankCross: LowRankCross,
+    ReferenceAttentionCross: AttentionCross,
+    ReferenceResidualCrossNet: ResidualCrossNet,
+    ReferenceIsotonicCalibration: IsotonicCalibration,
+    ReferenceHashedEmbeddingBag: HashedEmbeddingBag,
 }
 
 ELEMENTWISE = (
@@ -37,20 +46,6 @@ ELEMENTWISE_MODULES = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.LeakyR
 
 # What a user may well expect to be replaced, by its name.
 CANDIDATE = re.compile(r"cross_?(net|layer)|dcn|low_?rank|isotonic|hash\w*embedding", re.I)
-
-
-def twin(module: nn.Module) -> type[nn.Module] | None:
-    """The fast class of one of our reference modules."""
-    kind = type(module)
-    name = TWINS.get(kind.__qualname__) if _is_ours(kind) else None
-    if name is None:
-        return None
-    file, _, name = name.rpartition(".")
-    return getattr(importlib.import_module(f"..nn.{file}", __package__), name)
-
-
-def _is_ours(kind: type) -> bool:
-    return kind.__module__.startswith("lirank_ext.nn.")
 
 
 def name_of(module: nn.Module) -> str:
@@ -65,8 +60,7 @@ def _name(kind: type) -> str:
 def known_base(module: nn.Module, user_types: tuple[type, ...]) -> type | None:
     """The known type that the module's own type derives from."""
     for kind in type(module).__mro__[1:]:
-        ours = _is_ours(kind) and kind.__qualname__ in TWINS
-        if ours or kind in user_types or _name(kind) in FOREIGN:
+        if kind in TWINS or kind in user_types or _name(kind) in FOREIGN:
             return kind
     return None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .._table import plain_table
-from .sources import CANDIDATE, FOREIGN, NOTES, known_base, name_of, twin
+from .sources import CANDIDATE, FOREIGN, NOTES, TWINS, known_base, name_of
 from .surgery import Found, Leave, exchange, find, refuse_hooks, type_name
 
 Convert = Callable[[nn.Module], nn.Module]
@@ -113,6 +113,21 @@ def swap(model: nn.Module, dry_run: bool = False) -> SwapReport:
     return SwapReport(tuple(rows), dry_run)
 
 
+def use_references(model: nn.Module) -> nn.Module:
+    """Undo :func:`swap` for this package's modules: the eager PyTorch layers compute again.
+
+    Args:
+        model: changed in place; its parameters stay the same objects.
+
+    Returns:
+        The model.
+    """
+    references = {fast: reference for reference, fast in TWINS.items()}
+    for module in model.modules():
+        module.__class__ = references.get(type(module), type(module))
+    return model
+
+
 def register(
     source_type: type[nn.Module], convert: Convert | None = None
 ) -> Convert | Callable[[Convert], Convert]:
@@ -163,7 +178,7 @@ def _plan(
     """Decide on one module; None where it is no candidate."""
     module, source = found.module, type_name(found.module)
     convert = _registered.get(type(module))
-    kind = twin(module) if convert is None else None
+    kind = TWINS.get(type(module)) if convert is None else None
     if kind is not None:
         classes[module] = kind
         return SwapRow(found.paths, source, kind.__name__)

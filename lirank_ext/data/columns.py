@@ -14,9 +14,23 @@ from ..ops.hashing import hash_strings
 from .errors import DataError
 from .files import Chunk
 from .packages import need
-from .values import MISSING, NUMBER, zero_or_one
+from .values import MISSING, NUMBER, seconds, zero_or_one
 
 Bag = tuple[np.ndarray, np.ndarray]  # hashes of all rows one after the other, how many each has
+
+
+def hash_ids(key: str, values: Any) -> np.ndarray:
+    """The ids of values of a column: the hash of ``key=value`` for each.
+
+    Args:
+        key: of the column; columns of one key share their ids.
+        values: text, as a sequence or an Arrow array.
+    """
+    pa, pc = need("pyarrow"), need("pyarrow.compute")
+    if not isinstance(values, pa.Array):
+        values = pa.array([str(value) for value in values], pa.large_string())
+    prefix, empty = (pa.scalar(text, pa.large_string()) for text in (f"{key}=", ""))
+    return hash_strings(pc.binary_join_element_wise(prefix, values, empty)).numpy()
 
 
 def take_bag(bag: Bag, rows: np.ndarray) -> Bag:
@@ -76,6 +90,29 @@ class ColumnReader:
         known = pc.if_else(number, text, pa.scalar(None, pa.large_string())).cast(pa.float64())
         return known.to_numpy(zero_copy_only=False)
 
+    def times(self, column: str) -> np.ndarray:
+        """Numbers, or seconds since 1970 where the column holds dates; float64.
+
+        Raises:
+            DataError: a value is missing, or is neither.
+        """
+        pa, pc = need("pyarrow"), need("pyarrow.compute")
+        values = self.chunk.table[column]
+        if pa.types.is_temporal(values.type):
+            values = values.cast(pa.timestamp("us")).cast(pa.int64())
+        text = self._text(values, column)
+        times = seconds(text)
+        if np.isnan(times).any():
+            number = pc.if_else(pc.match_substring_regex(text, NUMBER), text, None)
+            times = number.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        bad = np.flatnonzero(~np.isfinite(times))
+        if len(bad):
+            value, where = text[int(bad[0])].as_py(), self.chunk.where(int(bad[0]))
+            wanted = "where a number or a date like 2024-12-31 was wanted"
+            found = f"holds '{value}', {wanted}" if value else "is missing"
+            raise DataError(f"{where}: the time '{column}' {found}")
+        return times
+
     def bag(self, column: Categorical) -> Bag:
         """Hashes of a categorical column."""
         pa, pc = need("pyarrow"), need("pyarrow.compute")
@@ -102,18 +139,14 @@ class ColumnReader:
         values = self.numbers(column.name)
         places = np.searchsorted(column.edges, values, side="right")
         places[np.isnan(values)] = len(column.edges) + 1
-        names = [f"{column.key}=bin {i}" for i in range(len(column.edges) + 1)]
-        return hash_strings([*names, f"{column.key}="]).numpy()[places]
+        names = [f"bin {i}" for i in range(len(column.edges) + 1)]
+        return hash_ids(column.key, [*names, ""])[places]
 
     def _hashes(self, values: Any, column: Categorical) -> np.ndarray:
         """A hash of ``prefix=value`` each; the distinct values alone are hashed."""
-        pa, pc = need("pyarrow"), need("pyarrow.compute")
         encoded = self._text(values, column.name).dictionary_encode()
-        prefix = pa.scalar(f"{column.key}=", pa.large_string())
-        empty = pa.scalar("", pa.large_string())
-        named = pc.binary_join_element_wise(prefix, encoded.dictionary, empty)
         codes = encoded.indices.to_numpy(zero_copy_only=False)
-        return hash_strings(named).numpy()[codes]
+        return hash_ids(column.key, encoded.dictionary)[codes]
 
     def same_lengths(self, history: History, items: np.ndarray, actions: np.ndarray) -> None:
         """Mark rows with another number of actions than of items."""

@@ -28,10 +28,11 @@ FILLED = 0.5  # whole numbers that fill so much of their range are codes, not am
 
 @dataclass
 class Inferred:
-    """Columns of some files, and table sizes that suit them."""
+    """Columns of some files, table sizes that suit them, and how many distinct ids there are."""
 
     schema: Schema
     tables: dict[str, Table]
+    ids: int
 
 
 def infer(
@@ -76,7 +77,7 @@ def infer(
     for column in columns:
         wanted = "id" if column in categorical else "number" if column in numeric else None
         ids += _add(schema, column, _Looks(sample, column), wanted)
-    return Inferred(schema, {"ids": table_for(ids)} if schema.categorical else {})
+    return Inferred(schema, {"ids": table_for(ids)} if schema.categorical else {}, ids)
 
 
 def table_for(ids: int) -> Table:
@@ -129,6 +130,7 @@ class _Looks:
         pa, pc = need("pyarrow"), need("pyarrow.compute")
         kind = sample.table[column].type
         self.is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        self.is_category = pa.types.is_dictionary(kind)
         reader = ColumnReader(sample)
         if self.is_list:
             flat = sample.table[column].combine_chunks().flatten()
@@ -148,7 +150,7 @@ class _Looks:
     def is_code(self, column: str) -> bool:
         """Names written as whole numbers."""
         values = self.values
-        if self.padded:
+        if self.padded or self.is_category:
             return True
         if np.any(values != np.floor(values)):
             return False

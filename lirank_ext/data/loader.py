@@ -137,6 +137,37 @@ class Loader:
         return rows.take(np.flatnonzero(self.split.is_valid(rows.numbers) == self.valid))
 
 
+class Memory:
+    """Batches of rows that are in memory, as a :class:`Loader` gives those of files.
+
+    Args:
+        rows: all rows.
+        converter: makes them tensors.
+        batch_size: rows of a batch, on average.
+        seed: of the order; None keeps it.
+    """
+
+    def __init__(
+        self, rows: Rows, converter: Converter, batch_size: int, seed: int | None = None
+    ) -> None:
+        self.rows, self.converter = rows, converter
+        self.batch_size, self.seed = batch_size, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        """All batches once."""
+        for _, batch in self.epoch(Position()):
+            yield batch
+
+    def epoch(self, start: Position) -> Iterator[tuple[Position, Batch]]:
+        """The rest of an epoch from a position on, each batch with the position after it."""
+        order = np.arange(len(self.rows))
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, start.epoch]).permutation(len(order))
+        parts = np.array_split(order, max(1, round(len(order) / self.batch_size)))
+        for i, part in enumerate(parts[start.batch :], start.batch):
+            yield Position(start.epoch, 0, i + 1), self.converter.batch(self.rows.take(part))
+
+
 def ahead(items: Iterator[T], count: int) -> Iterator[T]:
     """The items, up to ``count`` of them made ahead by a thread; its errors are raised here."""
     made: queue.Queue = queue.Queue(count)

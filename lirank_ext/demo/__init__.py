@@ -12,15 +12,16 @@ import json
 import os
 import platform
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from .. import build_info, hash_strings, quantize, swap
-from ..datasets import DataError, Dataset, MissingPackage, load, require
+from .. import build_info, quantize, swap
+from ..data.errors import DataError, MissingPackage
+from ..data.packages import need
 from .measure import REQUESTS, Reading, read, time_requests
-from .ranker import Ranker, calibrate, train
+from .prepare import Prepared, prepare
+from .ranker import configuration, train
 from .show import draw, headline, print_table
 
 __all__ = ["add_arguments", "run"]
@@ -59,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; 0, or 2 after one sentence on stderr where the input cannot be used."""
     try:
         for name in ("pyarrow", "sklearn", "tqdm", "rich", "matplotlib"):
-            require(name)
+            need(name, "demo")
         output = _folder(args.output)
-        data = _load(args)
+        data = _prepare(args, output)
         readings, notes = _compare(data, args)
         print_table(data, readings)
         draw(output / "demo.png", data, readings)
@@ -82,25 +83,22 @@ def _folder(name: str) -> Path:
     return Path(name)
 
 
-def _load(args: argparse.Namespace) -> Dataset:
-    """The data, with every text id replaced by its hash."""
-    data = load(
+def _prepare(args: argparse.Namespace, output: Path) -> Prepared:
+    return prepare(
         args.data,
         args.label,
         categorical=[name for name in args.categorical.split(",") if name],
         time=args.time,
         rows=args.rows or (QUICK_ROWS if args.quick else MOST_ROWS),
         seed=args.seed,
+        folder=output,
     )
-    return replace(data, codes=hash_strings(data.vocabulary)[data.codes])
 
 
-def _compare(data: Dataset, args: argparse.Namespace) -> tuple[list[Reading], dict[str, str]]:
+def _compare(data: Prepared, args: argparse.Namespace) -> tuple[list[Reading], dict[str, str]]:
     """Train, swap and quantize, reading each variant."""
-    torch.manual_seed(args.seed)
-    model = Ranker(data)
-    train(model, data, _epochs(len(data.train), args.quick), args.seed)
-    calibrate(model, data)
+    epochs = _epochs(len(data.train), args.quick)
+    model = train(configuration(data), data, epochs, args.seed)
     swapped = copy.deepcopy(model)
     notes = {"swap": str(swap(swapped))}
     quantized = copy.deepcopy(swapped)
@@ -120,7 +118,7 @@ def _epochs(rows: int, quick: bool) -> int:
 
 def _write(
     path: Path,
-    data: Dataset,
+    data: Prepared,
     readings: list[Reading],
     notes: dict[str, str],
     args: argparse.Namespace,
@@ -128,7 +126,7 @@ def _write(
     """Write all figures, with the machine they were taken on."""
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     content = {
-        "data": {"name": data.name, "task": data.task, "features": data.features},
+        "data": {"name": data.name, "task": data.task, "features": data.schema.columns},
         "rows": {part: len(getattr(data, part)) for part in ("train", "valid", "test")},
         "options": {"quick": args.quick, "seed": args.seed, "bits": args.bits},
         "machine": {**machine, "threads": torch.get_num_threads()},

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..datasets import Dataset, progress, require
-from .ranker import Ranker, predict
+from ..data.packages import progress
+from ..models import LiRank
+from ..training.metrics import measure, score
+from .prepare import Prepared
 
 REQUESTS = {1: 500, 64: 300, 1024: 150}  # batch size to number of timed requests
 
@@ -34,19 +36,18 @@ class Reading:
         return {key: value for key, value in vars(self).items() if key != "probabilities"}
 
 
-def read(name: str, model: Ranker, data: Dataset) -> Reading:
+def read(name: str, model: LiRank, data: Prepared) -> Reading:
     """Quality on the rows to test on, and bytes."""
-    metrics = require("sklearn.metrics")
-    probabilities = predict(model, data, data.test).double().sigmoid().numpy()
-    labels = data.labels[data.test].numpy()
+    logits, labels = (values[:, 0] for values in score(model, data.memory(data.test)))
+    metrics = measure(logits, labels)
     return Reading(
         name,
-        float(metrics.roc_auc_score(labels, probabilities)),
-        float(metrics.log_loss(labels, probabilities)),
-        float(labels.sum() / probabilities.sum()),
-        num_bytes(model.embedding),
+        metrics.auc,
+        metrics.log_loss,
+        metrics.observed_to_expected,
+        num_bytes(model.tables),
         num_bytes(model),
-        probabilities,
+        1 / (1 + np.exp(-logits.astype(np.float64))),
     )
 
 
@@ -56,27 +57,26 @@ def num_bytes(module: nn.Module) -> int:
 
 
 def time_requests(
-    models: dict[str, Ranker], data: Dataset, requests: dict[int, int], seed: int = 0
+    models: dict[str, LiRank], data: Prepared, requests: dict[int, int], seed: int = 0
 ) -> dict[str, dict[int, tuple[float, float]]]:
     """p50 and p99 in milliseconds of scoring a batch of test rows, hashes to probabilities.
 
     The variants take turns on every request, so that a disturbance of the machine meets all.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     bar = progress(None, "timing", total=sum(requests.values()), unit=" requests")
     result: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in models}
     for size, count in requests.items():
         taken = {name: np.empty(count) for name in models}
         for request in range(-max(5, count // 10), count):  # the negative ones warm up
-            rows = data.test[torch.randint(len(data.test), (size,), generator=generator)]
-            ids, offsets, dense, _ = data.batch(rows)
+            features = data.batch(generator.choice(data.test, size)).features
             # Who runs after the slowest finds the caches full of its data: so the order rotates.
             first = request % len(models)
             order = [*models.items()][first:] + [*models.items()][:first]
             for name, model in order:
                 with torch.inference_mode():
                     start = time.perf_counter()
-                    model(ids, offsets, dense).sigmoid()
+                    model(features).sigmoid()
                     seconds = time.perf_counter() - start
                 if request >= 0:
                     taken[name][request] = seconds * 1e3

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..datasets import Dataset, require
+from ..data.packages import need
 from .measure import Reading, reliability
+from .prepare import Prepared
 
 COLOURS = ("#9aa5b1", "#3b82c4", "#e07b39")
 
@@ -24,9 +25,9 @@ def headline(readings: list[Reading]) -> str:
     )
 
 
-def print_table(data: Dataset, readings: list[Reading]) -> None:
+def print_table(data: Prepared, readings: list[Reading]) -> None:
     """Print what was measured, a row per figure and a column per variant."""
-    rich_table, console = require("rich.table"), require("rich.console")
+    rich_table, console = need("rich.table"), need("rich.console")
     rows = f"{len(data.train):,} rows to train, {len(data.test):,} to test"
     table = rich_table.Table(title=f"{data.name}: {data.task} ({rows})", title_justify="left")
     table.add_column("")
@@ -62,9 +63,9 @@ def _megabytes(number: int) -> str:
     return f"{number / 1e6:.2f} MB"
 
 
-def draw(path: Path, data: Dataset, readings: list[Reading]) -> None:
+def draw(path: Path, data: Prepared, readings: list[Reading]) -> None:
     """Draw the reliability curves and the bars of bytes and latency into a PNG file."""
-    figure = require("matplotlib.figure").Figure(figsize=(15, 5.4), dpi=120, layout="constrained")
+    figure = need("matplotlib.figure").Figure(figsize=(15, 5.4), dpi=120, layout="constrained")
     figure.suptitle(f"{data.name} ({data.task}): {headline(readings)}", fontsize=12)
     left, middle, right = figure.subfigures(1, 3, width_ratios=(4, 2, 6))
     _draw_reliability(left.subplots(), data, readings)
@@ -81,8 +82,8 @@ def draw(path: Path, data: Dataset, readings: list[Reading]) -> None:
     figure.savefig(path)
 
 
-def _draw_reliability(axes: Any, data: Dataset, readings: list[Reading]) -> None:
-    labels = data.labels[data.test].numpy()
+def _draw_reliability(axes: Any, data: Prepared, readings: list[Reading]) -> None:
+    labels = data.labels(data.test)
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":", label="perfect")
     # Before and after all but coincide: a broad line below a thin one shows both.
     styles = ({"linewidth": 7, "alpha": 0.6}, {"linewidth": 1.5, "marker": "o", "markersize": 5})

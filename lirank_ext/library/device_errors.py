@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .load import cuda_loaded, extension
+from .load import cuda_library, cuda_loaded
 
 _INDEX, _OFFSETS, _TABLES, _ROW, _CODES, _VOCABULARY = range(1, 7)
 
@@ -32,7 +32,7 @@ def check_errors() -> None:
     if not cuda_loaded or not torch.cuda.is_initialized():
         return
     for device in range(torch.cuda.device_count()):
-        found = _take(_library(), device)
+        found = _take(cuda_library(), device)
         if found[0]:
             raise _describe(found, f" on cuda:{device}")
 
@@ -66,11 +66,6 @@ def take_findings() -> Iterator[tuple[list[int], str]]:
         if found[0]:
             buffer.zero_()
             yield found, f" on {buffer.device}"
-
-
-def _library() -> ctypes.CDLL:
-    """The library that is loaded already."""
-    return ctypes.CDLL(extension.__file__.rpartition("/")[0] + "/liblirank_cuda.so")
 
 
 def _take(library: ctypes.CDLL, device: int) -> list[int]:

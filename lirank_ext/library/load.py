@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -34,3 +36,9 @@ def _load_cuda() -> bool:
 
 extension, why_no_extension = _load()
 cuda_loaded = _load_cuda()
+
+
+@cache
+def cuda_library() -> ctypes.CDLL:
+    """What the loaded CUDA library offers besides its ops, for ``ctypes``."""
+    return ctypes.CDLL(str(Path(extension.__file__).parent / "liblirank_cuda.so"))

@@ -1,7 +1,7 @@
 """Builds the table of a static vocabulary in NumPy, where the extension is absent.
 
-The same steps as ``csrc/vocabulary_builder.h`` and the same table, byte for byte; some 100 times
-slower (5 us a key). The comments there say why.
+The same steps as ``csrc/static_vocabulary_builder.h`` and the same table, byte for byte; some 100
+times slower (5 us a key). The comments there say why.
 """
 
 from __future__ import annotations

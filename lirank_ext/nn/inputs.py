@@ -1,4 +1,4 @@
-"""Raw inputs of a ranker: numbers normalised, strings hashed."""
+"""Raw inputs of a ranker: numbers normalized, strings hashed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ._common import check_number, check_positive, check_shape, refuse
 
@@ -14,12 +13,16 @@ from ._common import check_number, check_positive, check_shape, refuse
 class NumericBatchNorm(nn.Module):
     """Batch norm of numeric inputs that may be missing.
 
-    As ``torch.nn.BatchNorm1d`` (same parameters and buffers, the same result where nothing is
-    missing), but mean and variance are those of the values that are there. A value that is not
-    finite is missing and becomes the mean, 0 before ``weight`` and ``bias``. A column with fewer
-    than two values in a training batch is normalised by its running statistics, and they stay.
+    As ``torch.nn.BatchNorm1d``, but mean and variance are those of the values that are there. A
+    value that is not finite is missing and becomes the mean, 0 before ``weight`` and ``bias``. A
+    column with fewer than two values in a training batch is normalized by its running statistics,
+    and they stay.
 
-    LiRank lists batch norm on numeric inputs among what made training converge, and normalises by
+    The running statistics are those of all values seen until ``momentum`` weighs more than a
+    batch's share of them, so they are right from the first batch on, whatever a column's mean and
+    scale: BatchNorm1d starts at mean 0 and variance 1 and forgets that over dozens of batches.
+
+    LiRank lists batch norm on numeric inputs among what made training converge, and normalizes by
     distribution: counts and amounts, which spread over orders of magnitude, belong in ``log``.
 
     Args:
@@ -35,7 +38,7 @@ class NumericBatchNorm(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
-    num_batches_tracked: Tensor
+    num_values: Tensor
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class NumericBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
+        self.register_buffer("num_values", torch.zeros(num_features, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_features) -> (B, num_features)."""
@@ -72,11 +75,11 @@ class NumericBatchNorm(nn.Module):
         x = x.masked_fill(~there, 0)
         if self.any_log:
             x = torch.where(self.log, x.sign() * x.abs().log1p(), x)
-        if not self.training:
-            x = torch.where(there, x, self.running_mean.to(x.dtype))
-            statistics = (self.running_mean, self.running_var)
-            return F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
-        mean, var = self._batch_statistics(x, there)
+        if self.training:
+            mean, var = self._batch_statistics(x, there)
+        else:
+            mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
+        # The mean goes first: x * a - mean * a would lose a column whose mean is far from 0.
         x = ((x - mean) * (var + self.eps).rsqrt()).masked_fill(~there, 0)
         return x if self.weight is None else x * self.weight + self.bias
 
@@ -86,11 +89,13 @@ class NumericBatchNorm(nn.Module):
         squares = (x - mean).square().masked_fill(~there, 0).sum(0)
         enough = count > 1
         with torch.no_grad():
-            pace = self.momentum * enough.to(self.running_mean.dtype)
+            seen = self.num_values + count
+            share = (count / seen.clamp(min=1)).to(self.running_mean.dtype)
+            pace = share.clamp(min=self.momentum) * enough
             unbiased = squares / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), pace)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), pace)
-            self.num_batches_tracked += 1
+            self.num_values.copy_(torch.where(enough, seen, self.num_values))
         mean = torch.where(enough, mean, self.running_mean)
         return mean, torch.where(enough, squares / count.clamp(min=1), self.running_var)
 

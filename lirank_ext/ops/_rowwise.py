@@ -1,4 +1,4 @@
-"""The packed layout of row-wise quantized tables, as ``csrc/rowwise.h`` defines it."""
+"""The packed layout of row-wise quantized tables: ``csrc/quantized_embedding_layout.h``."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def outer_attention(
     Never holds the B * h * h scores, forward or backward. With ``token_dim = 1`` the result
     is, for each sample, the ratio of two smooth functions of the single number ``q_i``; where a
     proven bound allows, a CPU computes both at a few Chebyshev nodes and interpolates them:
-    float32, O(r) exponentials a sample instead of O(r^2) (``csrc/cross_chebyshev.h``).
+    float32, O(r) exponentials a sample instead of O(r^2) (``csrc/simd/cross_chebyshev.h``).
 
     Args:
         q, k, v: (B, r); float32, float64, bfloat16 or float16.

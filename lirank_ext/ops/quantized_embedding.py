@@ -77,7 +77,8 @@ def pack_rows(codes: Tensor, scale: Tensor, mid: Tensor, bits: int = 8) -> Tenso
         bits: 8 or 4.
 
     Returns:
-        uint8 (N, row_bytes), opaque: only N is meaningful. See ``csrc/rowwise.h``.
+        uint8 (N, row_bytes), opaque: only N is meaningful. See
+        ``csrc/quantized_embedding_layout.h``.
 
     Raises:
         ValueError, TypeError, RuntimeError: shapes, dtypes or codes do not fit, or a gradient is

@@ -20,7 +20,7 @@ _LOW = (1 << 32) - 1
 
 
 class Header(NamedTuple):
-    """The first 64 bytes of a table; see ``csrc/vocabulary_table.h`` for the rest."""
+    """The first 64 bytes of a table; see ``csrc/static_vocabulary_table.h`` for the rest."""
 
     magic: int
     keys: int

@@ -1,7 +1,7 @@
 // Compiles one kernel header once per instruction set.
 //
-//   #define LIRANK_KERNELS "isotonic_kernels.h"
-//   #include "foreach_isa.h"
+//   #define LIRANK_KERNELS "simd/isotonic.h"
+//   #include "simd/foreach_isa.h"
 //   ... LIRANK_DISPATCH(function, arguments) ...
 //
 // The header lands in namespaces lirank::plain, lirank::avx2 and
@@ -10,11 +10,11 @@
 // pragma could be merged with the plain one by the linker.
 #pragma once
 #include "cpu_features.h"
-#include "isa_macros.h"
+#include "simd/isa_macros.h"
 
 #define LIRANK_ISA 0
 namespace lirank::plain {
-#include "vec.h"
+#include "simd/vec.h"
 #include LIRANK_KERNELS
 }  // namespace lirank::plain
 #undef LIRANK_ISA
@@ -30,7 +30,7 @@ namespace lirank::plain {
 #endif
 #define LIRANK_ISA 256
 namespace lirank::avx2 {
-#include "vec.h"
+#include "simd/vec.h"
 #include LIRANK_KERNELS
 }  // namespace lirank::avx2
 #undef LIRANK_ISA
@@ -48,7 +48,7 @@ namespace lirank::avx2 {
 #endif
 #define LIRANK_ISA 512
 namespace lirank::avx512 {
-#include "vec.h"
+#include "simd/vec.h"
 #include LIRANK_KERNELS
 }  // namespace lirank::avx512
 #undef LIRANK_ISA

@@ -8,7 +8,7 @@
 // Tried and dropped, 2048 samples, one thread of AVX2:
 // - U^T dt and V^T dh with U and V as they lie: a 4 KB stride, one page and one L1 set per step;
 // - weight gradients for 16 columns at a time: p and dh are read and packed d / 16 times;
-// - tiles of turned samples as in cross_kernels.h: 66 % of the FMA peak at d = 512, r = 64;
+// - tiles of turned samples as in cross_tiles.h: 66 % of the FMA peak at d = 512, r = 64;
 // - sums where they end up, in rows of r or d: 16 rows of one block meet in few L1 sets;
 // - fetching the next chunk into L2 while sums are taken: what loading gains, the sums lose.
 

@@ -41,7 +41,7 @@
 // Not done: folding the 8 of 4-bit codes into mid. A constant row has scale 1 and would lose all
 // digits below 8 * 2^-24.
 
-#include "quantized_embedding_kernels.h"
+#include "simd/quantized_embedding_codes.h"
 
 constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 1 << 20, kNearBytes = 1 << 17;
 constexpr bool kOnePrefetch = LIRANK_ISA == 512;

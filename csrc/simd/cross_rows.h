@@ -8,7 +8,7 @@
 // Gflop/s of a thread's 215 and MKL 120 to 150 (d = 1024, r = 256, 2048 samples; 165 and 145 with
 // 96 samples). Tried and dropped there: 256 of k at a time for all samples of a tile, so that a
 // panel stays in L1 (no faster). Packing costs about 0.4 cycles per weight, turning the tiles of
-// cross_kernels.h about 1.2 per element of the batch: kManySamples in cross.cpp. Both add up over k
+// cross_tiles.h about 1.2 per element of the batch: kManySamples in cross.cpp. Both add up over k
 // in order, in one accumulator: they are equal bit for bit.
 
 // block[k][0..W) = a[k * ld + 0..width), times b where given, 0 beyond width.

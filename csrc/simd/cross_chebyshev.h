@@ -1,8 +1,8 @@
 // Attention of one sample at a few Chebyshev nodes, for one instruction set: the interpolation
 // forward, and the choice between nodes and exact sum. What is interpolated, and the bound, stand
-// in cross_chebyshev_sample.h.
+// in cross_chebyshev_bound.h.
 
-#include "cross_chebyshev_sample.h"
+#include "simd/cross_chebyshev_bound.h"
 
 // Values of functions at the nodes, and coefficients: plus or even, then minus or odd.
 typedef float Halves[2][kHalf];
@@ -205,7 +205,7 @@ static __attribute__((noinline)) bool attend_nodes(const float* q, Range<float> 
   return true;
 }
 
-#include "cross_chebyshev_backward.h"
+#include "simd/cross_chebyshev_backward.h"
 
 // ---- the choice --------------------------------------------------------------------------
 

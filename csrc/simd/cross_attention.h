@@ -1,8 +1,8 @@
 // outer_attention over rows (B, r), for one instruction set.
 
-#include "cross_lanes.h"
-#include "cross_attention_kernels.h"
-#include "cross_chebyshev.h"
+#include "simd/cross_lanes.h"
+#include "simd/cross_attend.h"
+#include "simd/cross_chebyshev.h"
 
 #define LR_ATTENTION(V, T)                                                                        \
   static void attend_rows(const T* q, const T* k, const T* v, int64_t begin, int64_t end,         \

@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "murmur.h"
+#include "hashing_murmur.h"
 
 namespace lirank::vocabulary {
 

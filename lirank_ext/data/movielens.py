@@ -1,6 +1,6 @@
-"""MovieLens-1M as GroupLens ships it: ratings.dat, users.dat and movies.dat.
+"""MovieLens-1M as GroupLens ships it (ratings.dat, users.dat, movies.dat), written as one table.
 
-The task is whether a rating is 4 or more. Counts, rates and the history of a row are made of
+The label is whether a rating is 4 or more. Counts, rates and the history of a row are made of
 ratings with an earlier time stamp alone, as they would stand when the row is served.
 """
 
@@ -8,59 +8,81 @@ from __future__ import annotations
 
 import array
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.columns import ranges
-from ..data.errors import DataError
-from .dataset import Builder, Dataset, check_parts, ordered_parts, progress
+from .columns import ranges
+from .errors import DataError
+from .packages import need, progress
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 Rows: TypeAlias = dict[int, tuple]
+LABEL = "label"
 HISTORY = 10  # liked films that a row remembers
 LIKED = 4  # stars
 PRIOR = 5  # ratings that a rate starts with, all of the average
 
 
-def load_movielens(folder: str | Path, *, rows: int | None = None) -> Dataset:
-    """Load a MovieLens-1M folder.
+def write_movielens(folder: str | Path, path: str | Path, *, rows: int | None = None) -> None:
+    """Write the ratings of a MovieLens-1M folder as a Parquet file, in order of time.
 
     Args:
         folder: holds ratings.dat, users.dat and movies.dat.
+        path: of the file: a row for each rating with what is known of it, and its label.
         rows: keep the latest so many ratings; features still know of all before them.
+
+    Raises:
+        DataError: a file is missing or broken.
     """
-    folder = Path(folder)
-    users, movies = _read_users(folder / "users.dat"), _read_movies(folder / "movies.dat")
-    user, movie, stars, time = _read_ratings(folder / "ratings.dat", users, movies)
+    need("pyarrow.parquet").write_table(movielens_table(folder, rows=rows), path)
+
+
+def movielens_table(folder: str | Path, *, rows: int | None = None) -> Any:
+    """What :func:`write_movielens` writes, as an Arrow table."""
+    pa, folder = need("pyarrow"), Path(folder)
+    users, movies = read_users(folder / "users.dat"), read_movies(folder / "movies.dat")
+    user, movie, stars, time = read_ratings(folder / "ratings.dat", users, movies)
     order = np.argsort(time, kind="stable")  # ratings.dat is sorted by user, not by time
     user, movie, stars, time = user[order], movie[order], stars[order], time[order]
-    labels = (stars >= LIKED).astype(np.float64)
-    parts = ordered_parts(np.arange(len(labels))[-rows if rows else 0 :])
-    check_parts(folder / "ratings.dat", labels, parts)
-    builder = Builder(len(labels))
-    _add_descriptions(builder, user, movie, users, movies)
-    _add_history(builder, user, movie, time, labels, movies)
-    _add_counts(builder, user, movie, time, stars, movies, parts[0])
-    return builder.build("MovieLens", f"rating >= {LIKED}", labels, parts)
+    kept = np.arange(len(user))[-rows if rows else 0 :]
+    train = kept[: len(kept) * 8 // 10]
+    columns = _descriptions(user[kept], movie[kept], users, movies)
+    columns["liked"] = _history(user, movie, time, stars, movies, kept)
+    for name, values in _rates(user, movie, time, stars, movies, train).items():
+        columns[name] = pa.array(values[kept])
+    columns[LABEL] = pa.array((stars[kept] >= LIKED).astype(np.int8))
+    return pa.table(columns)
 
 
-def _add_descriptions(builder: Builder, user: Ints, movie: Ints, users: Rows, movies: Rows) -> None:
-    """What users.dat and movies.dat say: one id each, and the genres of a film as a bag."""
-    builder.add_ids("user", user, list(users))
-    builder.add_ids("movie", movie, list(movies))
+def _descriptions(user: Ints, movie: Ints, users: Rows, movies: Rows) -> dict[str, Any]:
+    """What users.dat and movies.dat say: one name each, and the genres of a film as a list."""
+    columns = {"user": _names(list(users), user), "movie": _names(list(movies), movie)}
     for place, name in enumerate(("gender", "age", "occupation", "zip")):
-        values, codes = np.unique([row[place] for row in users.values()], return_inverse=True)
-        builder.add_ids(name, codes[user], list(values))
-    values, codes = np.unique([year for year, _ in movies.values()], return_inverse=True)
-    builder.add_ids("year", codes[movie], list(values))
+        columns[name] = _names([row[place] for row in users.values()], user)
+    columns["year"] = _names([year for year, _ in movies.values()], movie)
     names, genres, first, count = _genres(movies)
-    places = builder.add_names("genre", names)[genres]
-    builder.add_bag("genre", places[ranges(first[movie], count[movie])], count[movie])
+    places = ranges(first[movie], count[movie])
+    columns["genre"] = _lists(_names(names, genres[places]), count[movie])
+    return columns
+
+
+def _names(values: Sequence[Any], places: Ints) -> Any:
+    """The values at these places as text of few distinct values, which is read as ids."""
+    pa = need("pyarrow")
+    distinct, codes = np.unique([str(v) for v in values], return_inverse=True)
+    return pa.DictionaryArray.from_arrays(pa.array(codes[places]), pa.array(distinct.tolist()))
+
+
+def _lists(values: Any, lengths: Ints) -> Any:
+    """Consecutive values as one list a row."""
+    pa = need("pyarrow")
+    ends = np.concatenate([[0], lengths.cumsum()])
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values.cast(pa.string()))
 
 
 def _genres(movies: Rows) -> tuple[list[str], Ints, Ints, Ints]:
@@ -72,41 +94,41 @@ def _genres(movies: Rows) -> tuple[list[str], Ints, Ints, Ints]:
     return names, flat, count.cumsum() - count, count
 
 
-def _add_history(
-    builder: Builder, user: Ints, movie: Ints, time: Ints, labels: Floats, movies: Rows
-) -> None:
-    """The films that this user liked last, as a bag."""
-    liked = np.flatnonzero(labels)
+def _history(user: Ints, movie: Ints, time: Ints, stars: Floats, movies: Rows, kept: Ints) -> Any:
+    """The films that the row's user liked last, oldest first."""
+    good = stars >= LIKED
+    liked = np.flatnonzero(good)
     liked = liked[np.argsort(user[liked], kind="stable")]
-    first = np.searchsorted(user[liked], user)
-    before = past(user, time, labels)[1].astype(np.int64)
+    first = np.searchsorted(user[liked], user[kept])
+    before = past(user, time, good.astype(np.float64))[1].astype(np.int64)[kept]
     count = np.minimum(before, HISTORY)
     shown = liked[ranges(first + before - count, count)]
-    builder.add_bag("liked", builder.add_names("liked", list(movies))[movie[shown]], count)
+    return _lists(_names(list(movies), movie[shown]), count)
 
 
-def _add_counts(
-    builder: Builder, user: Ints, movie: Ints, time: Ints, stars: Floats, movies: Rows, train: Ints
-) -> None:
+def _rates(
+    user: Ints, movie: Ints, time: Ints, stars: Floats, movies: Rows, train: Ints
+) -> dict[str, Floats]:
     """How many ratings the user and the film have, how good, and how the user finds the genres."""
     average, liked = stars[train].mean(), (stars >= LIKED).astype(np.float64)
-    means = []
-    for key in (user, movie):
+    columns, means = {}, []
+    for name, key in (("user", user), ("movie", movie)):
         count, total = past(key, time, stars)
         means.append((total + PRIOR * average) / (count + PRIOR))
         likes = past(key, time, liked)[1]
-        rate = (likes + PRIOR * liked[train].mean()) / (count + PRIOR)
-        for values in (np.log1p(count), means[-1], rate):
-            builder.add_dense(values, train)
+        columns[f"{name} ratings"] = np.log1p(count)
+        columns[f"{name} mean"] = means[-1]
+        columns[f"{name} likes"] = (likes + PRIOR * liked[train].mean()) / (count + PRIOR)
     names, genres, first, genre_count = _genres(movies)
     row = np.repeat(np.arange(len(user)), genre_count[movie])
     pair = user[row] * len(names) + genres[ranges(first[movie], genre_count[movie])]
-    for values in (stars, liked):
+    for name, values in (("genre mean", stars), ("genre likes", liked)):
         count, total = past(pair, time[row], values[row])
         prior = means[0][row] if values is stars else liked[train].mean()
         rate = (total + PRIOR * prior) / (count + PRIOR)
         summed = np.bincount(row, rate, minlength=len(user))
-        builder.add_dense(summed / genre_count[movie], train)
+        columns[name] = summed / genre_count[movie]
+    return columns
 
 
 def past(key: Ints, time: Ints, values: Floats) -> tuple[Ints, Floats]:
@@ -153,7 +175,7 @@ def _lines(path: Path, wanted: int) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}: empty file")
 
 
-def _read_users(path: Path) -> Rows:
+def read_users(path: Path) -> Rows:
     """User id to (gender, age, occupation, first three characters of the zip code)."""
     rows = {}
     for line, (user, gender, age, occupation, code) in _lines(path, 5):
@@ -161,7 +183,7 @@ def _read_users(path: Path) -> Rows:
     return rows
 
 
-def _read_movies(path: Path) -> Rows:
+def read_movies(path: Path) -> Rows:
     """Film id to (year, genres)."""
     rows = {}
     for line, (movie, title, genres) in _lines(path, 3):
@@ -171,7 +193,7 @@ def _read_movies(path: Path) -> Rows:
     return rows
 
 
-def _read_ratings(path: Path, users: Rows, movies: Rows) -> tuple[Ints, Ints, Floats, Ints]:
+def read_ratings(path: Path, users: Rows, movies: Rows) -> tuple[Ints, Ints, Floats, Ints]:
     """Places of user and film in their tables, stars and time of every rating."""
     places = [{name: i for i, name in enumerate(table)} for table in (users, movies)]
     columns = array.array("q"), array.array("q"), array.array("d"), array.array("q")

@@ -6,7 +6,7 @@
 // on lanes of 64 bits. Other blocks, of 32 to 256 keys, were no faster, nor were huge pages, nor
 // three blocks under way, each a step behind the one before it.
 
-#include "murmur_lanes.h"
+#include "simd/hashing_lanes.h"
 
 // Low 32 bits of a times low 32 bits of b; a >> by and a - b.
 #if LIRANK_ISA == 512
@@ -34,7 +34,7 @@ LR_INLINE u64 minus(u64 a, u64 b) { return {a.v - b.v}; }
 
 constexpr int kVocabularyBlock = 64;
 
-// part_of, bucket_of and slot_of of vocabulary_table.h, on lanes.
+// part_of, bucket_of and slot_of of static_vocabulary_table.h, on lanes.
 LR_INLINE u64 part_lanes(u64 hash, u64 parts) {
   return right<32>(product32(right<32>(hash), parts));
 }

@@ -1,17 +1,17 @@
 // Cross layers on tiles of samples, for one instruction set. The products are described in
-// cross_gemm.h, the attention in cross_attention_kernels.h.
+// cross_tile_product.h, the attention in cross_attend.h.
 //
 // Forward: a tile's x0 and x are turned once, stay in L2 through all layers, and are turned
 // back once. One layer alone, on many samples, is in cross_rows.h, its backward in
 // cross_backward.h.
 
-#include "convert_kernels.h"
-#include "cross_lanes.h"
-#include "cross_gemm.h"
-#include "cross_attention_kernels.h"
-#include "cross_chebyshev.h"
-#include "cross_attend.h"
-#include "cross_small.h"
+#include "simd/convert.h"
+#include "simd/cross_lanes.h"
+#include "simd/cross_tile_product.h"
+#include "simd/cross_attend.h"
+#include "simd/cross_chebyshev.h"
+#include "simd/cross_attend_sample.h"
+#include "simd/cross_few_samples.h"
 
 // own: rows of q, k, v, (samples, 3r) -> p (r x W); result: the same as rows, (samples, r).
 template <typename V>
@@ -165,8 +165,8 @@ LR_INLINE void small_net_range(const Net<typename V::T>& net, const typename V::
   memcpy(y + begin * d, state[0], size * sizeof(T));
 }
 
-#include "cross_rows.h"
-#include "cross_backward.h"
+#include "simd/cross_rows.h"
+#include "simd/cross_backward.h"
 
 #define LR_CROSS(V, T)                                                                             \
   static int64_t lanes(const T*) { return V::N; }                                                  \

@@ -1,7 +1,7 @@
 // murmur_hash for one instruction set. 16 bytes of traffic an id: bound by copying where the
 // multiplications are 64 bits wide, by those multiplications elsewhere.
 
-#include "murmur_lanes.h"
+#include "simd/hashing_lanes.h"
 
 inline void hash_ids(const int64_t* ids, int64_t n, uint32_t seed, int64_t* out) {
   const u64 start = u64::set1(seed ^ 8u);

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "export.h"
-#include "hash_text.h"
-#include "utf8.h"
+#include "hashing_text.h"
+#include "hashing_utf8.h"
 
 namespace lirank {
 

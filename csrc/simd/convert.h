@@ -1,6 +1,6 @@
 // Rows of 16-bit floats to float and back, n numbers in all, for one instruction set.
 
-#include "half_lanes.h"
+#include "simd/half_lanes.h"
 
 template <typename Element>
 LR_INLINE void widen_elements(const Element* from, int64_t n, float* to) {

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "murmur.h"
+#include "hashing_murmur.h"
 
 namespace lirank::murmur {
 

@@ -13,11 +13,11 @@
 // ahead into the second level, as look-ups in quantized tables have it: no change for 500,000
 // float rows of 64, 8 % slower for packed ones.
 
-#include "half_lanes.h"
-#include "murmur_lanes.h"
+#include "simd/half_lanes.h"
+#include "simd/hashing_lanes.h"
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
-#include "quantized_embedding_kernels.h"
+#include "simd/quantized_embedding_codes.h"
 #pragma GCC diagnostic pop
 
 constexpr int64_t kBlock = 16, kSegment = 64, kDistance = 16, kRing = 128;

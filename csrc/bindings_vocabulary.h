@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "vocabulary_builder.h"
+#include "static_vocabulary_builder.h"
 
 namespace lirank {
 

@@ -1,4 +1,4 @@
-// Builds the table of vocabulary_table.h, some parts at a time, on PyTorch's threads.
+// Builds the table of static_vocabulary_table.h, some parts at a time, on PyTorch's threads.
 //
 // Within a part: buckets in order of falling size take the first of the 256 pilots that leads all
 // their keys to free slots. Where none does, the bucket takes the pilot that drives out the least
@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "export.h"
-#include "vocabulary_table.h"
+#include "static_vocabulary_table.h"
 
 namespace lirank::vocabulary {
 

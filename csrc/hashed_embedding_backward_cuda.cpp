@@ -1,0 +1,173 @@
+// Gradients of hashed tables on CUDA tensors. Sparse ones wait for the device: how many rows they
+// have decides how large they are (and where the last bag ends, with include_last_offset, how many
+// ids count).
+#include "hashed_embedding_cuda.h"
+
+namespace lirank {
+namespace {
+
+using gpu::RunsParams;
+
+// Stable, by PyTorch's own radix sort of 32 bits, which captures.
+std::pair<Tensor, Tensor> sorted(const Tensor& rows) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 4> stack{from(rows), from(std::optional<bool>(true)), from(int64_t(0)),
+                                    from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+}
+
+// What the four gradients share. Holds the tensors that the pointers point into.
+struct Gradients {
+  DeviceBags ids;
+  Tensor grad, keys, bag_of, partials;
+  int64_t heights[4];
+  RunsParams params;
+};
+
+Gradients read_gradients(const OnDevice& on, const Tensor& grad, const Tensor& ids,
+                         const OptionalTensor& offsets, const OptionalTensor& weights,
+                         int64_t num_buckets, int64_t num_remainders, int64_t seed,
+                         const std::string& mode, bool include_last, bool prehashed) {
+  check_rule(on.op, num_buckets, seed);
+  check_remainders(on.op, "num_remainders", num_remainders);
+  check_floating(on.op, "grad", grad);
+  check_dim(on.op, "grad", grad, 2);
+  check_same_dtype(on.op, "ids", ids, ScalarType::Long);
+  const ScalarType type = compute_type(grad.scalar_type());
+  Gradients g{read_device_bags(on.op, "ids", ids, offsets, mode, weights, include_last, type, grad),
+              to_contiguous(grad),
+              {},
+              {},
+              {},
+              {},
+              {}};
+  const gpu::Bags& bags = g.ids.bags;
+  LIRANK_CHECK(grad.size(0) == bags.bags, on.op, "grad", "wanted ", bags.bags, " rows, got ",
+               shape(grad));
+  LIRANK_CHECK(bags.count < INT32_MAX && bags.bags < INT32_MAX, on.op, "ids",
+               "wanted fewer than 2^31 ids and bags in one backward, got ", bags.count);
+  const int64_t quotients = quotient_rows(num_buckets, num_remainders);
+  for (int t = 0; t < 4; ++t) g.heights[t] = t % 2 ? num_remainders : quotients;
+  RunsParams& p = g.params;
+  p.bags = bags;
+  p.source = source_of(num_buckets, num_remainders, seed, prehashed);
+  p.count = bags.count;
+  p.grad = g.grad.const_data_ptr();
+  p.dim = grad.size(1);
+  p.element = element_of(grad.scalar_type());
+  p.errors = on.errors;
+  return g;
+}
+
+int64_t chunks_of(int64_t count) { return (count + gpu::kChunk - 1) / gpu::kChunk; }
+
+// The workspace (kernels/hashed_embedding.cu states it), and the bag of every id.
+void start(const OnDevice& on, Gradients& g) {
+  RunsParams& p = g.params;
+  const ScalarType type = compute_type(g.grad.scalar_type());
+  g.keys = new_tensor(g.ids.ids, {p.count}, ScalarType::Int);
+  g.bag_of = new_tensor(g.ids.ids, {p.count}, ScalarType::Int);
+  g.partials = new_tensor(g.grad, {chunks_of(p.count), 2, p.dim}, type);
+  p.keys = g.keys.mutable_data_ptr<int32_t>();
+  p.bag_of = g.bag_of.mutable_data_ptr<int32_t>();
+  p.partials = g.partials.mutable_data_ptr();
+  if (p.count > 0) on.check(cudaMemsetAsync(p.bag_of, 0xff, p.count * sizeof(int32_t), on.stream));
+  on.check(gpu::hashed_bags_launch(p, on.stream));
+}
+
+// The ids in the order of their rows in one table.
+std::pair<Tensor, Tensor> sort_rows(const OnDevice& on, Gradients& g, int table) {
+  g.params.table = table;
+  on.check(gpu::hashed_rows_launch(g.params, on.stream));
+  return sorted(g.keys);
+}
+
+void sum_rows(const OnDevice& on, RunsParams p, const std::pair<Tensor, Tensor>& entries,
+              Tensor& out) {
+  p.sorted = entries.first.const_data_ptr<int32_t>();
+  p.positions = entries.second.const_data_ptr<int64_t>();
+  p.out = out.mutable_data_ptr();
+  on.check(gpu::hashed_runs_launch(p, on.stream));
+}
+
+Tensor dense_gradient(const OnDevice& on, Gradients& g, int table) {
+  Tensor out = torch::stable::new_zeros(g.grad, {g.heights[table], g.params.dim});
+  sum_rows(on, g.params, sort_rows(on, g, table), out);
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward_dense(
+    const Tensor& grad, const Tensor& ids, const OptionalTensor& offsets,
+    const OptionalTensor& weights, int64_t num_buckets, int64_t num_remainders, int64_t seed,
+    std::string mode, bool include_last, bool prehashed) {
+  const OnDevice on("hashed_embedding_bag_backward", "grad", grad);
+  Gradients g = read_gradients(on, grad, ids, offsets, weights, num_buckets, num_remainders, seed,
+                               mode, include_last, prehashed);
+  start(on, g);
+  Four out;
+  for (int t = 0; t < 4; ++t) out[t] = dense_gradient(on, g, t);
+  return {out[0], out[1], out[2], out[3]};
+}
+
+// Ids in front of the end of the last bag: the others must not add rows. One wait, where the end
+// is a number on the device.
+int64_t used_ids(const OnDevice& on, const gpu::Bags& b, bool include_last) {
+  if (b.bags == 0) return 0;
+  if (b.offsets == nullptr || !include_last) return b.count;
+  const int64_t at = b.offset_count - 1;
+  const int64_t end = b.wide_offsets ? on.read<int64_t>((const int64_t*)b.offsets + at)
+                                     : on.read<int32_t>((const int32_t*)b.offsets + at);
+  return end < 0 ? 0 : end < b.count ? end : b.count;  // a bad one is reported by the kernels
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_sparse(
+    const Tensor& grad, const Tensor& ids, const OptionalTensor& offsets,
+    const OptionalTensor& weights, int64_t num_buckets, int64_t num_remainders, int64_t seed,
+    std::string mode, bool include_last, bool prehashed) {
+  const OnDevice on("hashed_embedding_bag_backward_sparse", "grad", grad);
+  Gradients g = read_gradients(on, grad, ids, offsets, weights, num_buckets, num_remainders, seed,
+                               mode, include_last, prehashed);
+  if (on.capturing())
+    throw std::runtime_error(std::string("lirank::") + on.op +
+                             ": sparse gradients wait for the device, which no CUDA graph can "
+                             "hold: use sparse=False");
+  RunsParams& p = g.params;
+  p.count = used_ids(on, p.bags, include_last);
+  start(on, g);
+  // Both quotient tables are counted before the one wait for their numbers of rows.
+  const int64_t chunks = chunks_of(p.count);
+  Tensor starts = torch::stable::new_zeros(g.ids.ids, {2, chunks + 1});
+  std::pair<Tensor, Tensor> entries[2];
+  int64_t rows[2];
+  for (int half = 0; half < 2; ++half) {
+    entries[half] = sort_rows(on, g, 2 * half);
+    RunsParams q = p;
+    q.sorted = entries[half].first.const_data_ptr<int32_t>();
+    q.starts = starts.mutable_data_ptr<int64_t>() + half * (chunks + 1);
+    on.check(gpu::hashed_count_launch(q, on.stream));
+  }
+  for (int half = 0; half < 2; ++half)
+    rows[half] = on.read<int64_t>(starts.const_data_ptr<int64_t>() + (half + 1) * (chunks + 1) - 1);
+  Tensor found[2], values[2], remainders[2];
+  for (int half = 0; half < 2; ++half) {
+    found[half] = new_tensor(g.ids.ids, {rows[half]}, ScalarType::Long);
+    values[half] = torch::stable::new_zeros(g.grad, {rows[half], p.dim});
+    RunsParams q = p;
+    q.starts = starts.mutable_data_ptr<int64_t>() + half * (chunks + 1);
+    q.found = found[half].mutable_data_ptr<int64_t>();
+    sum_rows(on, q, entries[half], values[half]);
+    remainders[half] = dense_gradient(on, g, 2 * half + 1);
+  }
+  return {found[0], values[0], remainders[0], found[1], values[1], remainders[1]};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lirank, CUDA, m) {
+  m.impl("hashed_embedding_bag_backward", TORCH_BOX(&backward_dense));
+  m.impl("hashed_embedding_bag_backward_sparse", TORCH_BOX(&backward_sparse));
+}
+
+}  // namespace lirank

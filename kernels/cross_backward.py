@@ -1,0 +1,120 @@
+"""Backward of a low-rank cross layer in one kernel, for ranks up to 128.
+
+``_cross_backward`` does for grad what ``cross._cross`` does for x: dh = (grad * x0) u on chip, then
+dx0 = grad * (h u^T + bias) and dx = grad + dh v. It leaves dh and dt = grad * x0 for the two weight
+gradients, whose sums run over the batch: those are plain products, for cuBLAS. The bias's
+gradient comes from one partial sum per program, added up by torch in a fixed order.
+
+Bytes: reads 3, writes 3 B d items.
+
+Dropped: atomics for the weight gradients (sums differ from run to run).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import batch_class, choose, launch, rows, size_class
+from ._tiles import COMPUTED, GIVEN, keep, padded, precision, product, project, tile, turned
+
+
+@triton.jit(do_not_specialize=["n"])
+def _cross_backward(
+    grad,
+    x0,
+    x,
+    v,
+    u,
+    bias,
+    hidden,
+    dh_out,
+    dt_out,
+    dx0,
+    dx,
+    partial,
+    n,
+    d,
+    r,
+    grad_row,
+    x0_row,
+    x_row,
+    PRECISION: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rank = tl.arange(0, RANK).to(tl.int64)
+    dh = tl.zeros((ROWS, RANK), tl.float32)
+    for start in range(0, d, COLUMNS):
+        column = (start + tl.arange(0, COLUMNS)).to(tl.int64)
+        dt = tile(grad, row, column, grad_row, n, d).to(tl.float32)
+        dt *= tile(x0, row, column, x0_row, n, d).to(tl.float32)
+        keep(dt_out, dt, row, column, d, n, d)
+        mine = partial + tl.program_id(0).to(tl.int64) * d + column
+        tl.store(mine, tl.sum(dt, 0), mask=column < d)
+        dh = product(dt, tile(u, column, rank, r, d, r), dh, PRECISION)
+    keep(dh_out, dh, row, rank, r, n, r)
+    if HIDDEN == GIVEN:
+        h = tile(hidden, row, rank, r, n, r).to(tl.float32)
+    else:
+        h = project(x, v, row, rank, x_row, n, d, r, PRECISION, RANK, ROWS, COLUMNS)
+        keep(hidden, h, row, rank, r, n, r)
+    for start in range(0, d, COLUMNS):
+        column = (start + tl.arange(0, COLUMNS)).to(tl.int64)
+        g = tile(grad, row, column, grad_row, n, d).to(tl.float32)
+        t = tl.zeros((ROWS, COLUMNS), tl.float32)
+        t = product(h, turned(u, rank, column, r, r, d), t, PRECISION)
+        if bias is not None:
+            t += tl.load(bias + column, mask=column < d, other=0).to(tl.float32)[None, :]
+        keep(dx0, g * t, row, column, d, n, d)
+        keep(dx, product(dh, tile(v, rank, column, d, r, d), g, PRECISION), row, column, d, n, d)
+
+
+# ---- launchers ---------------------------------------------------------------------------
+
+
+def _tile_of(rows_: int, columns: int, warps: int) -> dict[str, int]:
+    return {"ROWS": rows_, "COLUMNS": columns, "num_warps": warps, "num_stages": 2}
+
+
+# By the padded rank up to which they serve.
+_BFLOAT16 = {
+    64: (_tile_of(64, 32, 8), _tile_of(16, 64, 4)),
+    128: (_tile_of(32, 32, 8), _tile_of(16, 32, 8)),
+}
+_FLOAT32 = {
+    64: (_tile_of(32, 32, 8), _tile_of(16, 32, 4)),
+    128: (_tile_of(16, 32, 8),),
+}
+
+
+def _tiles(dtype: torch.dtype, rank: int) -> tuple[dict[str, int], ...]:
+    table = _BFLOAT16 if dtype == torch.bfloat16 else _FLOAT32
+    return next(tiles for largest, tiles in table.items() if rank <= largest)
+
+
+def fused_backward(grad, x0, x, v, u, bias, hidden) -> tuple[Tensor, ...]:
+    n, d, r = *x.shape, u.shape[1]
+    dt, dx0, dx = (x.new_empty(n, d) for _ in range(3))
+    dh, state = x.new_empty(n, r), COMPUTED if hidden is None else GIVEN
+    h = x.new_empty(n, r) if hidden is None else hidden.contiguous()
+    v, u, bias = v.contiguous(), u.contiguous(), None if bias is None else rows(bias)
+    grad, x0, x = rows(grad), rows(x0), rows(x)
+    strides = (grad.stride(0), x0.stride(0), x.stride(0))
+    sums = {}
+
+    def run(c):
+        programs = triton.cdiv(n, c["ROWS"])
+        partial = x.new_empty((programs, d), dtype=torch.float32)
+        args = (grad, x0, x, v, u, bias, h, dh, dt, dx0, dx, partial, n, d, r, *strides)
+        launch(_cross_backward, (programs,), *args, precision(), state.value, padded(r), **c)
+        sums["bias"] = partial
+
+    key = ("back", x.dtype, precision(), state.value, padded(r), size_class(d), batch_class(n))
+    choose(key, _tiles(x.dtype, padded(r)), run)
+    return dx0, dx, dh.T @ x, dt.T @ h, sums["bias"].sum(0).to(x.dtype)

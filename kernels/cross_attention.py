@@ -17,8 +17,10 @@ Bytes: 4 B r items. Floor: B * r * r exponentials, 16 a clock and multiprocessor
 programming guide): r=64, B=4096 are 16.8 M, 4.5 us at 132 x 1.755 GHz (H100, datasheet), against
 1.3 us for its 4 MB in float32.
 
-Dropped: interpolation at Chebyshev nodes as on the CPU (its bound needs a look at the data, which
-would decide between two paths per sample).
+From rank 128 on, ``_attend_nodes`` is timed beside that. A program has one sample, and takes it at
+32 Chebyshev nodes where the bound allows (``_chebyshev``): 32 r exponentials, not r * r. Along
+the lanes lie keys in the sums at the nodes, then coefficients, then queries; a coefficient reaches
+all lanes by a shuffle and serves ROWS queries a thread. Other samples are summed exactly there.
 """
 
 from __future__ import annotations
@@ -32,6 +34,17 @@ from lirank_ext.ops._cross_checks import check_attention, check_grad
 
 from . import cross_attention_backward, cross_attention_tokens
 from ._attention import LOG2E, extremes, strides, tiles, value_of
+from ._chebyshev import (
+    coefficients,
+    factor_of,
+    is_level,
+    keys_of,
+    node_tiles,
+    one_of,
+    range_of,
+    sample_of,
+    table,
+)
 from ._launch import batch_class, choose, compute_type, launch, rows, size_class
 
 
@@ -61,6 +74,69 @@ def _add_keys(
     return sums[0] + e, sums[1] + e * value[None, :]
 
 
+@triton.jit
+def _add_at_nodes(
+    sums,
+    sample,
+    steep,
+    k,
+    v,
+    row,
+    start,
+    k_row,
+    v_row,
+    r,
+    SHORT: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """D and N at the nodes with SHORT more keys."""
+    j = start + tl.arange(0, SHORT)
+    key, weight, value = keys_of(sample, k, v, row, j, k_row, v_row, r, MASKED)
+    e = tl.exp2(weight[None, :] + steep[:, None] * key[None, :])
+    return sums[0] + e, sums[1] + e * value[None, :]
+
+
+@triton.jit
+def _attend_rows(
+    q,
+    k,
+    v,
+    out,
+    row,
+    i,
+    r,
+    q_row,
+    k_row,
+    v_row,
+    scale,
+    high,
+    low,
+    SKIP: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    LONG: tl.constexpr,
+    SHORT: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """The results of LONG queries of one sample."""
+    query = value_of(q, row, i, q_row, r, COMPUTE) * tl.full((), scale, COMPUTE)
+    nearest = tl.where(query < 0, low, high)
+    zero = tl.zeros((LONG, SHORT), COMPUTE)
+    sums = (zero, zero)
+    whole = r // SHORT * SHORT
+    for start in range(0, whole, SHORT):
+        sums = _add_keys(
+            sums, k, v, row, start, k_row, v_row, r, query, nearest, COMPUTE, SHORT, False
+        )
+    if not EVEN:
+        sums = _add_keys(
+            sums, k, v, row, whole, k_row, v_row, r, query, nearest, COMPUTE, SHORT, True
+        )
+    o = tl.sum(sums[1], 1) / tl.sum(sums[0], 1)
+    if SKIP:
+        o += value_of(v, row, i, v_row, r, COMPUTE)
+    tl.store(out + row * r + i, o.to(out.dtype.element_ty), mask=i < r)
+
+
 @triton.jit(do_not_specialize=["n"])
 def _attend(
     q,
@@ -82,24 +158,115 @@ def _attend(
 ):
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * LONG + tl.arange(0, LONG)
-    query = value_of(q, row, i, q_row, r, COMPUTE) * tl.full((), scale, COMPUTE)
     high, low = extremes(k, row, k_row, r, COMPUTE, SPAN)
-    nearest = tl.where(query < 0, low, high)
-    zero = tl.zeros((LONG, SHORT), COMPUTE)
-    sums = (zero, zero)
-    whole = r // SHORT * SHORT
-    for start in range(0, whole, SHORT):
-        sums = _add_keys(
-            sums, k, v, row, start, k_row, v_row, r, query, nearest, COMPUTE, SHORT, False
-        )
-    if not EVEN:
-        sums = _add_keys(
-            sums, k, v, row, whole, k_row, v_row, r, query, nearest, COMPUTE, SHORT, True
-        )
-    o = tl.sum(sums[1], 1) / tl.sum(sums[0], 1)
-    if SKIP:
-        o += value_of(v, row, i, v_row, r, COMPUTE)
-    tl.store(out + row * r + i, o.to(out.dtype.element_ty), mask=i < r)
+    _attend_rows(
+        q,
+        k,
+        v,
+        out,
+        row,
+        i,
+        r,
+        q_row,
+        k_row,
+        v_row,
+        scale,
+        high,
+        low,
+        SKIP,
+        COMPUTE,
+        LONG,
+        SHORT,
+        EVEN,
+    )
+
+
+@triton.jit(do_not_specialize=["n"])
+def _attend_nodes(
+    q,
+    k,
+    v,
+    table,
+    out,
+    n,
+    r,
+    q_row,
+    k_row,
+    v_row,
+    scale: tl.float64,
+    SKIP: tl.constexpr,
+    NODES: tl.constexpr,
+    SHORT: tl.constexpr,
+    EVEN: tl.constexpr,
+    SPAN: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """One sample: at nodes where the bound allows, else exactly. Queries by ROWS x NODES."""
+    row = tl.program_id(0).to(tl.int64)
+    factor = tl.full((), scale, tl.float32)
+    queries = range_of(q, row, q_row, r, SPAN)
+    keys = range_of(k, row, k_row, r, SPAN)
+    sample, places, shape, good = sample_of(
+        k, v, row, k_row, v_row, r, queries, keys, factor, NODES, SPAN
+    )
+    node = tl.arange(0, NODES)
+    x = tl.load(table + node)
+    d, o = tl.zeros((NODES,), tl.float32), tl.zeros((NODES,), tl.float32)
+    if good:
+        zero = tl.zeros((NODES, SHORT), tl.float32)
+        sums = (zero, zero)
+        whole, steep = r // SHORT * SHORT, x * places[2]
+        for start in range(0, whole, SHORT):
+            sums = _add_at_nodes(
+                sums, sample, steep, k, v, row, start, k_row, v_row, r, SHORT, False
+            )
+        if not EVEN:
+            sums = _add_at_nodes(
+                sums, sample, steep, k, v, row, whole, k_row, v_row, r, SHORT, True
+            )
+        by = factor_of(x, shape)
+        d, o = tl.sum(sums[0], 1) * by, tl.sum(sums[1], 1) * by
+        good = is_level(d) & (tl.sum(o - o, 0) == 0)
+    if good:
+        matrix = tl.load(table + NODES + node[:, None] * NODES + node[None, :])
+        of_d, of_o = coefficients(d, matrix), coefficients(o, matrix)
+        for start in range(0, r, ROWS * NODES):
+            i = start + tl.arange(0, ROWS)[:, None] * NODES + node[None, :]
+            at = (value_of(q, row, i, q_row, r, tl.float32) - places[0]) * places[1]
+            before, now = tl.full((ROWS, NODES), 1.0, tl.float32), at
+            below = one_of(of_d, 0, NODES) + one_of(of_d, 1, NODES) * at
+            above = one_of(of_o, 0, NODES) + one_of(of_o, 1, NODES) * at
+            for m in tl.static_range(2, NODES):
+                before, now = now, (at + at) * now - before
+                below += one_of(of_d, m, NODES) * now
+                above += one_of(of_o, m, NODES) * now
+            y = above / below + sample[3]
+            if SKIP:
+                y += value_of(v, row, i, v_row, r, tl.float32)
+            tl.store(out + row * r + i, y.to(out.dtype.element_ty), mask=i < r)
+    else:
+        for start in range(0, r, NODES):
+            i = start + tl.arange(0, NODES)
+            _attend_rows(
+                q,
+                k,
+                v,
+                out,
+                row,
+                i,
+                r,
+                q_row,
+                k_row,
+                v_row,
+                scale,
+                keys[1],
+                keys[0],
+                SKIP,
+                tl.float32,
+                NODES,
+                SHORT,
+                EVEN,
+            )
 
 
 def forward(q, k, v, temperature: float, token_dim: int, skip: bool) -> Tensor:
@@ -110,13 +277,16 @@ def forward(q, k, v, temperature: float, token_dim: int, skip: bool) -> Tensor:
     if token_dim > 1:
         return cross_attention_tokens.forward(q, k, v, out, None, temperature, token_dim, skip)
     compute = compute_type(q)
+    rest = (out, n, r, *strides(q, k, v), LOG2E / temperature, skip)
 
     def run(c):
-        grid = (n, triton.cdiv(r, c["LONG"]))
-        args = (q, k, v, out, n, r, *strides(q, k, v), LOG2E / temperature, skip, compute)
-        launch(_attend, grid, *args, **c)
+        if "NODES" in c:
+            launch(_attend_nodes, (n,), q, k, v, table(q.device), *rest, **c)
+        else:
+            launch(_attend, (n, triton.cdiv(r, c["LONG"])), q, k, v, *rest, compute, **c)
 
-    choose(("attend", q.dtype, size_class(r), batch_class(n)), tiles(r), run)
+    key = ("attend", q.dtype, size_class(r), batch_class(n))
+    choose(key, (*tiles(r), *node_tiles(q, r)), run)
     return out
 
 

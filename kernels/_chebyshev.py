@@ -1,0 +1,169 @@
+"""Attention at Chebyshev nodes: which samples it serves, and the pieces of its two directions.
+
+With tokens of width 1 a query's result depends on the query alone: with s = q_i / temperature,
+  o(s) = N(s) / D(s),  D(s) = sum_j exp(s k_j),  N(s) = sum_j exp(s k_j) v_j.
+N and D are computed at NODES queries and interpolated at the r others: NODES * r exponentials
+instead of r * r, and three multiply-adds a query and node. ``csrc/cross_chebyshev_sample.h`` holds
+the mathematics and derives the bound; here it is the same, with one difference: the number of
+nodes is fixed, and a sample for which the bound asks for more is summed exactly. So is one whose
+numbers are not finite, or whose D ranges over more than MOST_RANGE at the nodes. A program has one
+sample, so that its choice is one branch for all its threads.
+
+All exponents are of 2.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+from ._attention import value_of
+
+NODES = 32  # queries and keys of standard deviation 1 take 22 at r=64, 26 at r=256
+SMALLEST = 128  # the least rank for which nodes are tried
+LARGEST = 4096
+
+MOST_SPREAD, MOST_RANGE = tl.constexpr(7.2), tl.constexpr(4.0)
+MOST_EXPONENT = tl.constexpr(40.0)  # half the queries' range times the keys'
+LEAST_WEIGHT = tl.constexpr(-80.0)
+ELLIPSES = tl.constexpr(8)
+
+
+@cache
+def table(device: torch.device) -> torch.Tensor:
+    """The nodes, and the matrix from values at the nodes to coefficients, row by node."""
+    p = torch.arange(NODES, dtype=torch.float64)
+    angle = torch.pi * (p + 0.5) / NODES
+    matrix = torch.cos(angle[:, None] * p) * 2 / NODES
+    matrix[:, 0] /= 2
+    both = torch.cat([torch.cos(angle), matrix.flatten()]).float()
+    return both.to(device)
+
+
+@triton.jit
+def range_of(t, row, stride, r, SPAN: tl.constexpr):
+    """The smallest and the largest of one sample's values."""
+    high = tl.full((SPAN,), -float("inf"), tl.float32)
+    low = tl.full((SPAN,), float("inf"), tl.float32)
+    for start in range(0, r, SPAN):
+        j = start + tl.arange(0, SPAN)
+        value = value_of(t, row, j, stride, r, tl.float32)
+        high = tl.maximum(high, tl.where(j < r, value, -float("inf")))
+        low = tl.minimum(low, tl.where(j < r, value, float("inf")))
+    return tl.min(low, 0), tl.max(high, 0)
+
+
+@triton.jit
+def _nodes_for(up, down, low, high):
+    """The nodes that the bound asks for; more than any where rounding would grow too much."""
+    curved, b = (up + down) / 2, (up - down) / 2
+    right = tl.where(high > 0, 1 - up / high, 0.0)
+    left = tl.where(low > 0, 1 - down / low, 0.0)
+    least = tl.minimum(-right * (b + curved * right), left * (b - curved * left))
+    least = tl.minimum(least, 0.0)
+    rho = tl.exp2(0.75 + 0.35 * tl.arange(0, ELLIPSES).to(tl.float32))  # 1.7 to 9.2
+    a, h = (rho + 1 / rho) / 2, (rho - 1 / rho) / 2
+    aa, hh = a * a, h * h
+    curve = curved * (aa + hh) / aa + 1e-20
+    highest = curved * 0.25 * aa / (aa + hh)
+    x = tl.maximum(1.0, tl.minimum(a, (high - b) / (2 * curve)))
+    highest = tl.maximum(highest, (x - 1) * high + up - x * b - curve * x * x)
+    x = tl.maximum(1.0, tl.minimum(a, (low + b) / (2 * curve)))
+    highest = tl.maximum(highest, (x - 1) * low + down + x * b - curve * x * x)
+    bits = 26.01 - least + tl.log2(4 / (rho - 1)) + curved * hh + highest
+    fewest = tl.min(bits / tl.log2(rho) + 1, 0)
+    return tl.where(curved / 4 - least <= MOST_SPREAD, fewest, 1e9)
+
+
+@triton.jit
+def keys_of(sample, k, v, row, j, k_row, v_row, r, MASKED: tl.constexpr):
+    """Keys from their mean, log2 of their weights at the middle query, and values from theirs."""
+    at_middle, top, from_top, mean = sample
+    key = value_of(k, row, j, k_row, r, tl.float32, MASKED) - top
+    weight = tl.maximum(at_middle * key, LEAST_WEIGHT)
+    if MASKED:
+        weight = tl.where(j < r, weight, -float("inf"))
+    value = value_of(v, row, j, v_row, r, tl.float32, MASKED) - mean
+    return key - from_top, weight, value
+
+
+@triton.jit
+def sample_of(
+    k, v, row, k_row, v_row, r, queries, keys, scale, NODES: tl.constexpr, SPAN: tl.constexpr
+):
+    """How one sample is interpolated, and whether: the bound's answer, before any node."""
+    half = (queries[1] - queries[0]) / 2
+    middle = queries[0] + half
+    at_middle, spread = middle * scale, half * scale
+    top = tl.where(at_middle > 0, keys[1], keys[0])
+    total, of_key = tl.zeros((SPAN,), tl.float32), tl.zeros((SPAN,), tl.float32)
+    of_value = tl.zeros((SPAN,), tl.float32)
+    for start in range(0, r, SPAN):
+        j = start + tl.arange(0, SPAN)
+        key, weight, value = keys_of(
+            (at_middle, top, 0.0, 0.0), k, v, row, j, k_row, v_row, r, True
+        )
+        w = tl.exp2(weight)
+        total += w
+        of_key += w * key
+        of_value += w * value
+    share = 1 / tl.sum(total, 0)
+    sample = (at_middle, top, tl.sum(of_key, 0) * share, tl.sum(of_value, 0) * share)
+    up, down = tl.zeros((SPAN,), tl.float32), tl.zeros((SPAN,), tl.float32)
+    for start in range(0, r, SPAN):
+        j = start + tl.arange(0, SPAN)
+        key, weight, value = keys_of(sample, k, v, row, j, k_row, v_row, r, True)
+        up += tl.exp2(weight + key * spread)
+        down += tl.exp2(weight - key * spread)
+    above = tl.maximum(tl.log2(tl.sum(up, 0) * share), 0.0)
+    below = tl.maximum(tl.log2(tl.sum(down, 0) * share), 0.0)
+    low, high = keys[0] - top - sample[2], keys[1] - top - sample[2]
+    wanted = _nodes_for(above, below, -low * spread, high * spread)
+    good = (spread * (keys[1] - keys[0]) <= MOST_EXPONENT) & (wanted <= NODES)
+    inverse = tl.where(half > 1e-30, 1 / half, 0.0)
+    return (
+        sample,
+        (middle, inverse, spread),
+        (share, (above - below) / 2, (above + below) / 2),
+        good,
+    )
+
+
+@triton.jit
+def factor_of(x, shape):
+    """exp(-b x - A x^2) / D(0): what makes D nearly constant over the nodes."""
+    share, b, curved = shape
+    return tl.exp2(-(b + curved * x) * x) * share
+
+
+@triton.jit
+def is_level(d):
+    """Whether D's range at the nodes is small; not where a number is not finite."""
+    return (tl.sum(d - d, 0) == 0) & (tl.max(d, 0) <= MOST_RANGE * tl.min(d, 0))
+
+
+@triton.jit
+def coefficients(values, matrix):
+    """Of the polynomial through values at the nodes."""
+    return tl.sum(values[:, None] * matrix, 0)
+
+
+@triton.jit
+def one_of(c, number: tl.constexpr, NODES: tl.constexpr):
+    """Coefficient ``number``, in every place: a shuffle."""
+    return tl.gather(c, tl.full((NODES,), number, tl.int32), 0)[None, :]
+
+
+def node_tiles(t: torch.Tensor, r: int) -> tuple[dict, ...]:
+    """A warp a sample needs no barrier; four take a small batch sooner."""
+    if t.dtype == torch.float64 or not SMALLEST <= r <= LARGEST:
+        return ()
+    span = min(1024, triton.next_power_of_2(r))
+    wanted = ((32, 8, 1), (32, 8, 4))
+    return tuple(
+        {"NODES": NODES, "SHORT": b, "EVEN": r % b == 0, "SPAN": span, "ROWS": rows, "num_warps": w}
+        for b, rows, w in wanted
+    )

@@ -7,7 +7,9 @@ numbers in, no keyword-only arguments, no lists of tensors, no ``out``.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,61 +66,56 @@ def register(
                 f"keyword-only in an op with a backward, got {a.type}"
             )
     names = op.call._fields
-    make = op.call._make
+    at = {name: i for i, name in enumerate(names)}
+    make = functools.partial(tuple.__new__, op.call)  # as op.call._make, in a third of the time
     # The dispatcher drops trailing arguments that equal their defaults.
     defaults = tuple(map(op.call._field_defaults.get, names))
     none_wanted = (False,) * len(names)
-    at = {name: i for i, name in enumerate(names)}
-    tensors = [i for i, a in enumerate(op.overload._schema.arguments) if "Tensor" in str(a.type)]
-    always = tuple(at[name] for name in saves)
-    also = {at[name]: tuple(at[n] for n in more) for name, more in (saves_for or {}).items()}
+    plan = _Plan(op, saves)
+    more = [(names.index(n), _Plan(op, (*saves, *also))) for n, also in (saves_for or {}).items()]
     asks = "needs" in inspect.signature(formula).parameters
-    training = None if forward is None else forward.op.overload
-    below = _C._after_autograd_keyset
+    redispatch = op.overload.redispatch
+    training = None if forward is None else forward.op.overload.redispatch
+    below, functorch = _C._after_autograd_keyset, _C._are_functorch_transforms_active
 
     def run(ctx: Any, keyset: Any, *args: Any) -> Any:
-        call = [*args, *defaults[len(args) :]]
+        call = args + defaults[len(args) :]
         train = training is not None and (when is None or when(make(call)))
         with _C._AutoDispatchBelowAutograd():
-            output = (training if train else op.overload).redispatch(keyset & below, *args)
-        kept = ()
+            output = (training if train else redispatch)(keyset & below, *args)
+        here = plan
+        for i, larger in more:
+            if i < len(args) and ctx.needs_input_grad[1 + i]:
+                here = larger
         if train:
             output, *kept = output
-        saved = always
-        for i, more in also.items():
-            if i < len(args) and ctx.needs_input_grad[1 + i]:
-                saved = (*saved, *more)
-        ctx.save_for_backward(*(call[i] for i in saved), *kept)
-        for i in tensors:
-            if i in saved:
-                call[i] = None
-            elif call[i] is not None:
-                call[i] = Unsaved(call[i].shape)
-        ctx.saved, ctx.call, ctx.given = saved, call, len(args)
+            ctx.save_for_backward(*here.saved(call), *kept)
+        else:
+            ctx.save_for_backward(*here.saved(call))
+        ctx.state = here, here.rest(call), len(args)
         return output
 
-    def gradients_of(ctx: Any, *gradients: Any) -> list[Tensor | None]:
-        call, count = ctx.call.copy(), len(ctx.saved)
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        if not twice and _C.is_grad_enabled():
+            with torch.no_grad():
+                return _refuse_second(op.name, backward(ctx, *gradients))
+        here, rest, given = ctx.state
         held = ctx.saved_tensors  # read once: activation checkpointing allows no more
-        for i, tensor in zip(ctx.saved, held, strict=False):
-            call[i] = tensor
-        options = {}
+        if training is not None:
+            gradients += held[here.count :]
+            held = held[: here.count]
+        call = make(here.order(held + rest))
         if asks:
-            options["needs"] = make((*ctx.needs_input_grad[1:], *none_wanted[ctx.given :]))
-        found = formula(make(call), *gradients, *held[count:], **options)
-        if not at.keys() >= found.keys():
-            raise TypeError(f"lirank::{op.name}: gradients of unknown arguments: {[*found]}")
-        return [
-            None if call[i] is None else found.get(name)
-            for i, name in enumerate(names[: ctx.given])
-        ]
-
-    def backward(ctx: Any, *gradients: Any) -> tuple:
-        if twice or not _C.is_grad_enabled():
-            return (None, *gradients_of(ctx, *gradients))
-        with torch.no_grad():
-            found = gradients_of(ctx, *gradients)
-        return (None, *_refuse_second(op.name, found))
+            needs = make((*ctx.needs_input_grad[1:], *none_wanted[given:]))
+            found = formula(call, *gradients, needs=needs)
+        else:
+            found = formula(call, *gradients)
+        result: list[Tensor | None] = [None] * (1 + given)
+        for name, gradient in found.items():
+            i = at[name]
+            if call[i] is not None:
+                result[1 + i] = gradient
+        return tuple(result)
 
     function = type(
         f"Backward_{op.name}",
@@ -126,16 +123,49 @@ def register(
         {"forward": staticmethod(run), "backward": staticmethod(backward)},
     )
 
+    # What lies before it in ``Function.apply`` is for functions called outside the dispatcher: it
+    # looks through all arguments for dead wrappers of functorch, which end above this key.
+    apply = super(torch.autograd.Function, function).apply
+
     def autograd(keyset: Any, *args: Any) -> Any:
         if _C.is_grad_enabled() and _C._any_requires_grad(*args):
-            return function.apply(keyset, *args)
+            return (function.apply if functorch() else apply)(keyset, *args)
         with _C._AutoDispatchBelowAutograd():
-            return op.overload.redispatch(keyset & below, *args)
+            return redispatch(keyset & below, *args)
 
     library.impl(op.name, autograd, "Autograd", with_keyset=True)
 
 
-def _refuse_second(name: str, gradients: list[Tensor | None]) -> list[Tensor | None]:
+class _Plan:
+    """Which arguments are saved as tensors, and how the call is put together again."""
+
+    def __init__(self, op: Op, saves: Sequence[str]) -> None:
+        names = op.call._fields
+        kept = [names.index(name) for name in saves]
+        rest = [i for i in range(len(names)) if i not in kept]
+        arguments = op.overload._schema.arguments
+        self.count = len(kept)
+        self.saved = _getter(kept)
+        self._rest = self.rest = _getter(rest)
+        tensors = [j for j, i in enumerate(rest) if "Tensor" in str(arguments[i].type)]
+        if tensors:
+            self._tensors, self.rest = tensors, self._without_tensors
+        self.order = _getter([(kept + rest).index(i) for i in range(len(names))])
+
+    def _without_tensors(self, call: tuple) -> tuple:
+        rest = list(self._rest(call))
+        for i in self._tensors:
+            rest[i] = None if rest[i] is None else Unsaved(rest[i].shape)
+        return tuple(rest)
+
+
+def _getter(positions: Sequence[int]) -> Callable[[tuple], tuple]:
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    return lambda values: tuple(values[i] for i in positions)
+
+
+def _refuse_second(name: str, gradients: tuple[Tensor | None, ...]) -> tuple:
     """The gradients, whose own derivative is an error."""
     text = f"lirank::{name}: a second derivative was wanted: this op is not differentiable twice"
     found = [g for g in gradients if g is not None]
@@ -144,7 +174,7 @@ def _refuse_second(name: str, gradients: list[Tensor | None]) -> list[Tensor | N
     leaves = [g.detach().requires_grad_() for g in found]
     refusing = torch._C._functions.DelayedError(text.encode(), len(leaves))(*leaves)
     refusing = iter(refusing if isinstance(refusing, (tuple, list)) else (refusing,))
-    return [None if g is None else next(refusing) for g in gradients]
+    return tuple(None if g is None else next(refusing) for g in gradients)
 
 
 def register_old(

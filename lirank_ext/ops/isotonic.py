@@ -119,5 +119,5 @@ def _(a):
 
 @isotonic_calibration.backward(saves=("logits", "weight", "bias", "embedding"))
 def _(a, grad):
-    found = isotonic_calibration_backward(grad, *a)
-    return dict(zip(("logits", "weight", "bias", "embedding"), found, strict=True))
+    logits, weight, bias, embedding = isotonic_calibration_backward(grad, *a)
+    return {"logits": logits, "weight": weight, "bias": bias, "embedding": embedding}

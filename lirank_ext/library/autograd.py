@@ -3,6 +3,11 @@
 `torch.library.register_autograd` adds as much time to a call as one of our ops needs on a small
 batch, even when no gradient is wanted. This registers the same for ops like ours: tensors and
 numbers in, no keyword-only arguments, no lists of tensors, no ``out``.
+
+A formula calls kernels, so it gives first derivatives in reverse mode. Second derivatives,
+derivatives in forward mode and the transforms of ``torch.func`` go through the op's reference
+where that is a definition PyTorch can differentiate, and are refused where it is not. They are
+never zero because nobody wrote them.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from .op import Op
@@ -37,7 +43,7 @@ def register(
     saves_for: Mapping[str, Sequence[str]] | None = None,
     forward: Callable | None = None,
     when: Callable[[Any], bool] | None = None,
-    twice: bool = False,
+    by_reference: bool = False,
 ) -> None:
     """Give an op a backward.
 
@@ -53,11 +59,13 @@ def register(
         forward: an ``@op`` function of the same arguments that runs in the op's place when a
             gradient is wanted. What it returns behind the result is ``kept`` for the formula.
         when: whether ``forward`` pays off for a call; always by default.
-        twice: the formula is made of differentiable operations. Otherwise a second derivative
-            is refused.
+        by_reference: differentiating the reference is right everywhere, so it serves what the
+            formula cannot: second derivatives, forward mode and ``torch.func``. Otherwise these
+            are refused. All tensors have to be saved.
 
     Raises:
-        TypeError: the schema has keyword-only arguments or lists of tensors.
+        TypeError: the schema has keyword-only arguments or lists of tensors, or ``by_reference``
+            lacks a tensor among ``saves``.
     """
     for a in op.overload._schema.arguments:
         if a.kwarg_only or "List[Tensor]" in str(a.type):
@@ -65,6 +73,8 @@ def register(
                 f"lirank::{op.name}: argument '{a.name}': wanted no list of tensors and nothing "
                 f"keyword-only in an op with a backward, got {a.type}"
             )
+        if by_reference and "Tensor" in str(a.type) and a.name not in saves:
+            raise TypeError(f"lirank::{op.name}: argument '{a.name}': wanted among those saved")
     names = op.call._fields
     at = {name: i for i, name in enumerate(names)}
     make = functools.partial(tuple.__new__, op.call)  # as op.call._make, in a third of the time
@@ -96,9 +106,8 @@ def register(
         return output
 
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        if not twice and _C.is_grad_enabled():
-            with torch.no_grad():
-                return _refuse_second(op.name, backward(ctx, *gradients))
+        if _C.is_grad_enabled():
+            return again(ctx, *gradients)
         here, rest, given = ctx.state
         held = ctx.saved_tensors  # read once: activation checkpointing allows no more
         if training is not None:
@@ -117,6 +126,24 @@ def register(
                 result[1 + i] = gradient
         return tuple(result)
 
+    def again(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        """The gradients where they may be differentiated once more."""
+        if not by_reference:
+            with torch.no_grad():
+                return _refuse_second(op.name, backward(ctx, *gradients))
+        here, rest, given = ctx.state
+        call = [*here.order(ctx.saved_tensors[: here.count] + rest)]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
+        for i in wanted:  # one tensor may serve as two arguments
+            call[i] = call[i].view_as(call[i])
+        inputs = [call[i] for i in wanted]
+        output = op.reference(*call)
+        found = torch.autograd.grad(output, inputs, gradients, create_graph=True, allow_unused=True)
+        result: list[Tensor | None] = [None] * (1 + given)
+        for i, gradient in zip(wanted, found, strict=True):
+            result[1 + i] = gradient
+        return tuple(result)
+
     function = type(
         f"Backward_{op.name}",
         (torch.autograd.Function,),
@@ -128,12 +155,53 @@ def register(
     apply = super(torch.autograd.Function, function).apply
 
     def autograd(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            return transformed(keyset, *args)
         if _C.is_grad_enabled() and _C._any_requires_grad(*args):
-            return (function.apply if functorch() else apply)(keyset, *args)
+            return (transformed if functorch() else apply)(keyset, *args)
+        with _C._AutoDispatchBelowAutograd():
+            return redispatch(keyset & below, *args)
+
+    def transformed(keyset: Any, *args: Any) -> Any:
+        """A call inside forward mode or ``torch.func``."""
+        backwards = _C.is_grad_enabled() and _C._any_requires_grad(*args)
+        if (backwards and functorch()) or any(map(_has_tangent, args)):
+            if by_reference:
+                return op.reference(*args)
+            raise RuntimeError(
+                f"lirank::{op.name}: a derivative was wanted in forward mode or by torch.func: "
+                "this op has first derivatives by torch.autograd alone"
+            )
+        if backwards:
+            return apply(keyset, *args)
         with _C._AutoDispatchBelowAutograd():
             return redispatch(keyset & below, *args)
 
     library.impl(op.name, autograd, "Autograd", with_keyset=True)
+
+
+def register_in_parts(
+    library: torch.library.Library, op: Op, function: Callable[[Any], Any]
+) -> None:
+    """Where a derivative is wanted, run ``function(a)``, made of differentiable ops, in its place.
+
+    For ops that save launches and keep nothing for a backward; lists of tensors may go in.
+    """
+    below, functorch = _C._after_autograd_keyset, _C._are_functorch_transforms_active
+    redispatch = op.overload.redispatch
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        wanted = _C.is_grad_enabled() and _C._any_requires_grad(*args)
+        if wanted or functorch() or forward_ad._current_level >= 0:
+            return function(op.bind(*args))
+        with _C._AutoDispatchBelowAutograd():
+            return redispatch(keyset & below, *args)
+
+    library.impl(op.name, autograd, "Autograd", with_keyset=True)
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
 class _Plan:

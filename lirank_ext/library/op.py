@@ -106,6 +106,12 @@ class Op:
 
         return register
 
+    def in_parts(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Register differentiable ops that do the same, for where a derivative is wanted."""
+        autograd.register_in_parts(library, self, function)
+        self.differentiable = True
+        return function
+
     def without_gradient(self) -> None:
         """The results are constants, whatever the arguments require."""
         library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
@@ -121,6 +127,7 @@ class OpFunction(Protocol[P, R]):
     check: Callable[[Callable], Callable]
     fake: Callable[[Callable], Callable]
     backward: Callable[..., Callable[[Callable], Callable]]
+    in_parts: Callable[[Callable], Callable]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
@@ -162,7 +169,8 @@ def op(function=None, *, name=None, family=None, internal=False):
             raise known(str(error)) from None
 
     call.__signature__ = inspect.signature(function)
-    call.op, call.check, call.fake, call.backward = made, made.check, made.fake, made.backward
+    call.op, call.check, call.fake = made, made.check, made.fake
+    call.backward, call.in_parts = made.backward, made.in_parts
     return call
 
 

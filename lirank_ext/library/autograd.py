@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from .op import Op
 
 _C = torch._C
+# Names of this module, for every look-up of an attribute counts.
+_grad_enabled, _any_requires_grad = _C.is_grad_enabled, _C._any_requires_grad
+_functorch_active = _C._are_functorch_transforms_active
+_BelowAutograd, _BELOW = _C._AutoDispatchBelowAutograd, _C._after_autograd_keyset
 
 
 class Unsaved(NamedTuple):
@@ -84,15 +88,14 @@ def register(
     plan = _Plan(op, saves)
     more = [(names.index(n), _Plan(op, (*saves, *also))) for n, also in (saves_for or {}).items()]
     asks = "needs" in inspect.signature(formula).parameters
-    redispatch = op.overload.redispatch
-    training = None if forward is None else forward.op.overload.redispatch
-    below, functorch = _C._after_autograd_keyset, _C._are_functorch_transforms_active
+    redispatch = _redispatch(op)
+    training = None if forward is None else _redispatch(forward.op)
 
     def run(ctx: Any, keyset: Any, *args: Any) -> Any:
         call = args + defaults[len(args) :]
         train = training is not None and (when is None or when(make(call)))
-        with _C._AutoDispatchBelowAutograd():
-            output = (training if train else redispatch)(keyset & below, *args)
+        with _BelowAutograd():
+            output = (training if train else redispatch)(keyset & _BELOW, *args)
         here = plan
         for i, larger in more:
             if i < len(args) and ctx.needs_input_grad[1 + i]:
@@ -106,7 +109,7 @@ def register(
         return output
 
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        if _C.is_grad_enabled():
+        if _grad_enabled():
             return again(ctx, *gradients)
         here, rest, given = ctx.state
         held = ctx.saved_tensors  # read once: activation checkpointing allows no more
@@ -157,15 +160,15 @@ def register(
     def autograd(keyset: Any, *args: Any) -> Any:
         if forward_ad._current_level >= 0:
             return transformed(keyset, *args)
-        if _C.is_grad_enabled() and _C._any_requires_grad(*args):
-            return (transformed if functorch() else apply)(keyset, *args)
-        with _C._AutoDispatchBelowAutograd():
-            return redispatch(keyset & below, *args)
+        if _grad_enabled() and _any_requires_grad(*args):
+            return (transformed if _functorch_active() else apply)(keyset, *args)
+        with _BelowAutograd():
+            return redispatch(keyset & _BELOW, *args)
 
     def transformed(keyset: Any, *args: Any) -> Any:
         """A call inside forward mode or ``torch.func``."""
-        backwards = _C.is_grad_enabled() and _C._any_requires_grad(*args)
-        if (backwards and functorch()) or any(map(_has_tangent, args)):
+        backwards = _grad_enabled() and _any_requires_grad(*args)
+        if (backwards and _functorch_active()) or any(map(_has_tangent, args)):
             if by_reference:
                 return op.reference(*args)
             raise RuntimeError(
@@ -174,8 +177,8 @@ def register(
             )
         if backwards:
             return apply(keyset, *args)
-        with _C._AutoDispatchBelowAutograd():
-            return redispatch(keyset & below, *args)
+        with _BelowAutograd():
+            return redispatch(keyset & _BELOW, *args)
 
     library.impl(op.name, autograd, "Autograd", with_keyset=True)
 
@@ -187,17 +190,21 @@ def register_in_parts(
 
     For ops that save launches and keep nothing for a backward; lists of tensors may go in.
     """
-    below, functorch = _C._after_autograd_keyset, _C._are_functorch_transforms_active
-    redispatch = op.overload.redispatch
+    redispatch = _redispatch(op)
 
     def autograd(keyset: Any, *args: Any) -> Any:
-        wanted = _C.is_grad_enabled() and _C._any_requires_grad(*args)
-        if wanted or functorch() or forward_ad._current_level >= 0:
+        wanted = _grad_enabled() and _any_requires_grad(*args)
+        if wanted or _functorch_active() or forward_ad._current_level >= 0:
             return function(op.bind(*args))
-        with _C._AutoDispatchBelowAutograd():
-            return redispatch(keyset & below, *args)
+        with _BelowAutograd():
+            return redispatch(keyset & _BELOW, *args)
 
     library.impl(op.name, autograd, "Autograd", with_keyset=True)
+
+
+def _redispatch(op: Op) -> Callable[..., Any]:
+    """``op.overload.redispatch`` without a Python function around it."""
+    return op.overload._handle.redispatch_boxed
 
 
 def _has_tangent(value: Any) -> bool:

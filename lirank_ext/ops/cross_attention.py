@@ -135,12 +135,17 @@ def attention_cross(
 def _checked(op: str, temperature: Tensor) -> Tensor:
     """A 0-d tensor; its sign is looked at where that needs no wait for a device."""
     check(temperature.dim() == 0, op, "temperature", "a float or a 0-d tensor", temperature)
-    concrete = type(temperature) in (Tensor, torch.nn.Parameter)
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if concrete and temperature.device.type == "cpu" and not recorded:
+    if not torch.compiler.is_compiling() and _has_value(temperature):
         value = float(temperature.detach())
         check(value > 0, op, "temperature", "a positive number", value)
     return temperature
+
+
+def _has_value(t: Tensor) -> bool:
+    """On a CPU, neither fake nor standing for several values, and not about to become a constant."""
+    concrete = type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu"
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor(t)
+    return concrete and not transformed and not torch.jit.is_tracing()
 
 
 @op(name="attention_cross", family="cross")

@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python
 SOURCES = $(wildcard csrc/* csrc/simd/* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
 
-.PHONY: demo test test-peers lint format bench clean
+.PHONY: demo test test-peers lint format bench gpu-kit clean
 
 # One environment serves demo, test and bench; a stamp file says that it is up to date.
 $(VENV)/installed: $(SOURCES)
@@ -44,5 +44,16 @@ format: $(VENV)/installed
 bench: $(VENV)/installed
 	$(RUN) -m lirank_ext bench $(ARGS)
 
+# A folder that spares a machine with a GPU all compiling: it has a Python, PyTorch and Triton of
+# its own, and benchmarks/gpu.sh uses the folder where these fit.
+KIT_PYTHON ?= python3.12
+KIT_PACKAGES ?= torch==2.11.0 triton==3.6.0
+KIT_VENV = .cache/gpu-kit
+gpu-kit: $(VENV)/installed
+	test -x $(KIT_VENV)/bin/python || $(KIT_PYTHON) -m venv $(KIT_VENV)
+	$(KIT_VENV)/bin/python -m pip install -q $(KIT_PACKAGES) numpy pybind11 ninja "setuptools>=77"
+	LIRANK_NO_BUILD=1 $(KIT_VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(KIT_VENV)/bin/python -m lirank_ext.benchmarks.gpu.kit --out .kit --fbgemm $(ARGS)
+
 clean:
-	rm -rf $(VENV) build *.egg-info lirank_ext/*.so
+	rm -rf $(VENV) .kit build *.egg-info lirank_ext/*.so

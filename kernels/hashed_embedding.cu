@@ -40,7 +40,12 @@ __device__ inline bool from_lane(const HashedParams& p, const FourRows& mine, bo
 template <typename E, int columns>
 struct FloatReader {
   using Sum = SumOf<E>;
-  static constexpr int kColumns = columns, kBlocks = 3;  // blocks a multiprocessor
+  static constexpr int kColumns = columns;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+  static constexpr int kBlocks = 3;  // a multiprocessor; 80 registers
+#else
+  static constexpr int kBlocks = 2;  // with 3, two ids of eight halves spill on sm_80 and sm_100
+#endif
   struct alignas(sizeof(E) * columns) Part {
     E x[columns];
   };

@@ -8,17 +8,29 @@ namespace {
 
 struct Table {
   const uint8_t *codes, *pairs;
-  int64_t rows, dim, column, code_bytes, code_stride, pair_stride;
-  bool wide;  // 16 bytes a load
+  int64_t rows, column;
+  int dim, code_bytes, code_stride, pair_stride;
+  int readable;  // code_bytes, but 0 where there are no rows: then `codes` and `pairs` are zeros
+  bool wide;     // 16 bytes a load
 };
+
+__device__ uint4 no_row;  // what is read in place of rows of a table that has none
 
 __device__ Table table_at(const uint8_t* base, int64_t rows, int64_t dim, int64_t column,
                           int bits) {
   const rowwise::Layout l = rowwise::layout(dim, bits);
-  const uint8_t* pairs = base + rowwise::first_pair(l, rows);
-  return {base,          pairs,         rows,
-          dim,           column,        l.code_bytes,
-          l.code_stride, l.pair_stride, l.apart && (uintptr_t)base % 16 == 0};
+  const bool none = rows == 0;
+  const uint8_t* nothing = (const uint8_t*)&no_row;
+  return {none ? nothing : base,
+          none ? nothing : base + rowwise::first_pair(l, rows),
+          rows,
+          column,
+          (int)dim,
+          (int)l.code_bytes,
+          none ? 0 : (int)l.code_stride,
+          none ? 0 : (int)l.pair_stride,
+          none ? 0 : (int)l.code_bytes,
+          l.apart && (uintptr_t)base % 16 == 0};
 }
 
 // Where table `index` lies, found by one warp: the tables before it are summed, 32 at a time, so
@@ -42,7 +54,7 @@ __device__ const Table* find_table(const PoolParams& p, int64_t index) {
     for (int64_t t = threadIdx.x; t < s.tables; t += 32) {
       const int64_t rows = s.rows[t], dim = s.dims[t];
       const int64_t row_bytes = dim > 0 ? rowwise::layout(dim, s.bits).row_bytes : 8;
-      if (dim <= 0 || rows < 0 || dim > s.width || rows > s.bytes / row_bytes) {
+      if (dim <= 0 || dim > kWidest || rows < 0 || dim > s.width || rows > s.bytes / row_bytes) {
         bad = 1;
         continue;
       }
@@ -65,29 +77,32 @@ __device__ const Table* find_table(const PoolParams& p, int64_t index) {
   return fits ? &table : nullptr;
 }
 
-// Ids of consecutive rows, -1 from `last` on.
+// Ids of consecutive rows, 0 from `last` on: nobody uses what is read for those.
 template <typename Id, int rows>
 __device__ __forceinline__ void read_ids(const Bags& b, int64_t i, int64_t last, Id (&row)[rows]) {
 #pragma unroll
-  for (int k = 0; k < rows; ++k) row[k] = i + k < last ? __ldg((const Id*)b.ids + i + k) : (Id)-1;
+  for (int k = 0; k < rows; ++k) row[k] = i + k < last ? __ldg((const Id*)b.ids + i + k) : (Id)0;
 }
 
-// Codes and pairs of rows, all asked for before the first is used. Zeros where there is no row;
-// true where that is so.
+// Codes and pairs of rows, all asked for before the first is used, without a branch: row 0 is read
+// in place of one that is not there, and its pair taken for zeros. True where that is so.
 template <int bytes, typename Id, int rows>
-__device__ __forceinline__ bool read_rows(const Table& t, const Id (&row)[rows], int64_t at,
+__device__ __forceinline__ bool read_rows(const Table& t, const Id (&row)[rows], int at,
                                           Words<bytes> (&codes)[rows],
                                           rowwise::Pair (&pair)[rows]) {
-  bool bad = false;
+  const int from = at < t.readable ? at : 0;
+  bool good[rows], bad = false;
 #pragma unroll
   for (int k = 0; k < rows; ++k) {
-    const int64_t r = row[k];
-    const bool good = (uint64_t)r < (uint64_t)t.rows;
-    bad = bad || !good;
-    codes[k] = {};
-    pair[k] = {0, 0};
-    if (good) pair[k] = load_pair(t.pairs + r * t.pair_stride);
-    if (good && at < t.code_bytes) codes[k] = load_words(t.codes + r * t.code_stride + at, codes);
+    good[k] = (uint64_t)(int64_t)row[k] < (uint64_t)t.rows;
+    const int64_t r = good[k] ? row[k] : 0;
+    pair[k] = load_pair(t.pairs + r * t.pair_stride);
+    codes[k] = load_words(t.codes + r * t.code_stride + from, codes);
+  }
+#pragma unroll
+  for (int k = 0; k < rows; ++k) {
+    if (!good[k]) pair[k] = {0, 0};
+    bad = bad || !good[k];
   }
   return bad;
 }
@@ -109,10 +124,10 @@ constexpr int kRows = 4;  // rows that a group of lanes has in flight
 // one lane from byte `at` of the row on.
 template <int bits, int bytes, typename Id, typename Out>
 __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, int64_t index,
-                                         int64_t bag, int64_t stop, Range ids, int64_t at,
-                                         bool tell) {
+                                         int64_t bag, int64_t stop, Range ids, int at, bool tell) {
   constexpr int kColumns = bytes * 8 / bits;
-  const int64_t first = at * 8 / bits, items = index * p.bags.bags;
+  const int first = at * 8 / bits;
+  const int64_t items = index * p.bags.bags;
   float total[kColumns] = {}, mids = 0;
   int64_t end = bag + 1 < stop ? start_of(p.bags, items + bag + 1) : ids.end;
   const auto finish = [&] {
@@ -132,6 +147,7 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
     ++bag;
     end = bag < stop ? start_of(p.bags, items + bag + 1) : -1;
   };
+  bool bad = false;
   Id next[kRows];
   read_ids(p.bags, ids.begin, ids.end, next);
 #pragma unroll 1
@@ -141,9 +157,8 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
     rowwise::Pair pair[kRows];
 #pragma unroll
     for (int k = 0; k < kRows; ++k) row[k] = next[k];
-    const bool bad = read_rows<bytes>(t, row, at, codes, pair);
+    if (i < ids.end) bad |= read_rows<bytes>(t, row, at, codes, pair);
     read_ids(p.bags, i + kRows, ids.end, next);
-    if (bad && tell) report_rows<Id>(p, t, index, i, i + kRows < ids.end ? i + kRows : ids.end);
     if (p.bags.weights) {
 #pragma unroll
       for (int k = 0; k < kRows; ++k) {
@@ -154,6 +169,9 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
     // One copy of `finish` for the five places where a bag may end: with one in each place the code
     // was larger than the cache of instructions.
     const auto add = [&](int k) {
+    // Codes are widened here and not above the switch, where four rows of floats would spill.
+#pragma unroll
+      for (int w = 0; w < bytes / 4; ++w) asm volatile("" : "+r"(codes[k].w[w]));
       mids = __fadd_rn(mids, pair[k].mid);
       add_codes<bits, bytes>(codes[k], pair[k].scale, total);
     };
@@ -182,6 +200,7 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
       if (k == 5) break;
     }
   }
+  if (bad && tell) report_rows<Id>(p, t, index, ids.begin, ids.end);
 }
 
 // Whether the offsets around `count` items from `item` on fit the ids.
@@ -212,7 +231,7 @@ __device__ void pool_table(const PoolParams& p, const Table& t, int64_t index) {
       const int64_t stop = good ? last : bag + 1;
       const Range ids = good ? Range{start_of(p.bags, items + bag), start_of(p.bags, items + stop)}
                              : range_of(p.bags, items + bag, p.errors, lane == 0);
-      for (int64_t base = 0; base < t.code_bytes; base += lanes * bytes)
+      for (int base = 0; base < t.code_bytes; base += lanes * bytes)
         pool_run<bits, bytes, Id, Out>(p, t, index, bag, stop, ids, base + lane * bytes,
                                        base == 0 && lane == 0);
       bag = stop;
@@ -279,10 +298,10 @@ __device__ __forceinline__ void dot_rows(const PoolParams& p, const Table& t, in
   rowwise::Pair pair[kRows];
   float dot[kRows] = {}, alone = 0;
   bool bad = false;
-  for (int64_t at = lane * 8; at - lane * 8 < t.code_bytes; at += lanes * 8) {
+  for (int at = lane * 8; at - lane * 8 < t.code_bytes; at += lanes * 8) {
     Words<8> codes[kRows];
-    bad = read_rows<8>(t, row, at, codes, pair);
-    const int64_t first = at * 8 / bits;
+    bad = read_rows<8>(t, row, at, codes, pair) && i < last;
+    const int first = at * 8 / bits;
     float g[kColumns];
     load_columns<kColumns>(grad + first, i < last ? t.dim - first : 0, g);
 #pragma unroll

@@ -7,6 +7,8 @@
 
 namespace lirank::gpu {
 
+constexpr int64_t kWidest = 1 << 30;  // columns of a table: strides of rows have 32 bits
+
 // Tables of one call. With `rows` and `dims` (on the device) their places are found there.
 struct TableSet {
   const uint8_t* packed = nullptr;

@@ -48,7 +48,10 @@ def print_table(
     console = Console(file=stream)
     if not console.is_terminal:
         console = Console(file=stream, width=PIPE_WIDTH)
-    console.print(table)
+    # Written here: where the reader went away, rich would end the process in its own way.
+    with console.capture() as capture:
+        console.print(table)
+    stream.write(capture.get())
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -73,6 +76,9 @@ def print_line(text: str, style: str = "", stream: TextIO | None = None) -> None
         from rich.console import Console
         from rich.text import Text
 
-        Console(file=stream).print(Text(text, style=STYLES[style]), soft_wrap=True)
+        console = Console(file=stream)
+        with console.capture() as capture:
+            console.print(Text(text, style=STYLES[style]), soft_wrap=True)
+        stream.write(capture.get())
     else:
         stream.write(text + "\n")

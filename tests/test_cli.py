@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import REPOSITORY
 
 import lirank_ext
 from lirank_ext import _table, verify
-from lirank_ext.__main__ import COMMANDS, main
+from lirank_ext._progress import Progress
 from lirank_ext.benchmarks import harness
+from lirank_ext.cli import COMMANDS, main
+from lirank_ext.errors import UserError
 from lirank_ext.library import build_info, gpu
 from lirank_ext.library.op import OPS
 from lirank_ext.verify import compare
@@ -117,6 +121,130 @@ def test_cuda_without_a_gpu_is_one_sentence(command, capsys):
     assert main([command, "--device", "cuda"]) == 2
     out, said = capsys.readouterr()
     assert not out and len(said.splitlines()) == 1 and "no CUDA device" in said
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lirank-ext {lirank_ext.__version__}\n"
+
+
+def run_in(tmp_path, monkeypatch, error):
+    """``info`` whose work ends with an error."""
+
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr("lirank_ext.cli.info.run", fail)
+    return main(["info"])
+
+
+def test_what_the_user_can_change_is_one_sentence(tmp_path, monkeypatch, capsys):
+    class Late(UserError):
+        exit_code = 5
+
+    assert run_in(tmp_path, monkeypatch, UserError("no luck")) == 2
+    assert run_in(tmp_path, monkeypatch, Late("too late")) == 5
+    assert run_in(tmp_path, monkeypatch, KeyboardInterrupt()) == 130
+    assert run_in(tmp_path, monkeypatch, ModuleNotFoundError(name="rich")) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "lirank-ext info: no luck",
+        "lirank-ext info: too late",
+        "lirank-ext info: interrupted",
+        "lirank-ext info: needs rich, which is not installed: pip install 'lirank_ext[demo,bench]'",
+    ]
+    with pytest.raises(ValueError, match="a defect"):  # not hidden: it is ours to mend
+        run_in(tmp_path, monkeypatch, ValueError("a defect"))
+
+
+def test_every_error_for_the_user_is_one():
+    from lirank_ext.benchmarks.study.plan import StudyError
+    from lirank_ext.data.errors import DataError, MissingPackage
+    from lirank_ext.models import ConfigError
+
+    assert all(issubclass(e, UserError) for e in (DataError, MissingPackage, ConfigError))
+    assert issubclass(StudyError, UserError)
+
+
+def command(*argv, **options):
+    """A command in a process of its own."""
+    return subprocess.Popen([sys.executable, "-m", "lirank_ext", *map(str, argv)], **options)
+
+
+@pytest.mark.parametrize("argv", [["info"], ["verify", "--op", OP, "--device", "cpu"]])
+def test_a_reader_that_goes_away_is_no_error(argv):
+    process = command(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    _, err = process.communicate()
+    assert err == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        process = command("info", stdout=full, stderr=subprocess.PIPE)
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert err == b"lirank-ext info: cannot write the output: No space left on device\n"
+
+
+def test_the_source_folder_says_that_it_is_not_built(tmp_path):
+    """Python started in a checkout imports the sources there and not the installed package."""
+    package = tmp_path / "lirank_ext"
+    ignored = shutil.ignore_patterns("*.so", "kernels", "benchmarks", "__pycache__")
+    shutil.copytree(REPOSITORY / "lirank_ext", package, ignore=ignored)
+    (tmp_path / "setup.py").touch()
+
+    def run(*argv):
+        # -S: the finder of an installation in place would find the missing parts elsewhere.
+        paths = [str(tmp_path), *(p for p in sys.path if p.endswith("-packages"))]
+        code = f"import sys; sys.path[:0] = {paths}; import lirank_ext.cli as c; "
+        start = [sys.executable, "-S", "-c", code + "sys.exit(c.main(sys.argv[1:]))", *argv]
+        return subprocess.run(start, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    done = run("bench")
+    assert done.returncode == 2, done.stderr
+    assert "are not built and hide an installed package" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = run("info")
+    assert done.returncode == 0, done.stderr
+    assert "are not built and hide an installed package" in done.stdout
+    assert "no C++ compiler" not in done.stdout
+
+
+def test_progress_in_a_file_is_a_line_now_and_then(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("lirank_ext._progress.time.monotonic", lambda: now[0])
+    with Progress("training", 100) as progress:
+        for _ in range(100):
+            now[0] += 0.125
+            progress.show({"loss": "0.5"})
+            progress.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 40 of 100 steps, loss 0.5",
+        "training: 80 of 100 steps, loss 0.5",
+    ]
+    with Progress("training", 100, shown=False) as progress:
+        now[0] += 100
+        progress.update()
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_on_a_terminal_is_a_bar_that_goes_away(monkeypatch):
+    pytest.importorskip("tqdm")
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress("training", 3) as progress:
+        assert list(progress.over("abc")) == list("abc")
+        assert progress.done == 3
+    assert "training" in stream.getvalue() and stream.getvalue().endswith("\r")
+    monkeypatch.setenv("TERM", "dumb")
+    stream.truncate(0)
+    with Progress("training", 3) as progress:
+        progress.update()
+    assert "\r" not in stream.getvalue()
 
 
 @pytest.mark.parametrize("argv", [[], ["dance"], ["verify", "--device", "tpu"], ["info", "--x"]])

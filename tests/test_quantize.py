@@ -169,7 +169,6 @@ class MyEmbedding(nn.Embedding):
         (lambda: held(nn.EmbeddingBag(20, 8, max_norm=1.0)), "max_norm"),
         (lambda: held(nn.EmbeddingBag(20, 8, padding_idx=0)), "padding_idx"),
         (lambda: held(nn.EmbeddingBag(20, 8, mode="max")), "mode 'max'"),
-        (lambda: held(nn.Embedding(20, 8).half()), "float16"),
         (lambda: held(nn.Embedding(20, 8).double()), "float64"),
         (lambda: held(nn.Embedding(20, 8, device="meta")), "meta device"),
         (lambda: held(MyEmbedding(20, 8)), "a subclass of Embedding"),
@@ -248,3 +247,38 @@ def test_the_report_prints_as_a_table():
     assert lines[3].startswith("user.weight  Embedding     QuantizedEmbedding  2,000     64")
     assert lines[4].startswith("max.weight   EmbeddingBag  left")
     assert str(quantize(nn.Linear(2, 2))) == "quantize: 0 to int8, 0 left"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_tables_are_quantized_and_give_half(dtype):
+    model = nn.ModuleList([nn.Embedding(20, 8), nn.EmbeddingBag(20, 8, mode="sum")]).to(dtype)
+    wanted = [module.weight.float() for module in model]
+    assert not lirank_ext.quantize(model).left
+    ids = torch.arange(20)
+    for module, weight in zip(model, wanted, strict=True):
+        got = module(ids) if module is model[0] else module(ids, ids)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.float(), weight, atol=0.03, rtol=0)
+
+
+def test_results_follow_the_dtype_of_the_model():
+    hashed = lirank_ext.nn.HashedEmbeddingBag(8, 1000, 10)
+    model = nn.ModuleList([nn.Embedding(20, 8), nn.EmbeddingBag(20, 8, mode="sum"), hashed])
+    lirank_ext.quantize(model)
+    ids = torch.arange(20).view(4, 5)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.float32):
+        model.to(dtype)
+        assert {module(ids).dtype for module in model} == {dtype}
+    again = copy.deepcopy(model.bfloat16())
+    assert {module(ids).dtype for module in again} == {torch.bfloat16}
+    assert not [name for name in model.state_dict() if "_result" in name]
+
+
+def test_a_dequantized_module_trains_again():
+    plain = nn.Embedding(20, 8, padding_idx=3)
+    back = lirank_ext.nn.QuantizedEmbedding.from_float(plain).dequantize()
+    assert back.padding_idx == 3 and back.weight.requires_grad
+    back(torch.tensor([3, 4])).sum().backward()
+    assert not back.weight.grad[3].any() and back.weight.grad[4].all()
+    bag = lirank_ext.nn.QuantizedEmbeddingBag.from_float(nn.EmbeddingBag(20, 8)).dequantize()
+    assert bag.weight.requires_grad

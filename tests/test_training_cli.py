@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import csv
 import json
+import math
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +16,10 @@ for name in ("pyarrow", "yaml", "safetensors", "sklearn", "tqdm"):
 from test_training import write_csv  # noqa: E402
 
 import lirank_ext  # noqa: E402
-from lirank_ext.__main__ import main  # noqa: E402
+from lirank_ext.cli import main  # noqa: E402
+from lirank_ext.training import summary  # noqa: E402
+from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
+from lirank_ext.training.metrics import measure  # noqa: E402
 from lirank_ext.training.session import load_model  # noqa: E402
 from lirank_ext.training.trainer import CHECKPOINT  # noqa: E402
 
@@ -55,10 +63,10 @@ def test_train_evaluate_predict_calibrate(data, tmp_path, capsys, preset):
     assert metrics["rows"] == 600
     assert metrics["auc"] > 0.5
     assert run("predict", out, data, "--output", tmp_path / "p.csv") == 0
-    lines = (tmp_path / "p.csv").read_text().split()
-    assert lines[0] == "click"
-    assert len(lines) == 601
-    assert all(0 < float(p) < 1 for p in lines[1:])
+    header, *lines = csv.reader((tmp_path / "p.csv").read_text().splitlines())
+    assert header == ["click", "row"]
+    assert [row for _, row in lines] == [str(i + 1) for i in range(600)]
+    assert all(0 < float(p) < 1 for p, _ in lines)
     if preset != "jobs":
         assert run("calibrate", out, data, "--output", tmp_path / "c") == 0
         assert load_model(tmp_path / "c")[0].calibration is not None
@@ -158,3 +166,226 @@ def test_ablate_keeps_its_results(data, tmp_path, capsys):
     assert kept.read_text() == text
     kept.write_text("[]")
     assert "no results of an ablation" in refused(capsys, *ablate)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model trained for one epoch, with its folder."""
+    folder = tmp_path_factory.mktemp("model")
+    data = write_csv(folder / "clicks.csv")
+    train = ("train", data, "--label", "click", "--output", folder / "m", *SMALL)
+    assert run(*train, "--epochs", "1") == 0
+    return folder / "m"
+
+
+def predicted(text) -> list[list[str]]:
+    return list(csv.reader(text.splitlines()))[1:]
+
+
+def test_predict_keeps_a_line_for_every_row(model, data, tmp_path, capsys):
+    """Broken rows and records with other fields than the header's, in two files."""
+    lines = data.read_text().splitlines()[:41]
+    (tmp_path / "good.csv").write_text("\n".join(lines) + "\n")
+    broken = list(lines)
+    broken[1] += ",7"  # the first record
+    broken[20] = broken[20].split(",", 1)[1]
+    fields = broken[30].split(",")
+    fields[2] = "old"
+    broken[30] = ",".join(fields)
+    broken[40] += ",7"  # the last record
+    (tmp_path / "bad.csv").write_text("\n".join(broken) + "\n")
+    (tmp_path / "none.csv").write_text(lines[0] + "\n1\n2\n")
+    files = [tmp_path / f"{name}.csv" for name in ("bad", "none", "good")]
+    capsys.readouterr()
+    assert run("predict", model, tmp_path / "good.csv") == 0
+    good = predicted(capsys.readouterr().out)
+    assert run("predict", model, *files, "--skip-bad-rows") == 0
+    out, err = capsys.readouterr()
+    rows = predicted(out)
+    assert [row for _, row in rows] == [str(i + 1) for i in range(82)]
+    lost = {0, 19, 29, 39, 40, 41}
+    wanted = [p for p, _ in good] + ["", ""] + [p for p, _ in good]
+    for i, (p, _) in enumerate(rows):
+        if i in lost:
+            assert p == ""
+        else:
+            assert float(p) == pytest.approx(float(wanted[i]), abs=1e-6)
+    assert "6 broken rows were skipped" in err
+    assert run("predict", model, *files) == 2
+    assert "bad.csv:2: 6 fields" in capsys.readouterr().err
+    # The key of a record with too few fields is not known.
+    assert run("predict", model, *files, "--skip-bad-rows", "--key", "user") == 0
+    keys = [key for _, key in predicted(capsys.readouterr().out)]
+    users = [line.split(",")[0] for line in lines[1:]]
+    wanted = [*users, "", "", *users]
+    assert keys == ["" if i in lost - {29} else wanted[i] for i in range(82)]
+
+
+def test_predict_writes_parquet(model, data, tmp_path, capsys):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import csv as reader
+    from pyarrow import parquet
+
+    table = reader.read_csv(data).slice(0, 50)
+    table = table.append_column("number", pa.array(range(50)))
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=20)
+    out = tmp_path / "p.parquet"
+    assert run("predict", model, tmp_path / "a.parquet", "--key", "number", "--output", out) == 0
+    written = parquet.read_table(out)
+    assert written.schema.names == ["click", "number"]
+    assert written["number"].to_pylist() == list(range(50))
+    capsys.readouterr()
+    assert run("predict", model, tmp_path / "a.parquet") == 0
+    shown = [float(p) for p, _ in predicted(capsys.readouterr().out)]
+    assert written["click"].to_pylist() == pytest.approx(shown, abs=1e-6)
+    assert "no column 'nummer'; did you mean 'number'?" in refused(
+        capsys, "predict", model, tmp_path / "a.parquet", "--key", "nummer"
+    )
+
+
+def test_predict_that_ends_early_leaves_no_file(model, data, tmp_path, capsys):
+    out = tmp_path / "p.csv"
+    out.write_text("old\n")
+    bad = tmp_path / "bad.csv"
+    bad.write_text(data.read_text() + "u1,i1,old,,1\n")
+    assert "holds 'old'" in refused(capsys, "predict", model, bad, "--output", out)
+    assert out.read_text() == "old\n"
+    assert [p.name for p in tmp_path.glob("p.csv*")] == ["p.csv"]
+    assert "there is no folder" in refused(
+        capsys, "predict", model, data, "--output", tmp_path / "none" / "p.csv"
+    )
+
+
+def test_predict_into_a_pipe_that_closes(model, tmp_path):
+    data = write_csv(tmp_path / "many.csv", 20_000)
+    command = [sys.executable, "-m", "lirank_ext", "predict", str(model), str(data)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"click,row\n"
+    process.stdout.close()
+    _, err = process.communicate()
+    assert err == b""
+    assert process.returncode == 141
+
+
+def test_a_finished_run_goes_on_for_more_epochs(data, tmp_path, capsys):
+    out = tmp_path / "model"
+    train = ("train", data, "--label", "click", "--output", out, *SMALL)
+    assert run(*train, "--epochs", "1", "--json", tmp_path / "r.json") == 0
+    first = json.loads((out / "report.json").read_text())
+    assert first == json.loads((tmp_path / "r.json").read_text())
+    assert first["ended"] == "1 epoch is done"
+    capsys.readouterr()
+    assert run("train", data, "--output", out, "--resume") == 0
+    assert "nothing was left to train" in capsys.readouterr().out
+    assert json.loads((out / "report.json").read_text())["steps"] == first["steps"]
+    assert run("train", data, "--output", out, "--resume", "--epochs", "3") == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["steps"] == 3 * first["steps"]
+    assert report["ended"] == "3 epochs are done"
+    assert [e["step"] for e in report["evaluations"]] == [first["steps"] * i for i in (1, 2, 3)]
+    assert load_model(out)[1].training.epochs == 3
+
+
+def test_resume_honors_or_refuses_what_is_given(data, tmp_path, capsys):
+    out = tmp_path / "model"
+    train = ("train", data, "--label", "click", "--output", out, *SMALL, "--ignore", "past")
+    assert run(*train) == 0
+    assert run(*train, "--resume") == 0  # the same again is no change
+    resume = ("train", data, "--output", out, "--resume")
+    capsys.readouterr()
+    text = refused(capsys, *resume, "--seed", "1")
+    assert "training.seed is 0 there and 1 here" in text and "epochs" in text
+    assert "training.lr is 0.001" in refused(capsys, *resume, "--lr", "0.1")
+    assert "model.cross.rank is 4" in refused(capsys, *resume, "--set", "model.cross.rank=8")
+    (tmp_path / "c.yaml").write_text("training: {warmup: 0.5}\n")
+    assert "training.warmup" in refused(capsys, *resume, "--config", tmp_path / "c.yaml")
+    assert "--ignore was ['past'] there" in refused(capsys, *resume, "--ignore", "age")
+    assert "--preset was not given" in refused(capsys, *resume, "--preset", "feed")
+    assert "--label was ['click']" in refused(capsys, *resume, "--label", "click=1")
+    other = write_csv(tmp_path / "other.csv", 300)
+    assert "another data" in refused(capsys, "train", other, "--output", out, "--resume")
+    text = data.read_text()  # another file of the same name and size
+    data.write_text(text[:-2] + ("0" if text[-2] == "1" else "1") + "\n")
+    assert "another data" in refused(capsys, *resume)
+    data.write_text(text)
+    assert "click" in (out / "config.yaml").read_text()
+
+
+def test_the_start_can_be_set_as_any_other_value(data, tmp_path, capsys):
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    train = ("train", data, "--label", "click", *SMALL, "--epochs", "1")
+    assert run(*train, "--output", one) == 0
+    assert run("train", data, "--from", one, "--output", two, "--epochs", "1") == 0
+    start = ("--set", f"training.start_from={one}")
+    assert run("train", data, *start, "--output", three, "--epochs", "1") == 0
+    ours, theirs = load_model(two)[0].state_dict(), load_model(three)[0].state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    nowhere = ("--set", f"training.start_from={tmp_path / 'none'}")
+    assert "no such file" in refused(capsys, "train", data, *nowhere, "--output", tmp_path / "x")
+
+
+def test_train_says_what_it_found_and_why_it_ended(data, tmp_path, capsys):
+    train = ("train", data, "--label", "click", "--output", tmp_path / "m", *SMALL, "--threads", 1)
+    more = ("--epochs", "30", "--lr", "0.01", "--batch-size", "100", "--set", "training.patience=1")
+    assert run(*train, *more) == 0
+    out, err = capsys.readouterr()
+    assert "\r" not in err
+    assert "numeric: 1 (age)" in out and "ids: 4 (user, item, age, past)" in out
+    assert "labels: 1 (click)" in out and "rows: 600" in out
+    assert "table ids:" in out and "rows of 4" in out and "parameters: " in out
+    assert "stopped early in epoch " in out and "without a better auc" in out
+    assert "rows a second" in out
+    training = load_model(tmp_path / "m")[1].training
+    assert (training.lr, training.batch_size, training.epochs) == (0.01, 100, 30)
+    assert "--threads: wanted a positive number" in refused(capsys, *train[:-1], "0")
+
+
+def test_labels_that_no_row_has_name_those_there_are(data, tmp_path, capsys):
+    train = ("train", data, "--output", tmp_path / "o", *SMALL)
+    text = refused(capsys, *train, "--label", "click=yes")
+    assert "no label 'click' is 'yes': the column holds '" in text
+    assert "'0'" in text and "'1'" in text
+    monitor = ("--set", "training.monitor=log_loss")
+    assert "is 'yes'" in refused(capsys, *train, "--label", "click=yes", *monitor)
+    text = refused(capsys, *train, "--label", "user=nobody")
+    assert "and " in text and " others" in text
+
+
+def test_sizes_and_seeds_out_of_range_are_one_sentence(data, tmp_path, capsys):
+    train = ("train", data, "--label", "click", "--output", tmp_path / "o", *SMALL)
+    assert "cannot be built" in refused(capsys, *train, "--set", "model.mlp.dims=[99999999999]")
+    assert "seed: wanted a number below" in refused(capsys, *train, "--seed", str(2**64))
+    assert "has no keys of its own" in refused(capsys, *train, "--set", "training=5")
+    assert "wanted keys and values, got 5" in refused(capsys, *train, "--set", "modell=5")
+    (tmp_path / "deep.yaml").write_text("[" * 20_000)
+    assert "deep.yaml" in refused(capsys, *train, "--config", tmp_path / "deep.yaml")
+    assert "finite" in refused(capsys, *train, "--lr", "1e30")
+    assert "wanted the name of a folder" in refused(capsys, *train, "--output", "")
+
+
+def test_a_flipped_bit_anywhere_is_found(model):
+    """In the tensors, the configuration, the names and the types."""
+    file = model / "model.safetensors"
+    whole = file.read_bytes()
+    try:
+        for i in range(8, len(whole), len(whole) // 60):
+            file.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+            with pytest.raises(CheckpointError):
+                load_model(model)
+        header = whole.index(b"batch_size")
+        for i in range(header, header + 2000, 40):
+            file.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+            with pytest.raises(CheckpointError):
+                load_model(model)
+    finally:
+        file.write_bytes(whole)
+    assert load_model(model)
+
+
+def test_a_model_worse_than_a_constant_is_pointed_out():
+    bad = measure(np.array([3.0, -3.0]), np.array([0.0, 1.0]))
+    good = measure(np.array([-3.0, 3.0]), np.array([0.0, 1.0]))
+    assert bad.base_log_loss == pytest.approx(math.log(2))
+    found = summary.warnings({"bad": bad.as_json(), "good": good.as_json()})
+    assert len(found) == 1
+    assert "'bad' is 3.0486, worse than 0.6931" in found[0]

@@ -17,7 +17,11 @@ from lirank_ext.data.loader import Split  # noqa: E402
 from lirank_ext.models import ConfigError, Dwell, LiRankConfig, Task  # noqa: E402
 from lirank_ext.nn import LongDwellLabels  # noqa: E402
 from lirank_ext.training.defaults import for_files  # noqa: E402
-from lirank_ext.training.incremental import begin, keep, load_past  # noqa: E402
+from lirank_ext.training.incremental import (  # noqa: E402
+    load_previous,
+    save_increment,
+    start_increment,
+)
 from lirank_ext.training.session import (  # noqa: E402
     dwell_of,
     load_model,
@@ -81,14 +85,14 @@ def test_the_window_moves_from_training_to_training(tmp_path):
     past = None
     for path, folder in zip((one, two, three), folders, strict=True):
         folder.mkdir()
-        before = load_past(past) if past else None
+        before = load_previous(past) if past else None
         config = before.config if before else make_config([path], window=2, valid=0.2)
         data = open_data(config, [path], before=before.model if before else None)
         trainer = trainer_on(data, config)
         if before:
-            begin(trainer, before)
+            start_increment(trainer, before)
         trainer.fit()
-        keep(trainer, folder)
+        save_increment(trainer, folder)
         save_model(folder, trainer.model, config)
         past = folder
     trained = ~Split(0.2, seed=0).is_valid(np.arange(ROWS))
@@ -109,7 +113,7 @@ def test_trials_and_resumed_trainings_have_the_same_thresholds(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     first = open_trainer(config, [path], output=out)
-    first.after_step = lambda t: setattr(t, "stop_signal", 15 if t.progress.step == 4 else 0)
+    first.after_step = lambda t: setattr(t.signals, "received", 15 if t.progress.step == 4 else 0)
     with pytest.raises(Exception, match="stopped after step 4"):
         first.fit()
     second = open_trainer(config, [path], output=out)

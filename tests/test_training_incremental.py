@@ -15,7 +15,11 @@ from test_training import Killed, make_config, weights, write_csv  # noqa: E402
 from lirank_ext.__main__ import main  # noqa: E402
 from lirank_ext.training import checkpoint, incremental  # noqa: E402
 from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
-from lirank_ext.training.incremental import begin, keep, load_past  # noqa: E402
+from lirank_ext.training.incremental import (  # noqa: E402
+    load_previous,
+    save_increment,
+    start_increment,
+)
 from lirank_ext.training.session import load_model, open_trainer, save_model  # noqa: E402
 from lirank_ext.training.settings import Config  # noqa: E402
 
@@ -31,9 +35,9 @@ def finished(folder, path, past=None, cold=None, **training):
     training = {"epochs": 1, "fisher_rows": 40, **training}
     trainer = open_trainer(make_config(**training), [path])
     if past is not None:
-        begin(trainer, load_past(past), load_past(cold) if cold else None)
+        start_increment(trainer, load_previous(past), load_previous(cold) if cold else None)
     trainer.fit()
-    keep(trainer, folder)
+    save_increment(trainer, folder)
     save_model(folder, trainer.model, trainer.config)
     return trainer
 
@@ -50,7 +54,7 @@ def test_no_forgetting_is_plain_fine_tuning(days, tmp_path):
     cold, paths = days
     ours = finished(tmp_path / "a", paths[1], cold, forgetting=0.0)
     plain = open_trainer(make_config(epochs=1, fisher_rows=40), [paths[1]])
-    past = load_past(cold)
+    past = load_previous(cold)
     plain.model.load_state_dict(past.model.state_dict())
     for i, p in enumerate(plain.model.table_parameters()):
         plain.optimizers[1].state[p]["sum"].copy_(past.sums[str(i)])
@@ -65,7 +69,7 @@ def test_a_strong_pull_keeps_the_weights(days, tmp_path):
     far = finished(tmp_path / "a", paths[1], cold, forgetting=0.0, **options)
     near = finished(tmp_path / "b", paths[1], cold, forgetting=1e6, **options)
     tables = {id(p) for p in near.model.table_parameters()}
-    anchors = load_past(cold).anchors["last_fisher"]
+    anchors = load_previous(cold).anchors["last_fisher"]
     sizes = {n: p.numel() for n, p in near.model.named_parameters() if id(p) not in tables}
     fisher = dict(zip(sizes, anchors.split(list(sizes.values())), strict=True))
     before = dict(load_model(cold)[0].named_parameters())
@@ -84,23 +88,23 @@ def test_the_start_is_weighted(days, tmp_path):
     finished(tmp_path / "one", paths[1], cold)
     config = make_config(epochs=1, cold_weight=0.25)
     trainer = open_trainer(config, [paths[2]])
-    begin(trainer, load_past(tmp_path / "one"), load_past(cold))
+    start_increment(trainer, load_previous(tmp_path / "one"), load_previous(cold))
     first = dict(load_model(cold)[0].named_parameters())
     last = dict(load_model(tmp_path / "one")[0].named_parameters())
     assert any(not torch.equal(first[n], last[n]) for n in first)
     for name, p in trainer.model.named_parameters():
         torch.testing.assert_close(p, 0.25 * first[name] + 0.75 * last[name])
     with pytest.raises(CheckpointError, match="name the cold start with --cold"):
-        begin(open_trainer(config, [paths[2]]), load_past(tmp_path / "one"))
+        start_increment(open_trainer(config, [paths[2]]), load_previous(tmp_path / "one"))
 
 
 def test_the_penalty_is_the_formula(days, tmp_path):
     cold, paths = days
     finished(tmp_path / "one", paths[1], cold)
-    past, start = load_past(tmp_path / "one"), load_past(cold)
+    past, start = load_previous(tmp_path / "one"), load_previous(cold)
     config = make_config(epochs=1, cold_weight=0.25, forgetting=3.0)
     trainer = open_trainer(config, [paths[2]])
-    begin(trainer, past, start)
+    start_increment(trainer, past, start)
     tables = {id(p) for p in trainer.model.table_parameters()}
     dense = [p for p in trainer.model.parameters() if id(p) not in tables]
     w = torch.cat([p.detach().flatten() for p in dense])
@@ -113,7 +117,7 @@ def test_the_penalty_is_the_formula(days, tmp_path):
 
 def test_anchors_are_saved_and_loaded(days):
     cold, _ = days
-    past = load_past(cold)
+    past = load_previous(cold)
     tables = {id(p) for p in past.model.table_parameters()}
     dense = [p for p in past.model.parameters() if id(p) not in tables]
     w = torch.cat([p.detach().flatten() for p in dense])
@@ -124,10 +128,10 @@ def test_anchors_are_saved_and_loaded(days):
     file = cold / incremental.FILE
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="damaged"):
-        load_past(cold)
+        load_previous(cold)
     file.unlink()
     with pytest.raises(CheckpointError, match="fisher_rows above 0"):
-        load_past(cold)
+        load_previous(cold)
 
 
 def test_another_model_is_refused(days):
@@ -136,7 +140,7 @@ def test_another_model_is_refused(days):
     cross = dataclasses.replace(config.model.cross, rank=3)
     config.model = dataclasses.replace(config.model, cross=cross)
     with pytest.raises(CheckpointError, match=r"model\.cross\.rank is 4 there and 3 here"):
-        begin(open_trainer(config, [paths[1]]), load_past(cold))
+        start_increment(open_trainer(config, [paths[1]]), load_previous(cold))
 
 
 def test_a_killed_increment_goes_on_bit_equal(days, tmp_path):
@@ -145,7 +149,7 @@ def test_a_killed_increment_goes_on_bit_equal(days, tmp_path):
 
     def fresh(output=None):
         trainer = open_trainer(config, [paths[1]], output=output)
-        begin(trainer, load_past(cold))
+        start_increment(trainer, load_previous(cold))
         return trainer
 
     whole = fresh()

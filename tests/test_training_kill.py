@@ -59,7 +59,7 @@ def test_ten_kills_cost_no_bit(tmp_path, tune, epochs):
     data = write_csv(tmp_path / "clicks.csv", 600)
     # One process imports PyTorch; every train is forked from it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lirank_ext.training.cli", "lirank_ext.training.tuning"])
+    context.set_forkserver_preload(["lirank_ext.cli.train", "lirank_ext.training.run"])
     start(context, ["--help"]).join()  # waits for the imports
 
     whole = tmp_path / "whole"

@@ -17,10 +17,12 @@ from lirank_ext.__main__ import main  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.models import ConfigError  # noqa: E402
 from lirank_ext.training import tuning  # noqa: E402
+from lirank_ext.training.defaults import flat  # noqa: E402
 from lirank_ext.training.metrics import difference_error, measure  # noqa: E402
 from lirank_ext.training.session import load_model, open_data, open_trainer  # noqa: E402
 from lirank_ext.training.settings import Config  # noqa: E402
-from lirank_ext.training.trainer import CHECKPOINT, Interrupted  # noqa: E402
+from lirank_ext.training.signals import Interrupted  # noqa: E402
+from lirank_ext.training.trainer import CHECKPOINT  # noqa: E402
 from lirank_ext.training.tuning import Tuner  # noqa: E402
 
 
@@ -105,7 +107,7 @@ def test_what_the_user_gave_is_not_tried():
     assert all(t.config.model.mlp.dropout == config.model.mlp.dropout for t in made)
     keys = {k for changes in tuning.TRIALS.values() for k in changes}
     assert [t.name for t in tuning.trials(config, keys)] == ["middle"]
-    assert tuning.given_keys({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b", "a.c.d", "e"}
+    assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
 
 
 def test_when_trials_are_trained():

@@ -5,6 +5,7 @@ PyTorch and Triton that the other machine has, needs no GPU. The folder holds
 
 - the two libraries, which know no Python, and ``_C`` built for this Python;
 - Triton's cache, with every kernel that ``verify`` and the benchmark can choose, for sm_90;
+- FBGEMM's inference kernels for sm_90 alone, as a peer, with ``--fbgemm``;
 - ``kit.json``: the versions that it fits. ``benchmarks/gpu.sh`` uses it only where they are equal.
 """
 
@@ -12,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,6 +53,44 @@ def libraries(out: Path, built: Path) -> None:
     command += [f"-I{sysconfig.get_paths()['include']}", f"-I{pybind11.get_include()}"]
     command += [f"{ROOT}/csrc/bindings.cpp", "-o", str(module), f"-L{out}", "-l:liblirank.so"]
     subprocess.run([*command, "-Wl,-rpath,$ORIGIN"], check=True)
+
+
+# ---- FBGEMM as a peer --------------------------------------------------------------------
+
+FBGEMM = "fbgemm-gpu==1.6.0"
+FBGEMM_LIBRARIES = (
+    "asmjit",
+    "fbgemm",
+    "fbgemm_gpu_config",
+    "fbgemm_gpu_tbe_cache",
+    "fbgemm_gpu_tbe_inference",
+)
+
+
+def fbgemm(out: Path) -> None:
+    """FBGEMM's inference libraries: 465 MB as a wheel, 10 MB with sm_90 alone and compressed."""
+    from lirank_ext.benchmarks.gpu.fbgemm.prune import prune
+
+    scripts, folder = Path(__file__).parent / "fbgemm", out / "fbgemm"
+    folder.mkdir(exist_ok=True)
+    for name in ("load_fbgemm.py", "fbgemm_peer.py"):
+        shutil.copy(scripts / name, folder / name)
+    with tempfile.TemporaryDirectory() as scratch:
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, FBGEMM]
+        subprocess.run(pip, check=True)
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+            for entry in wheel.namelist():
+                path = Path(entry)
+                if path.suffix == ".so" and path.stem in FBGEMM_LIBRARIES:
+                    data = bytearray(wheel.read(entry))
+                    prune(data, ARCHITECTURE)
+                    packed = lzma.compress(bytes(data), preset=9 | lzma.PRESET_EXTREME)
+                    (folder / f"{path.name}.xz").write_bytes(packed)
+                elif path.name.startswith("LICENSE"):
+                    (folder / "LICENSE.fbgemm").write_bytes(wheel.read(entry))
+    missing = [n for n in FBGEMM_LIBRARIES if not (folder / f"{n}.so.xz").is_file()]
+    if missing:
+        sys.exit(f"gpu kit: {FBGEMM} has no {', '.join(missing)}")
 
 
 # ---- Triton's cache ----------------------------------------------------------------------
@@ -164,10 +206,13 @@ def main() -> int:
     parser.add_argument("--libraries", type=Path, default=ROOT / "lirank_ext", metavar="FOLDER")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--no-triton", action="store_true", help="leave Triton's cache as it is")
+    parser.add_argument("--fbgemm", action="store_true", help=f"with {FBGEMM} as a peer")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     libraries(out, options.libraries)
+    if options.fbgemm:
+        fbgemm(out)
     count = 0 if options.no_triton else triton_cache(out, options.processes)
     (out / "kit.json").write_text(json.dumps(versions()))
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())

@@ -22,6 +22,7 @@ from lirank_ext import (
     quantized_hashed_embedding_bag,
     vocabulary_lookup,
 )
+from lirank_ext.benchmarks.ceilings import gather_rows
 from lirank_ext.benchmarks.gpu.target import Place, Target
 from lirank_ext.nn import StaticVocabulary
 
@@ -63,6 +64,7 @@ def quantized_bag(place: Place) -> Iterator[Target]:
     packed = _packed(place, codes, rows)
     few = dequantize_rows(*codes)
     wide = few.double().to(place.device)
+    gather = _gather_loop(place, rows, packed.shape[1])
     for length, dtype in ((20, torch.float16), (20, torch.float32), (1, torch.float16)):
         bags = place.size(52_428 if length == 20 else 1_048_576)
         count = bags * length
@@ -94,6 +96,9 @@ def quantized_bag(place: Place) -> Iterator[Target]:
             tolerance=HALF_TOLERANCE if dtype == torch.float16 else 1e-5,
             bytes=_unique_bytes(sets[0][0], packed.shape[1]) + 8 * count + bags * (dim * size + 8),
             peers=peers,
+            floors={
+                "gather loop": lambda ids, offsets, length=length: gather(ids.view(-1, length))
+            },
         )
 
 
@@ -168,6 +173,18 @@ def _fbgemm(
     return {"FBGEMM int8": lambda ids, ends: calls[ids.data_ptr()]()}
 
 
+def _gather_loop(place: Place, rows: int, row_bytes: int) -> Callable[[Tensor], None]:
+    """Sums rows of about so many bytes by the bare loop of ``kernels/ceilings.cu``."""
+    table = place.randn(rows, -(-row_bytes // 16) * 4)
+
+    def call(indices: Tensor) -> None:
+        out = table.new_empty(len(indices), table.shape[1])
+        if place.device == "cuda":
+            gather_rows(table, indices, out)
+
+    return call
+
+
 # ---- hashed tables -----------------------------------------------------------------------
 
 
@@ -210,14 +227,18 @@ def hashed(place: Place) -> Iterator[Target]:
     """Float16 tables of 2^32 buckets, D = 128: bags of 20 ids, and plain look-ups."""
     buckets, dim, dtype = (1 << 32) // place.scale, 128, torch.float16
     tables = _hashed_tables(place, buckets, dim, dtype)
+    gather = _gather_loop(place, len(tables[0]), dim * 2)
     for length in (20, 1):
         bags = place.size(52_428 if length == 20 else 1_048_576)
         count = bags * length
         offsets = None if length == 1 else torch.arange(0, count, length, device=place.device)
-        sets = []
+        sets: list[tuple] = []
+        pairs: dict[int, Tensor] = {}
         for seed in range(3):
             ids = place.integers(-(1 << 62), 1 << 62, count, seed=seed)
-            sets.append((ids, offsets, *_row_numbers(ids, buckets)))
+            rows = _row_numbers(ids, buckets)
+            sets.append((ids, offsets, *rows))
+            pairs[ids.data_ptr()] = torch.stack([rows[0], rows[2]], 1).view(-1, 2 * length)
         yield Target(
             "hashed_embedding_bag",
             f"float16 {tables[0].shape[0]} quotients x {dim}, "
@@ -228,6 +249,9 @@ def hashed(place: Place) -> Iterator[Target]:
             tolerance=HALF_TOLERANCE,
             bytes=count * (8 + 2 * dim * 2) + bags * (dim * 2 + (8 if length == 20 else 0)),
             peers={"4 x F.embedding_bag, rows given": _four_bags(tables)},
+            floors={
+                "gather loop, two rows an id": lambda ids, *_, p=pairs: gather(p[ids.data_ptr()])
+            },
         )
 
 

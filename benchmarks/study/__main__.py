@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from lirank_ext.data.errors import DataError, MissingPackage
+from lirank_ext.errors import UserError
 
 from . import bandit, report
 from .data import Prepared, adult, movielens
-from .plan import QUICK, Plan, StudyError
+from .plan import QUICK, Plan
 from .records import Records
 from .results import Results
 from .runs import produces, run
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = Study(options.data, options.out, plan, options.only).run(
             [] if options.report else options.seed
         )
-    except (DataError, StudyError, MissingPackage) as error:
+    except UserError as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
     print(path)

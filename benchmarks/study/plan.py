@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lirank_ext.errors import UserError
 
-class StudyError(ValueError):
+
+class StudyError(UserError, ValueError):
     """A study that cannot go on; the message is one sentence."""
 
 

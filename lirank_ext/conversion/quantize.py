@@ -108,13 +108,14 @@ def quantize(model: nn.Module, bits: int = 8) -> QuantizeReport:
 
     ``nn.Embedding``, ``nn.EmbeddingBag`` and ``HashedEmbeddingBag`` (also its eager reference)
     become ``QuantizedEmbedding``, ``QuantizedEmbeddingBag`` and ``QuantizedHashedEmbeddingBag``:
-    each row is stored as ``bits``-bit codes with its own scale and middle. They give float32
-    and have no gradient.
+    each row is stored as ``bits``-bit codes with its own scale and middle. Their results have
+    the dtype that the table had, and follow the model's (``model.bfloat16()``). They have no
+    gradient.
 
     A module at several paths is replaced once, at all of them, and a parameter that several
     tables share is stored once. Left with the reason: ``max_norm`` (rows change as they are
-    read), mode "max", a bag's ``padding_idx``, weights tied to something else, tables that are
-    not float32, rows that are not finite, subclasses, modules with hooks, and the model
+    read), mode "max", a bag's ``padding_idx``, weights tied to something else, float64 tables,
+    rows that are not finite, subclasses, modules with hooks, and the model
     itself. ``padding_idx`` of an ``nn.Embedding`` only concerns its gradient.
 
     Args:
@@ -174,9 +175,9 @@ def _quantized(module: nn.Module, is_model: bool, bits: int) -> nn.Module:
     if getattr(module, "mode", "sum") == "max":
         raise Leave("mode 'max'; 'sum' and 'mean' are there")
     dtypes = {getattr(module, name).dtype for name in table_names(module)}
-    if dtypes != {torch.float32}:
+    if not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
         kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise Leave(f"its look-ups give {kinds}, those of a quantized table float32")
+        raise Leave(f"its rows are {kinds}, whose precision sums of quantized rows do not have")
     if any(getattr(module, name).is_meta for name in table_names(module)):
         raise Leave("it is on the meta device: there are no values")
     try:

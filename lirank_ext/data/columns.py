@@ -73,6 +73,10 @@ class ColumnReader:
         values = pc.utf8_trim_whitespace(pc.fill_null(values, ""))
         return pc.if_else(pc.is_in(values, pa.array(MISSING, pa.large_string())), "", values)
 
+    def distinct(self, column: str) -> list[str]:
+        """The different values of a column as text; "" where one is missing."""
+        return self._text(self.chunk.table[column], column).unique().to_pylist()
+
     def numbers(self, column: str) -> np.ndarray:
         """float64, NaN where missing."""
         pa, pc = need("pyarrow"), need("pyarrow.compute")

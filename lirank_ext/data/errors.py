@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ..errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """Input that cannot be used; the message is one sentence naming file and line."""
 
 
-class MissingPackage(ImportError):
+class MissingPackage(UserError, ImportError):
     """An optional package that a command needs is not installed."""

@@ -15,9 +15,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .._progress import Progress
 from .columns import ranges
 from .errors import DataError
-from .packages import need, progress
+from .packages import need
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -197,7 +198,7 @@ def read_ratings(path: Path, users: Rows, movies: Rows) -> tuple[Ints, Ints, Flo
     """Places of user and film in their tables, stars and time of every rating."""
     places = [{name: i for i, name in enumerate(table)} for table in (users, movies)]
     columns = array.array("q"), array.array("q"), array.array("d"), array.array("q")
-    rows = progress(_lines(path, 4), "reading ratings.dat", unit=" rows", unit_scale=True)
+    rows = Progress("reading ratings.dat", unit="rows").over(_lines(path, 4))
     for line, (user, movie, stars, time) in rows:
         try:
             row = places[0][int(user)], places[1][int(movie)], float(stars), int(time)

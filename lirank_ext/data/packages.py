@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
 
 from .errors import MissingPackage
 
@@ -23,8 +21,3 @@ def need(name: str, extra: str = "train") -> ModuleType:
             f"this command needs {name.split('.')[0]}, which is not installed: "
             f"pip install 'lirank_ext[{extra}]'"
         ) from error
-
-
-def progress(items: Iterable[Any] | None, what: str, **options: Any) -> Any:
-    """A progress bar on stderr around ``items``."""
-    return need("tqdm").tqdm(items, desc=what, leave=False, mininterval=0.3, **options)

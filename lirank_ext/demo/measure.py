@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.packages import progress
+from .._progress import Progress
 from ..models import LiRank
 from ..training.metrics import measure, score
 from .prepare import Prepared
@@ -64,7 +64,7 @@ def time_requests(
     The variants take turns on every request, so that a disturbance of the machine meets all.
     """
     generator = np.random.default_rng(seed)
-    bar = progress(None, "timing", total=sum(requests.values()), unit=" requests")
+    progress = Progress("timing", sum(requests.values()), "requests")
     result: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in models}
     for size, count in requests.items():
         taken = {name: np.empty(count) for name in models}
@@ -80,11 +80,11 @@ def time_requests(
                     seconds = time.perf_counter() - start
                 if request >= 0:
                     taken[name][request] = seconds * 1e3
-            bar.update(request >= 0)
+            progress.update(request >= 0)
         for name, times in taken.items():
             p50, p99 = np.quantile(times, [0.5, 0.99])
             result[name][size] = (float(p50), float(p99))
-    bar.close()
+    progress.close()
     return result
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._progress import Progress
 from ..data import ADULT
 from ..data.broken import Broken
 from ..data.columns import ColumnReader
@@ -18,7 +19,6 @@ from ..data.features import Batch, Converter, Rows
 from ..data.infer import infer
 from ..data.loader import Memory
 from ..data.movielens import LIKED, write_movielens
-from ..data.packages import progress
 from ..data.source import Source
 from ..models import Schema
 
@@ -131,7 +131,7 @@ def _table(
     converter = Converter(inferred.schema, Broken())
     chunks = Source([path], [*converter.columns, *([time] if time else [])]).chunks()
     parts, times = [], []
-    for chunk in progress(chunks, "reading"):
+    for chunk in Progress("reading", unit="chunks").over(chunks):
         parts.append(converter.rows(chunk))
         if time:
             times.append(ColumnReader(chunk).times(time))

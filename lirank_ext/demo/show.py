@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._table import print_table
 from ..data.packages import need
 from .measure import Reading, reliability
 from .prepare import Prepared
@@ -25,22 +26,16 @@ def headline(readings: list[Reading]) -> str:
     )
 
 
-def print_table(data: Prepared, readings: list[Reading]) -> None:
+def show(data: Prepared, readings: list[Reading]) -> None:
     """Print what was measured, a row per figure and a column per variant."""
-    rich_table, console = need("rich.table"), need("rich.console")
-    rows = f"{len(data.train):,} rows to train, {len(data.test):,} to test"
-    table = rich_table.Table(title=f"{data.name}: {data.task} ({rows})", title_justify="left")
-    table.add_column("")
-    for reading in readings:
-        table.add_column(reading.name, justify="right")
-    table.add_column("change", justify="right")
+    rows = []
     for name, value, text, relative in _figures(readings[0]):
         values = [value(reading) for reading in readings]
         change = f"{values[-1] / values[0]:.2f}x" if relative else f"{values[-1] - values[0]:+.5f}"
-        table.add_row(name, *map(text, values), change)
-    # Wide enough for its columns, whatever the terminal says: a pipe has no width.
-    out = console.Console(width=max(100, console.Console().width))
-    out.print(table)
+        rows.append([name, *map(text, values), change])
+    sizes = f"{len(data.train):,} rows to train, {len(data.test):,} to test"
+    columns = ("", *(f">{reading.name}" for reading in readings), ">change")
+    print_table(f"{data.name}: {data.task} ({sizes})", columns, rows)
 
 
 def _figures(reading: Reading) -> list[tuple[str, Callable, Callable, bool]]:

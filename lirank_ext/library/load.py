@@ -14,12 +14,28 @@ import torch
 library = torch.library.Library("lirank", "FRAGMENT")
 
 
+def source_folder() -> str:
+    """What to do where the source folder was imported, in words; empty where it was not.
+
+    Python started in a checkout imports the sources there, not the installed package, and the
+    sources have no compiled part unless they were built in place.
+    """
+    checkout = Path(__file__).parents[2]
+    if not (checkout / "setup.py").is_file():
+        return ""
+    return (
+        f"the sources in {checkout} are not built and hide an installed package: run from another "
+        "folder, or build them with 'python setup.py build_ext --inplace'"
+    )
+
+
 def _load() -> tuple[ModuleType | None, str]:
     """The pybind11 module (its import registers the C++ ops), or None and why."""
     if os.environ.get("LIRANK_NO_EXT", "0") not in ("", "0"):
         return None, "LIRANK_NO_EXT is set"
     if importlib.util.find_spec("lirank_ext._C") is None:
-        return None, "not built: no C++ compiler was found when the package was installed"
+        missing = "not built: no C++ compiler was found when the package was installed"
+        return None, source_folder() or missing
     # A library that is there and does not load is an error, never a reason to go on without.
     return importlib.import_module("lirank_ext._C"), ""
 

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..errors import UserError
 from ..nn._common import did_you_mean
 
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message is one sentence naming the key."""
 
 
@@ -121,16 +122,18 @@ def refuse_unknown(where: str, what: str, name: str, known: Sequence[str]) -> No
         raise ConfigError(f"{where}: no {what} '{name}'{did_you_mean(name, known)}")
 
 
-def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file.
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read or is no YAML.
+        ConfigError: the file cannot be read, is no YAML, or holds something else.
     """
     import yaml
 
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except RecursionError as error:
+        raise ConfigError(f"{path}: too many levels of brackets") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
@@ -138,22 +141,35 @@ def read_yaml(path: str | Path) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise ConfigError(f"{path}{line}: {problem}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: wanted keys and values, got {data!r}")
+    return data
 
 
 def override(data: dict, key: str, text: str) -> None:
     """Set ``a.b.c`` in nested dicts to a value written as in YAML.
 
     Raises:
-        ConfigError: a part of the key holds a plain value.
+        ConfigError: a part of the key holds a plain value, or the text is not YAML.
     """
     import yaml
 
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"key '{key}': {text[:100]!r} is not a YAML value") from error
+    put(data, key, value)
+
+
+def put(data: dict, key: str, value: Any) -> None:
+    """Set ``a.b.c`` in nested dicts.
+
+    Raises:
+        ConfigError: a part of the key holds a plain value.
+    """
     *path, last = key.split(".")
     for i, part in enumerate(path):
         data = data.setdefault(part, {})
         if not isinstance(data, dict):
             raise ConfigError(f"key '{key}': '{'.'.join(path[: i + 1])}' has no keys of its own")
-    try:
-        data[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"key '{key}': {text!r} is not a YAML value") from error
+    data[last] = value

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..ops.hashed_embedding import hashed_embedding_bag, quantized_hashed_embedding_bag
 from ..ops.quantized_embedding import dequantize_rows, unpack_rows
 from ._common import check_choice, check_positive, refuse
-from .quantized_embedding import packed_weight, refuse_training
+from .quantized_embedding import FollowsDtype, packed_weight, refuse_training
 
 TABLES = ("quotient_b", "remainder_b", "quotient_c", "remainder_c")
 
@@ -142,11 +142,12 @@ class HashedEmbeddingBag(HashedParameters):
         return QuantizedHashedEmbeddingBag.from_float(self, bits)
 
 
-class QuantizedHashedEmbeddingBag(_HashRule):
+class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
     """:class:`HashedEmbeddingBag` over packed rows, for serving; made by its ``quantize``.
 
     Buffers ``quotient_b``, ``remainder_b``, ``quotient_c`` and ``remainder_c`` are uint8, as
-    ``pack_rows`` lays them out. ``forward`` as there; the result is float32.
+    ``pack_rows`` lays them out. ``forward`` as there; the result has the dtype that the module was
+    made from or moved to.
     """
 
     quotient_b: Tensor
@@ -164,6 +165,7 @@ class QuantizedHashedEmbeddingBag(_HashRule):
         seed: int = 0,
         include_last_offset: bool = False,
         prehashed: bool = False,
+        output_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         check_positive(type(self).__name__, dim=dim)
@@ -172,6 +174,7 @@ class QuantizedHashedEmbeddingBag(_HashRule):
         self.dim, self.bits = dim, bits
         for name in TABLES:
             self.register_buffer(name, tables[name])
+        self.follow(output_dtype)
 
     @classmethod
     def from_float(cls, module: HashedParameters, bits: int = 8) -> QuantizedHashedEmbeddingBag:
@@ -184,7 +187,8 @@ class QuantizedHashedEmbeddingBag(_HashRule):
             refuse(f"{cls.__name__}.from_float", "bits", "8 or 4", bits)
         tables = {name: packed_weight(getattr(module, name), bits) for name in TABLES}
         options = (module.mode, module.seed, module.include_last_offset, module.prehashed)
-        return cls(module.dim, tables, module.num_buckets, bits, *options)
+        dtype = module.quotient_b.dtype
+        return cls(module.dim, tables, module.num_buckets, bits, *options, dtype)
 
     def dequantize(self) -> HashedEmbeddingBag:
         """The float module with the values that the look-ups give."""
@@ -194,7 +198,7 @@ class QuantizedHashedEmbeddingBag(_HashRule):
         )
         for name in TABLES:
             table = dequantize_rows(*unpack_rows(getattr(self, name), self.dim, self.bits))
-            setattr(made, name, nn.Parameter(table))
+            setattr(made, name, nn.Parameter(table.to(self.output_dtype)))
         return made
 
     def requires_grad_(self, requires_grad: bool = True) -> nn.Module:
@@ -204,7 +208,7 @@ class QuantizedHashedEmbeddingBag(_HashRule):
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim) float32."""
+        """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         return quantized_hashed_embedding_bag(
             ids,
             offsets,
@@ -220,6 +224,7 @@ class QuantizedHashedEmbeddingBag(_HashRule):
             per_sample_weights,
             self.include_last_offset and offsets is not None,
             self.prehashed,
+            self.output_dtype,
         )
 
     def extra_repr(self) -> str:

@@ -63,15 +63,40 @@ def fbgemm_from_packed(packed: Tensor, dim: int) -> Tensor:
     return torch.cat([codes.view(torch.uint8) ^ shift.unsqueeze(1), pairs], 1)
 
 
-class _QuantizedTable(nn.Module):
+class FollowsDtype(nn.Module):
+    """A look-up whose results have the dtype that the model has.
+
+    Packed tables are bytes, which ``module.to(dtype)`` leaves as they are. An empty buffer that is
+    not saved goes along instead and says what dtype was asked for last.
+    """
+
+    _result: Tensor
+
+    def follow(self, dtype: torch.dtype) -> None:
+        self.register_buffer("_result", torch.empty(0, dtype=dtype), persistent=False)
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """Of the results: that of the float module at first, then of the last ``to(dtype)``."""
+        return self._result.dtype
+
+
+class _QuantizedTable(FollowsDtype):
     """A packed table with its width; what the modules below share."""
 
     packed: Tensor
 
-    def __init__(self, packed: Tensor, embedding_dim: int, bits: int) -> None:
+    def __init__(
+        self,
+        packed: Tensor,
+        embedding_dim: int,
+        bits: int,
+        output_dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.embedding_dim, self.bits = embedding_dim, bits
         self.register_buffer("packed", packed)
+        self.follow(output_dtype)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -106,8 +131,20 @@ class _QuantizedTable(nn.Module):
 class QuantizedEmbedding(_QuantizedTable):
     """``torch.nn.Embedding`` over int8 or int4 rows, for inference.
 
-    ``forward(input)``: int32 or int64 of any shape to float32 ``(*indices.shape, D)``.
+    ``forward(input)``: int32 or int64 of any shape to ``(*input.shape, D)``, in the dtype that
+    the module was made from or moved to.
     """
+
+    def __init__(
+        self,
+        packed: Tensor,
+        embedding_dim: int,
+        bits: int,
+        padding_idx: int | None = None,
+        output_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(packed, embedding_dim, bits, output_dtype)
+        self.padding_idx = padding_idx  # its row is looked up like any other; see ``dequantize``
 
     @classmethod
     def from_float(cls, module: nn.Embedding, bits: int = 8) -> QuantizedEmbedding:
@@ -117,7 +154,8 @@ class QuantizedEmbedding(_QuantizedTable):
             ValueError: ``max_norm`` is set, or a row is not finite.
         """
         _refuse_max_norm("QuantizedEmbedding", module)
-        return cls(packed_weight(module.weight, bits), module.embedding_dim, bits)
+        packed, dtype = packed_weight(module.weight, bits), module.weight.dtype
+        return cls(packed, module.embedding_dim, bits, module.padding_idx, dtype)
 
     @classmethod
     def from_fbgemm(cls, rows: Tensor) -> QuantizedEmbedding:
@@ -125,12 +163,19 @@ class QuantizedEmbedding(_QuantizedTable):
         return cls(packed_from_fbgemm(rows), rows.shape[1] - 8, 8)
 
     def dequantize(self) -> nn.Embedding:
-        """The float module with the values that the look-ups give."""
-        return nn.Embedding.from_pretrained(self.dequantize_weight())
+        """The float module with the values that the look-ups give, ready to be trained."""
+        weight = self.dequantize_weight().to(self.output_dtype)
+        return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=self.padding_idx)
 
     def forward(self, input: Tensor) -> Tensor:
-        flat = input.reshape(-1)
-        out = quantized_embedding_bag(self.packed, flat, None, self.embedding_dim, self.bits)
+        out = quantized_embedding_bag(
+            self.packed,
+            input.reshape(-1),
+            None,
+            self.embedding_dim,
+            self.bits,
+            output_dtype=self.output_dtype,
+        )
         return out.reshape(*input.shape, self.embedding_dim)
 
 
@@ -148,8 +193,9 @@ class QuantizedEmbeddingBag(_QuantizedTable):
         bits: int,
         mode: str = "mean",
         include_last_offset: bool = False,
+        output_dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(packed, embedding_dim, bits)
+        super().__init__(packed, embedding_dim, bits, output_dtype)
         self.mode, self.include_last_offset = mode, include_last_offset
 
     @classmethod
@@ -170,8 +216,8 @@ class QuantizedEmbeddingBag(_QuantizedTable):
                 "QuantizedEmbeddingBag.from_float: padding_idx: wanted None, "
                 f"got {module.padding_idx}: leave padding out of the bags instead"
             )
-        packed = packed_weight(module.weight, bits)
-        return cls(packed, module.embedding_dim, bits, module.mode, module.include_last_offset)
+        packed, last = packed_weight(module.weight, bits), module.include_last_offset
+        return cls(packed, module.embedding_dim, bits, module.mode, last, module.weight.dtype)
 
     @classmethod
     def from_fbgemm(
@@ -181,9 +227,12 @@ class QuantizedEmbeddingBag(_QuantizedTable):
         return cls(packed_from_fbgemm(rows), rows.shape[1] - 8, 8, mode, include_last_offset)
 
     def dequantize(self) -> nn.EmbeddingBag:
-        """The float module with the values that the look-ups give."""
+        """The float module with the values that the look-ups give, ready to be trained."""
         return nn.EmbeddingBag.from_pretrained(
-            self.dequantize_weight(), mode=self.mode, include_last_offset=self.include_last_offset
+            self.dequantize_weight().to(self.output_dtype),
+            freeze=False,
+            mode=self.mode,
+            include_last_offset=self.include_last_offset,
         )
 
     def forward(
@@ -206,6 +255,7 @@ class QuantizedEmbeddingBag(_QuantizedTable):
             self.mode,
             per_sample_weights,
             self.include_last_offset and offsets is not None,
+            self.output_dtype,
         )
 
     def extra_repr(self) -> str:
@@ -217,11 +267,12 @@ def _refuse_max_norm(name: str, module: nn.Module) -> None:
         raise ValueError(f"{name}.from_float: max_norm: wanted None, got {module.max_norm}")
 
 
-class QuantizedEmbeddingBagCollection(nn.Module):
+class QuantizedEmbeddingBagCollection(FollowsDtype):
     """Several tables in one look-up call, their results side by side.
 
     ``forward(indices, offsets, per_sample_weights=None)``: indices of all tables, table-major,
-    offsets (T * B + 1,) with table t, bag b at ``t * B + b``; (B, sum of widths) float32.
+    offsets (T * B + 1,) with table t, bag b at ``t * B + b``; (B, sum of widths) in the dtype
+    that the modules had or that this one was moved to.
     """
 
     packed: Tensor
@@ -235,6 +286,7 @@ class QuantizedEmbeddingBagCollection(nn.Module):
         dims: Sequence[int],
         bits: int,
         mode: str,
+        output_dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         self.names, self.bits, self.mode = list(names), bits, mode
@@ -243,6 +295,7 @@ class QuantizedEmbeddingBagCollection(nn.Module):
         use_huge_pages(self.packed)
         self.register_buffer("rows", torch.tensor([t.shape[0] for t in tables]))
         self.register_buffer("dims", torch.tensor(list(dims)))
+        self.follow(output_dtype)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -252,10 +305,10 @@ class QuantizedEmbeddingBagCollection(nn.Module):
     def from_float(
         cls, modules: Mapping[str, nn.Module], bits: int = 8
     ) -> QuantizedEmbeddingBagCollection:
-        """Quantize ``{name: nn.EmbeddingBag}``; all of one mode, "sum" or "mean".
+        """Quantize ``{name: nn.EmbeddingBag}``; all of one mode, "sum" or "mean", and one dtype.
 
         Raises:
-            ValueError: no tables, modes that differ, or a table that cannot be quantized.
+            ValueError: no tables, modes or dtypes that differ, or a table that cannot be quantized.
         """
         made = {name: QuantizedEmbeddingBag.from_float(m, bits) for name, m in modules.items()}
         modes = {m.mode for m in made.values()}
@@ -264,9 +317,15 @@ class QuantizedEmbeddingBagCollection(nn.Module):
                 "QuantizedEmbeddingBagCollection.from_float: modules: wanted at least one, all of "
                 f"one mode, got modes {sorted(modes)}"
             )
+        dtypes = {m.output_dtype for m in made.values()}
+        if len(dtypes) != 1:
+            raise ValueError(
+                "QuantizedEmbeddingBagCollection.from_float: modules: wanted tables of one dtype, "
+                f"got {sorted(map(str, dtypes))}"
+            )
         tables = [m.packed for m in made.values()]
         dims = [m.embedding_dim for m in made.values()]
-        return cls(list(made), tables, dims, bits, modes.pop())
+        return cls(list(made), tables, dims, bits, modes.pop(), dtypes.pop())
 
     def requires_grad_(self, requires_grad: bool = True) -> nn.Module:
         refuse_training(self, requires_grad)
@@ -284,7 +343,7 @@ class QuantizedEmbeddingBagCollection(nn.Module):
             self.bits,
             self.mode,
             per_sample_weights,
-            torch.float32,
+            self.output_dtype,
             self.total_dim,
         )
 

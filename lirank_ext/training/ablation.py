@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.errors import DataError
 from ..models._parse import override
+from ..nn._common import did_you_mean
 from .metrics import Metrics, mean
 from .settings import Config
 
@@ -31,6 +32,19 @@ SWITCHES = {
     "popularity": "model.popularity.enabled=false",
     "table-l2": "training.table_l2=0",
 }
+
+
+def check_switches(switches: Sequence[str]) -> None:
+    """Refuse a name that is no block.
+
+    Raises:
+        DataError: one is not, with the nearest one.
+    """
+    for name in switches:
+        if "=" not in name and name not in SWITCHES:
+            hint = did_you_mean(name, SWITCHES)
+            known = ", ".join(SWITCHES)
+            raise DataError(f"--switch: nothing is called '{name}'{hint}; there are: {known}")
 
 
 def changed(config: Config, switch: str) -> Config:
@@ -90,8 +104,8 @@ def _known(path: Path | None, config: Config, files: Sequence[str]) -> dict[str,
     if path is None or not path.is_file():
         return {}
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        kept, on, results = held["config"], held["files"], held["results"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kept, on, results = content["config"], content["files"], content["results"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: no results of an ablation: give another --output") from error
     if kept != config.to_dict():

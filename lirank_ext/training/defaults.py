@@ -11,6 +11,7 @@ from ..data.broken import Broken
 from ..data.errors import DataError
 from ..data.infer import infer
 from ..models import MLP, Cross, Embedding, Head, LiRankConfig, Task, with_schema
+from .options import Options
 from .settings import Config, Settings
 
 # How ids learn: their embeddings start near zero and move with the number of their rows, so that
@@ -86,6 +87,25 @@ def for_files(
     return Config.from_dict(data)
 
 
+def configuration(options: Options, given: dict[str, Any]) -> Config:
+    """The configuration of a fresh training: defaults for the files, and what the user asks for.
+
+    Args:
+        options: files and columns.
+        given: what ``options.given()`` returned.
+    """
+    return for_files(
+        options.data,
+        options.tasks(),
+        given,
+        preset=options.preset,
+        numeric=options.numeric,
+        categorical=options.categorical,
+        ignore=options.ignore,
+        skip=flat(given).get("training.bad_rows") == "skip",
+    )
+
+
 def merge(data: dict[str, Any], given: dict[str, Any]) -> None:
     """Put the values of ``given`` over those of ``data``, key by key."""
     for key, value in given.items():
@@ -93,3 +113,12 @@ def merge(data: dict[str, Any], given: dict[str, Any]) -> None:
             merge(data[key], value)
         else:
             data[key] = value
+
+
+def flat(data: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """The values of nested dicts by their keys ``a.b.c``."""
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        key = f"{where}.{name}" if where else str(name)
+        values |= flat(value, key) if isinstance(value, dict) else {key: value}
+    return values

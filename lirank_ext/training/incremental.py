@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.errors import DataError
 from ..data.loader import Loader, Position
 from ..models import LiRank
 from ..nn.incremental import IncrementalPenalty
@@ -25,7 +26,7 @@ FILE = "incremental.safetensors"
 
 
 @dataclass
-class Past:
+class PreviousRun:
     """What a finished training left for the next.
 
     Attributes:
@@ -42,7 +43,7 @@ class Past:
     sums: dict[str, Tensor]
 
 
-def load_past(folder: str | Path) -> Past:
+def load_previous(folder: str | Path) -> PreviousRun:
     """The model in a folder with its anchors.
 
     Raises:
@@ -58,18 +59,18 @@ def load_past(folder: str | Path) -> Past:
         )
     tensors, _ = checkpoint.load(path)
     anchors, sums = checkpoint.under("anchors", tensors), checkpoint.under("sums", tensors)
-    return Past(folder, model, config, anchors, sums)
+    return PreviousRun(folder, model, config, anchors, sums)
 
 
-def same_model(past: Past, config: Config, what: str) -> None:
+def require_same_model(previous: PreviousRun, config: Config, what: str) -> None:
     """Refuse a configuration whose model is another.
 
     Raises:
         CheckpointError: naming the first key that differs.
     """
-    key = _difference(past.config.to_dict()["model"], config.to_dict()["model"], "model")
+    key = _difference(previous.config.to_dict()["model"], config.to_dict()["model"], "model")
     if key is not None:
-        raise CheckpointError(f"{what} {past.folder}: a model of another configuration: {key}")
+        raise CheckpointError(f"{what} {previous.folder}: a model of another configuration: {key}")
 
 
 def _difference(there: Any, here: Any, key: str) -> str | None:
@@ -95,7 +96,9 @@ def make_penalty(model: LiRank, config: Config) -> IncrementalPenalty:
 
 
 @torch.no_grad()
-def begin(trainer: Trainer, past: Past, cold: Past | None = None) -> None:
+def start_increment(
+    trainer: Trainer, previous: PreviousRun, cold: PreviousRun | None = None
+) -> None:
     """Set a fresh trainer to where an increment starts.
 
     The weights are ``cold_weight * w_0 + (1 - cold_weight) * w_p``, tables included; buffers and
@@ -104,7 +107,7 @@ def begin(trainer: Trainer, past: Past, cold: Past | None = None) -> None:
 
     Args:
         trainer: not trained yet.
-        past: the last training.
+        previous: the last training.
         cold: the cold start; None where the configuration's cold weight is 0.
 
     Raises:
@@ -115,14 +118,14 @@ def begin(trainer: Trainer, past: Past, cold: Past | None = None) -> None:
     if weight and cold is None:
         raise CheckpointError(f"cold_weight {weight}: name the cold start with --cold")
     dwell = {k: v for k, v in model.state_dict().items() if k.startswith("dwell.")}
-    for what, given in (("--from", past), ("--cold", cold)):
+    for what, given in (("--from", previous), ("--cold", cold)):
         if given is not None:
-            same_model(given, config, what)
-    model.load_state_dict({**past.model.state_dict(), **dwell})
+            require_same_model(given, config, what)
+    model.load_state_dict({**previous.model.state_dict(), **dwell})
     for effect in model.effects or ():
         effect.ids, effect.coefficients = effect.ids[:0], effect.coefficients[:0]
     penalty = make_penalty(model, config).to(trainer.device)
-    penalty.load_state_dict(past.anchors)
+    penalty.load_state_dict(previous.anchors)
     if cold is not None:
         penalty.cold_weights.copy_(cold.anchors["last_weights"])
         penalty.cold_fisher.copy_(cold.anchors["last_fisher"])
@@ -134,7 +137,7 @@ def begin(trainer: Trainer, past: Past, cold: Past | None = None) -> None:
             if id(p) in tables:
                 p.copy_(weight * first[name].to(p.device) + (1 - weight) * p)
     for name, value in _sums(trainer).items():
-        value.copy_(past.sums[name])
+        value.copy_(previous.sums[name])
     trainer.penalty = penalty
 
 
@@ -146,7 +149,7 @@ def _sums(trainer: Trainer) -> dict[str, Tensor]:
     return {str(i): state[p]["sum"] for i, p in enumerate(tables)}
 
 
-def keep(trainer: Trainer, folder: Path) -> int:
+def save_increment(trainer: Trainer, folder: Path) -> int:
     """Record the finished weights and their Fisher information for the next increment.
 
     Args:
@@ -155,10 +158,19 @@ def keep(trainer: Trainer, folder: Path) -> int:
 
     Returns:
         The number of rows that the Fisher information rests on.
+
+    Raises:
+        DataError: the gradients are not finite, so that nothing is written.
     """
     model, rows = trainer.model, trainer.settings.fisher_rows
     penalty = trainer.penalty or make_penalty(model, trainer.config).to(trainer.device)
-    used = penalty.record(model, _single_rows(trainer, rows), method="batch")
+    try:
+        used = penalty.record(model, _single_rows(trainer, rows), method="batch")
+    except ValueError as error:
+        raise DataError(
+            f"the model is saved, but --from cannot go on from it: {error}; training.fisher_rows "
+            "= 0 trains without Fisher information"
+        ) from error
     tensors = checkpoint.prefixed("anchors", penalty.state_dict())
     tensors.update(checkpoint.prefixed("sums", _sums(trainer)))
     checkpoint.save(folder / FILE, tensors, {"rows": used})

@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from ..data.errors import DataError
 from ..data.features import Batch
 from ..data.packages import need
 from ..models import LiRank
+
+Figures = dict[str, float | None]
 
 
 @dataclass
@@ -23,20 +26,30 @@ class Metrics:
         log_loss: mean, natural logarithm.
         observed_to_expected: labels of 1 by the sum of the probabilities; 1 is calibrated.
         rows: how many.
+        base_log_loss: of the share of labels of 1 as the probability of every row.
     """
 
     auc: float
     log_loss: float
     observed_to_expected: float
     rows: int
+    base_log_loss: float
 
-    def as_json(self) -> dict[str, float | None]:
+    def as_json(self) -> Figures:
         """Plain values; None for NaN, which JSON has not."""
         return {k: None if math.isnan(v) else v for k, v in asdict(self).items()}
 
 
 def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics:
-    """Metrics of logits (n,) against labels (n,), 0 or 1."""
+    """Metrics of logits (n,) against labels (n,), 0 or 1.
+
+    Raises:
+        DataError: a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise DataError(
+            "the model's predictions are not finite: train it with a lower lr, or raise warmup"
+        )
     rank = need("sklearn.metrics").roc_auc_score
     logits, labels = logits.astype(np.float64), labels.astype(np.float64)
     auc = float(rank(labels, logits)) if 0 < labels.sum() < len(labels) else math.nan
@@ -45,7 +58,13 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics:
     expected = (1 / (1 + np.exp(-np.clip(logits, -500, 500)))).sum()
     ratio = float(labels.sum() / expected) if expected else math.nan
     loss = float(losses.mean()) if len(losses) else math.nan
-    return Metrics(auc, loss, ratio, len(labels))
+    return Metrics(auc, loss, ratio, len(labels), _entropy(labels))
+
+
+def _entropy(labels: np.ndarray) -> float:
+    """The log-loss of a constant: the best one, the share of labels of 1."""
+    share = float(labels.mean()) if len(labels) else math.nan
+    return -sum(p * math.log(p) if p else 0.0 for p in (share, 1 - share))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from ..data.broken import Broken
 from ..data.errors import DataError
 from ..data.features import Converter
+from ..data.labels import check_labels
 from ..data.loader import Loader, Split
 from ..data.source import Source
 from ..models import ConfigError, LiRank
@@ -26,6 +28,7 @@ from .settings import Config
 from .trainer import Trainer
 
 MODEL = "model.safetensors"
+PIECE = 1 << 16  # bytes of a file that its fingerprint reads in one place
 Paths = Sequence[str | Path]
 
 
@@ -77,7 +80,7 @@ class Data:
         train, valid: rows to learn from and to evaluate on; None evaluates nothing.
         rows: of the files to train on, those to validate on included.
         steps: of an epoch, about.
-        files: names and sizes, which tell these data from others.
+        files: names, sizes and checksums, which tell these data from others.
         dwell: thresholds of the tasks that are long dwells, by task.
     """
 
@@ -109,6 +112,7 @@ def open_data(
         broken = Broken(settings.bad_rows == "skip")
     split = None if valid_paths else Split(settings.valid, seed=settings.seed)
     train = open_loader(config, paths, broken, split=split, shuffle=True)
+    check_labels(train.source, config.model.schema.tasks)
     total = train.source.count()
     if not total:
         raise DataError(f"{paths[0]}: no rows")
@@ -121,13 +125,23 @@ def open_data(
         valid = open_loader(config, paths, broken, split=split, valid=True)
     share = settings.valid if split is not None else 0.0
     steps = math.ceil(total * (1 - share) / settings.batch_size)
-    files = [[f.path.name, f.path.stat().st_size] for f in train.source.files]
-    files += [[Path(p).name, Path(p).stat().st_size] for p in valid_paths]
+    read = [*train.source.files, *(valid.source.files if valid_paths and valid else ())]
+    files = [fingerprint(file.path) for file in read]
     dwell = _measured(config, train, dwell_of(before) if before else {})
     for loader in (train, valid):
         if loader is not None:
             loader.converter.dwell = dwell
     return Data(train, valid, total, steps, files, dwell)
+
+
+def fingerprint(path: Path) -> list[Any]:
+    """Name, size, and a checksum of pieces from the start, the middle and the end of a file."""
+    size, checksum = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        for start in (0, size // 2, max(0, size - PIECE)):
+            file.seek(start)
+            checksum = zlib.crc32(file.read(PIECE), checksum)
+    return [path.name, size, checksum]
 
 
 def dwell_of(model: LiRank) -> dict[str, LongDwellLabels]:
@@ -199,6 +213,50 @@ def open_trainer(
         DataError: a file or a column is missing.
     """
     return trainer_on(open_data(config, paths, valid_paths, broken), config, output, device, bar)
+
+
+@dataclass
+class ModelOnFiles:
+    """A trained model, and files to use it on.
+
+    Attributes:
+        model, config: as :func:`load_model` gives them.
+        loader: batches of the files' rows, in order.
+        broken: the rows that could not be read.
+        device: of the model.
+    """
+
+    model: LiRank
+    config: Config
+    loader: Loader
+    broken: Broken
+    device: str
+
+
+def open_model(
+    folder: str | Path,
+    paths: Paths,
+    device: str = "cpu",
+    *,
+    labels: bool = True,
+    skip: bool = False,
+) -> ModelOnFiles:
+    """A trained model and the files to use it on.
+
+    Args:
+        folder: see :func:`load_model`.
+        paths: CSV or Parquet files.
+        device: of the model.
+        labels: read the labels too.
+        skip: pass over broken rows.
+
+    Raises:
+        DataError: the model or a file cannot be used.
+    """
+    model, config = load_model(folder, device)
+    broken = Broken(skip)
+    loader = open_loader(config, paths, broken, labels=labels, dwell=dwell_of(model))
+    return ModelOnFiles(model, config, loader, broken, device)
 
 
 def save_model(folder: Path, model: LiRank, config: Config) -> Path:

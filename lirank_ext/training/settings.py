@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ..models import ConfigError, LiRankConfig
 from ..models._parse import parse, read_yaml
+
+# What may change while a training is under way: how far it goes and what it writes, and not what
+# it has computed so far.
+RESUMABLE = (
+    "epochs",
+    "max_steps",
+    "patience",
+    "evaluate_every",
+    "checkpoint_every",
+    "prefetch",
+    "bad_rows",
+    "tensorboard",
+    "fisher_rows",
+)
 
 
 @dataclass
@@ -86,6 +101,8 @@ class Settings:
     fisher_rows: int = 500
 
     def __post_init__(self) -> None:
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed: wanted a number below 2**63, got {self.seed}")
         _check(self, 2, "batch_size")
         _check(self, 1, "epochs", "shuffle_rows")
         _check(self, 0, "lr", "table_lr", "lr_scale", "weight_decay", "table_l2", "clip", "seed")
@@ -132,6 +149,14 @@ class Config:
         return dataclasses.asdict(self)
 
     @classmethod
-    def load(cls, path: Any) -> Config:
+    def load(cls, path: str | Path) -> Config:
         """From a YAML file."""
         return cls.from_dict(read_yaml(path), str(path))
+
+    def save(self, path: Path) -> None:
+        """Write a YAML file that :meth:`load` reads."""
+        import yaml
+
+        from .checkpoint import save_text
+
+        save_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))

@@ -3,67 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._progress import Progress as ProgressBar
 from ..data.errors import DataError
 from ..data.features import Batch
 from ..data.loader import Loader, Position
 from ..data.packages import need
-from ..models import LiRank
+from ..models import ConfigError, LiRank
 from ..nn.incremental import IncrementalPenalty
 from . import checkpoint
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, Progress
 from .metrics import Metrics, evaluate, mean
 from .optimizers import RowwiseAdagrad, learning_rate
 from .settings import Config
+from .signals import Interrupted, StopSignals
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT = "checkpoint.safetensors"
-LOOK_EVERY = 20  # steps between looks at the loss: on a GPU each one waits for it
-
-
-class Interrupted(Exception):
-    """A signal ended the training after a checkpoint; ``number`` is the signal's."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.number = number
-
-
-@dataclass
-class Progress:
-    """Where a training stands, but for its tensors.
-
-    Attributes:
-        step: steps done.
-        position: the next batch.
-        best, best_step: of the monitored metric; NaN before the first evaluation.
-        worse: evaluations since then.
-        drops: how often the plateau schedule divided the learning rate.
-        done: the run has ended.
-        evaluations: all of them: step, loss of the training since the last, metrics.
-    """
-
-    step: int = 0
-    position: Position = field(default_factory=Position)
-    best: float = math.nan
-    best_step: int = 0
-    worse: int = 0
-    drops: int = 0
-    done: bool = False
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
+SYNC_EVERY = 20  # steps between readings of the loss: on a GPU each one waits for the device
 
 
 class Trainer:
@@ -77,13 +45,15 @@ class Trainer:
         output: folder for checkpoints; None writes none.
         device: "cpu", "cuda"...
         fingerprint: what tells these data from others, kept in checkpoints.
-        bar: show a progress bar on stderr, under this name where it is text.
+        bar: show progress on stderr, under this name where it is text.
         after_step: called with the trainer after every step.
 
     Attributes:
         model: the :class:`lirank_ext.models.LiRank`.
         progress: where the training stands.
         penalty: keeps the weights near those of older data; None for none.
+        signals: a signal that came ends the training at the next step.
+        rows, seconds: trained on by this process, and how long it took without evaluations.
     """
 
     def __init__(
@@ -105,7 +75,7 @@ class Trainer:
         self.output, self.device = output, torch.device(device)
         self.fingerprint, self.bar, self.after_step = fingerprint, bar, after_step
         torch.manual_seed(self.settings.seed)
-        self.model = LiRank(config.model).to(self.device)
+        self.model = _build(config, self.device)
         options = self.settings
         dense, tables = self.model.dense_parameters(), self.model.table_parameters()
         self.dense = dense
@@ -125,8 +95,10 @@ class Trainer:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.penalty: IncrementalPenalty | None = None
-        self.stop_signal = 0
-        self.writer: Any = None
+        self.rows, self.seconds = 0, 0.0
+        self.signals = StopSignals()
+        self._unread_loss: Tensor | None = None
+        self._writer: SummaryWriter | None = None
 
     def fit(self) -> Progress:
         """Train to the end; afterwards the model has its best weights.
@@ -136,7 +108,7 @@ class Trainer:
             Interrupted: a signal came; a checkpoint was written first.
         """
         self._open_writer()
-        with self._signals(), self._progress_bar() as bar:
+        with self.signals, self._bar() as bar:
             while not self.progress.done:
                 self._epoch(bar)
         if self.best:
@@ -144,43 +116,68 @@ class Trainer:
         self._finish()
         return self.progress
 
-    def _epoch(self, bar: Any) -> None:
+    def why_ended(self) -> str:
+        """Why the training is over, in words; empty where it is not."""
+        progress, settings = self.progress, self.settings
+        if settings.max_steps is not None and progress.step >= self.steps:
+            return f"{progress.step:,} steps are done"
+        if settings.patience and progress.worse >= settings.patience:
+            times = "evaluation" if progress.worse == 1 else "evaluations"
+            return (
+                f"stopped early in epoch {self.epoch} of {settings.epochs}: {progress.worse} "
+                f"{times} without a better {settings.monitor} (training.patience)"
+            )
+        if progress.position.epoch >= settings.epochs:
+            epochs = "epoch is" if settings.epochs == 1 else "epochs are"
+            return f"{settings.epochs} {epochs} done"
+        return ""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, or the last one that was finished; the first is 1."""
+        position = self.progress.position
+        return max(1, position.epoch + bool(position.batch))
+
+    def _epoch(self, bar: ProgressBar) -> None:
         progress, settings = self.progress, self.settings
         self.model.train()
         batches = self.train_loader.epoch(progress.position)
         with contextlib.closing(batches):
+            start = time.monotonic()
             for position, batch in batches:
                 self._step(batch)
                 progress.step += 1
                 progress.position = position
+                self.rows += len(batch)
+                self.seconds += time.monotonic() - start
                 bar.update()
                 last = progress.step >= self.steps and settings.max_steps is not None
-                if last or (
-                    settings.evaluate_every and progress.step % settings.evaluate_every == 0
-                ):
+                every = settings.evaluate_every
+                if last or (every and progress.step % every == 0):
                     self._evaluate(bar)
-                progress.done |= last
-                self._after(progress.done)
+                progress.done = bool(self.why_ended())
+                self._after_step(progress.done)
                 if progress.done:
                     return
+                start = time.monotonic()
         if not progress.step:
             raise DataError("no row to train on")
         if not settings.evaluate_every:
             self._evaluate(bar)
         progress.position = Position(progress.position.epoch + 1)
-        progress.done |= progress.position.epoch >= settings.epochs
+        progress.done = bool(self.why_ended())
         self.checkpoint()
 
-    def _after(self, done: bool) -> None:
-        """What follows a step: a look at the loss, a checkpoint, the end."""
+    def _after_step(self, done: bool) -> None:
+        """What follows a step: the caller's own function, a checkpoint, the end."""
         every = self.settings.checkpoint_every
         if self.after_step is not None:
             self.after_step(self)
-        if self.stop_signal:
+        if self.signals.received:
             self.checkpoint()
             step, folder = self.progress.step, self.output
             kept = f"; --resume goes on from {folder}" if folder else ""
-            raise Interrupted(f"stopped after step {step}{kept}", self.stop_signal)
+            raise Interrupted(f"stopped after step {step}{kept}", self.signals.received)
         if done or (every and self.progress.step % every == 0):
             self.checkpoint()
 
@@ -197,14 +194,14 @@ class Trainer:
             logits = self.model(batch.features)
         loss = self._loss(logits.float(), batch.labels)
         total = loss + self._penalty()
-        # Said outright, as sparse gradients make PyTorch warn otherwise.
+        # Set explicitly: PyTorch warns about sparse gradients otherwise.
         with torch.sparse.check_sparse_tensor_invariants(False):
             total.backward()
             if settings.clip:
                 torch.nn.utils.clip_grad_norm_(self.dense, settings.clip)
             for optimizer in self.optimizers:
                 optimizer.step()
-        self._note(loss.detach())
+        self._record_loss(loss.detach())
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(0)
@@ -219,22 +216,23 @@ class Trainer:
             total = total + self.penalty(self.model)
         return total
 
-    def _note(self, loss: Tensor) -> None:
-        """Add up the loss; looked at now and then, and before anything is kept."""
+    def _record_loss(self, loss: Tensor) -> None:
+        """Add up the loss; read from a GPU now and then, and before anything is kept."""
         if self.device.type == "cpu":
             self.progress.loss_sum += loss.item()
             self._check_loss()
         else:
-            held = getattr(self, "_held", None)
-            self._held = loss.double() if held is None else held + loss
-            if self.progress.step % LOOK_EVERY == 0:
-                self._look()
+            unread = self._unread_loss
+            self._unread_loss = loss.double() if unread is None else unread + loss
+            if self.progress.step % SYNC_EVERY == 0:
+                self._sync_loss()
         self.progress.loss_steps += 1
 
-    def _look(self) -> None:
-        if getattr(self, "_held", None) is not None:
-            self.progress.loss_sum += self._held.item()
-            self._held = None
+    def _sync_loss(self) -> None:
+        """Read the loss that is still on a GPU."""
+        if self._unread_loss is not None:
+            self.progress.loss_sum += self._unread_loss.item()
+            self._unread_loss = None
             self._check_loss()
 
     def _check_loss(self) -> None:
@@ -244,9 +242,9 @@ class Trainer:
                 "warmup (the paper's cross nets needed 0.5)"
             )
 
-    def _evaluate(self, bar: Any) -> None:
-        """Evaluate, keep the best weights, and say whether to go on."""
-        self._look()
+    def _evaluate(self, bar: ProgressBar) -> None:
+        """Evaluate, keep the best weights, and count the evaluations without a better one."""
+        self._sync_loss()
         progress, settings = self.progress, self.settings
         loss = progress.loss_sum / max(1, progress.loss_steps)
         progress.loss_sum, progress.loss_steps = 0.0, 0
@@ -259,7 +257,8 @@ class Trainer:
         record["tasks"] = {name: m.as_json() for name, m in metrics.items()}
         self._write(record)
         value = mean(metrics, settings.monitor)
-        bar.set_postfix({"loss": f"{loss:.4f}", f"valid {settings.monitor}": f"{value:.4f}"})
+        bar.show({"loss": f"{loss:.4f}", f"valid {settings.monitor}": f"{value:.4f}"})
+        bar.show({"rows/s": f"{self.rows / max(self.seconds, 1e-9):,.0f}"})
         better = value > progress.best if settings.monitor == "auc" else value < progress.best
         if better or math.isnan(progress.best):
             progress.best, progress.best_step, progress.worse = value, progress.step, 0
@@ -268,7 +267,6 @@ class Trainer:
             return
         progress.worse += 1
         progress.drops += settings.schedule == "plateau"
-        progress.done |= bool(settings.patience) and progress.worse >= settings.patience
 
     def _check_valid(self, metrics: dict[str, Metrics]) -> None:
         for name, m in metrics.items():
@@ -300,113 +298,51 @@ class Trainer:
             parts = [torch.cat(p).to(self.device) for p in (logits, ids, labels)]
             self.model.fit_popularity(*parts)
 
-    # Checkpoints
-
     def checkpoint(self) -> None:
         """Write the checkpoint, where there is a folder for it."""
         if self.output is None:
             return
-        self._look()
-        tensors = checkpoint.prefixed("model", self.model.state_dict())
-        tensors.update(checkpoint.prefixed("best", self.best))
-        for i, optimizer in enumerate(self.optimizers):
-            state = checkpoint.optimizer_tensors(optimizer)
-            tensors.update(checkpoint.prefixed(f"optimizer/{i}", state))
-        if self.penalty is not None:
-            tensors.update(checkpoint.prefixed("penalty", self.penalty.state_dict()))
-        tensors["rng/cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        content = {"config": dataclasses.asdict(self.config), "data": self.fingerprint}
-        content["progress"] = dataclasses.asdict(self.progress)
-        checkpoint.save(self.output / CHECKPOINT, tensors, content)
+        self._sync_loss()
+        checkpoint.save_training(self, self.output / CHECKPOINT)
 
     def resume(self) -> None:
-        """Go on from the checkpoint in the output folder.
+        """Go on from the checkpoint in the output folder, further than before if the settings say.
 
         Raises:
             CheckpointError: there is none, it is damaged, or it is of another configuration or
                 other data.
         """
-        path = self.output / CHECKPOINT
-        tensors, content = checkpoint.load(path)
-        if "progress" not in content:
-            raise CheckpointError(f"{path}: a model, not a checkpoint of a training")
-        _same(path, "configuration", content["config"], dataclasses.asdict(self.config))
-        _same(path, "data", {"data": content["data"]}, {"data": _plain(self.fingerprint)})
-        progress = content["progress"]
-        progress["position"] = Position(*progress["position"])
-        self.progress = Progress(**progress)
-        self.model.load_state_dict(checkpoint.under("model", tensors))
-        best = checkpoint.under("best", tensors)
-        self.best = {k: v.to(self.device) for k, v in best.items()}
-        for i, optimizer in enumerate(self.optimizers):
-            state = checkpoint.under(f"optimizer/{i}", tensors)
-            checkpoint.restore_optimizer(optimizer, state)
-        if self.penalty is not None:
-            self.penalty.load_state_dict(checkpoint.under("penalty", tensors))
-        torch.set_rng_state(tensors["rng/cpu"])
-        if self.device.type == "cuda" and "rng/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+        if self.output is None:
+            raise CheckpointError("resume: this trainer has no folder for checkpoints")
+        checkpoint.load_training(self, self.output / CHECKPOINT)
+        self.progress.done = bool(self.why_ended())
 
     # What surrounds the loop
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """A first Ctrl-C or SIGTERM ends the run after a checkpoint; a second one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {n: signal.getsignal(n) for n in numbers}
-
-        def note(number: int, frame: Any) -> None:
-            self.stop_signal = number
-            signal.signal(number, before[number])
-
-        for number in numbers:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _progress_bar(self) -> Any:
-        options = {"total": self.steps, "initial": self.progress.step, "unit": " steps"}
+    def _bar(self) -> ProgressBar:
         name = self.bar if isinstance(self.bar, str) else "training"
-        options.update(desc=name, mininterval=0.3, disable=not self.bar)
-        return need("tqdm").tqdm(**options)
+        return ProgressBar(name, self.steps, done=self.progress.step, shown=bool(self.bar))
 
     def _open_writer(self) -> None:
         if self.settings.tensorboard and self.output is not None:
             need("tensorboard", "tensorboard")
             writer = need("torch.utils.tensorboard").SummaryWriter
-            self.writer = writer(self.output / "events", purge_step=self.progress.step)
+            self._writer = writer(self.output / "events", purge_step=self.progress.step)
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self.writer is None:
+        if self._writer is None:
             return
-        self.writer.add_scalar("training/loss", record["training_loss"], record["step"])
+        self._writer.add_scalar("training/loss", record["training_loss"], record["step"])
         for task, values in record["tasks"].items():
             for name, value in values.items():
                 if value is not None:
-                    self.writer.add_scalar(f"{task}/{name}", value, record["step"])
-        self.writer.flush()
+                    self._writer.add_scalar(f"{task}/{name}", value, record["step"])
+        self._writer.flush()
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: tuples are lists."""
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _same(path: Path, what: str, saved: Any, now: Any, key: str = "") -> None:
-    """Refuse a checkpoint that differs, naming the first key that does."""
-    if isinstance(saved, dict) and isinstance(now, dict):
-        for name in [*now, *(k for k in saved if k not in now)]:
-            inner = f"{key}.{name}" if key else name
-            _same(path, what, saved.get(name), now.get(name), inner)
-    elif saved != now:
-        raise CheckpointError(
-            f"{path}: a checkpoint of another {what}: {key} was {saved!r}, now it is {now!r}"
-        )
+def _build(config: Config, device: torch.device) -> LiRank:
+    try:
+        return LiRank(config.model).to(device)
+    except (RuntimeError, MemoryError) as error:  # sizes that no memory holds
+        reason = (str(error) or "out of memory").splitlines()[0]
+        raise ConfigError(f"the model cannot be built on {device}: {reason}") from error

@@ -1,10 +1,9 @@
-"""Regularisation chosen on the rows to validate on: a short list of settings, each trained once."""
+"""Regularization chosen on the rows to validate on: a short list of settings, each trained once."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,13 @@ from .checkpoint import CheckpointError
 from .metrics import difference_error, score
 from .session import Data, trainer_on
 from .settings import Config
-from .trainer import CHECKPOINT, Interrupted, Trainer
+from .signals import Interrupted
+from .trainer import CHECKPOINT, Trainer
 
 FOLDER = "trials"
 STATE = "trials/trials.json"
 # "auto" tunes up to here. The trials of 34,189 rows of UCI Adult took 95 s of one core, so these
-# take some ten minutes; beyond, regularisation matters less and the time is the user's.
+# take some ten minutes; beyond, regularization matters less and the time is the user's.
 MAX_ROWS = 200_000
 
 # How strongly ids and dense layers are held; the first is what the configuration says. Dropped: ids
@@ -98,15 +98,6 @@ def trials(config: Config, fixed: set[str]) -> list[Trial]:
         if all(made.config != other.config for other in found):
             found.append(made)
     return found
-
-
-def given_keys(data: dict[str, Any], where: str = "") -> set[str]:
-    """The keys ``a.b.c`` of nested values."""
-    keys: set[str] = set()
-    for name, value in data.items():
-        key = f"{where}.{name}" if where else name
-        keys |= given_keys(value, key) if isinstance(value, dict) else {key}
-    return keys
 
 
 class Tuner:
@@ -224,19 +215,13 @@ class Tuner:
             "fixed": sorted(self.fixed),
             "trials": [t.as_json() for t in self.trials],
         }
-        path = self.output / STATE
-        new = path.with_name("trials.json.new")
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        checkpoint.save_text(self.output / STATE, json.dumps(content, indent=1) + "\n")
 
     def _read(self) -> None:
-        held = read_state(self.output)
-        if held is None:
+        state = read_state(self.output)
+        if state is None:
             return
-        for trial, kept in zip(self.trials, held["trials"], strict=False):
+        for trial, kept in zip(self.trials, state["trials"], strict=False):
             if kept["name"] != trial.name or kept["changes"] != trial.changes:
                 where = self.output / STATE
                 raise CheckpointError(f"{where}: trials of another list: give --overwrite")

@@ -16,7 +16,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -109,10 +109,13 @@ def register(
         return output
 
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        # Saved tensors are read once: activation checkpointing allows no more.
         if _grad_enabled():
             return again(ctx, *gradients)
+        return tuple(first(ctx, ctx.saved_tensors, gradients))
+
+    def first(ctx: Any, held: tuple, gradients: tuple) -> list[Tensor | None]:
         here, rest, given = ctx.state
-        held = ctx.saved_tensors  # read once: activation checkpointing allows no more
         if training is not None:
             gradients += held[here.count :]
             held = held[: here.count]
@@ -127,15 +130,17 @@ def register(
             i = at[name]
             if call[i] is not None:
                 result[1 + i] = gradient
-        return tuple(result)
+        return result
 
     def again(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         """The gradients where they may be differentiated once more."""
+        here, rest, given = ctx.state
+        held = ctx.saved_tensors
         if not by_reference:
             with torch.no_grad():
-                return _refuse_second(op.name, backward(ctx, *gradients))
-        here, rest, given = ctx.state
-        call = [*here.order(ctx.saved_tensors[: here.count] + rest)]
+                found = first(ctx, held, gradients)
+            return _refuse_second(op.name, found, (*gradients, *held))
+        call = [*here.order(held[: here.count] + rest)]
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
         for i in wanted:  # one tensor may serve as two arguments
             call[i] = call[i].view_as(call[i])
@@ -240,16 +245,40 @@ def _getter(positions: Sequence[int]) -> Callable[[tuple], tuple]:
     return lambda values: tuple(values[i] for i in positions)
 
 
-def _refuse_second(name: str, gradients: tuple[Tensor | None, ...]) -> tuple:
-    """The gradients, whose own derivative is an error."""
-    text = f"lirank::{name}: a second derivative was wanted: this op is not differentiable twice"
-    found = [g for g in gradients if g is not None]
-    if not found or any(_C._functorch.is_functorch_wrapped_tensor(g) for g in found):
-        return gradients
-    leaves = [g.detach().requires_grad_() for g in found]
-    refusing = torch._C._functions.DelayedError(text.encode(), len(leaves))(*leaves)
-    refusing = iter(refusing if isinstance(refusing, (tuple, list)) else (refusing,))
-    return tuple(None if g is None else next(refusing) for g in gradients)
+def _refuse_second(
+    name: str, gradients: list[Tensor | None], sources: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients, whose own derivative with respect to ``sources`` is an error."""
+    text = f"lirank::{name}: a second derivative was wanted: this op has only the first"
+    if any(t is not None and _is_batched(t) for t in sources):  # records no function of Python
+        raise RuntimeError(text)
+    there = [i for i, g in enumerate(gradients) if g is not None]
+    needed = [t for t in sources if t is not None and t.requires_grad]
+    refusing = _Refuse.apply(text, len(there), *(gradients[i] for i in there), *needed)
+    for i, gradient in zip(there, refusing, strict=True):
+        gradients[i] = gradient
+    return tuple(gradients)
+
+
+def _is_batched(t: Tensor) -> bool:
+    kinds = torch._C._functorch
+    return kinds.is_legacy_batchedtensor(t) or kinds.is_functorch_wrapped_tensor(t)
+
+
+class _Refuse(torch.autograd.Function):
+    """``(text, count, *tensors)`` to the first ``count`` of them, which depend on all of them.
+
+    So whoever asks for a derivative with respect to one gets the text, never a zero.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, text: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.text = text
+        return tuple(t.detach() if t.is_sparse else t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> NoReturn:
+        raise RuntimeError(ctx.text)
 
 
 def register_old(

@@ -142,7 +142,7 @@ def _checked(op: str, temperature: Tensor) -> Tensor:
 
 
 def _has_value(t: Tensor) -> bool:
-    """On a CPU, neither fake nor standing for several values, and not about to become a constant."""
+    """On a CPU, neither fake nor batched, and not about to become a constant of a trace."""
     concrete = type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu"
     transformed = torch._C._functorch.is_functorch_wrapped_tensor(t)
     return concrete and not transformed and not torch.jit.is_tracing()

@@ -1,7 +1,7 @@
 """Benchmarks of the hashes of ids and strings.
 
-An id moves 16 bytes. A string moves its text, its offset and its hash, 16 bytes and the text;
-from a list of str it also moves the pointer and the object's header, which are not counted.
+An id moves 16 bytes. A string moves its text and 16 bytes for its offset and its hash. A list of
+str also moves the pointers and the headers of the objects, which are not counted.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import torch
 
 from lirank_ext import hash_strings, murmur_hash
 from lirank_ext.benchmarks.harness import Workload
-from lirank_ext.ops.hashing import hash_strings_reference, murmur_hash_reference
+from lirank_ext.library.op import OPS
 
 SIZES = (4096, 1 << 18, 1 << 22)
-# mmh3 in a Python loop and the peers that read objects take 0.2 to 1 us a key.
+# mmh3 in a Python loop and the peers that read objects take 0.2 to 1 us per key, so they are not
+# measured beyond this many keys.
 MOST_OBJECTS = 1 << 18
 PEERS = {"mmh3": "mmh3", "sklearn": "scikit-learn FeatureHasher", "pandas": "pandas hash_array"}
 
@@ -38,16 +39,16 @@ def workloads(device: str, peers: bool, quick: bool) -> Iterator[Workload]:
 def _ids(size: int, device: str) -> Workload:
     generator = torch.Generator().manual_seed(size)
     ids = torch.randint(-(1 << 62), 1 << 62, (size,), generator=generator).to(device)
-    compiled = torch.compile(murmur_hash_reference)
+    compiled = torch.compile(OPS["murmur_hash"].reference)
     return Workload(
         "murmur_hash",
         f"{size} ids",
         {
             "lirank": lambda: murmur_hash(ids),
-            "eager": lambda: murmur_hash_reference(ids),
+            "eager": lambda: OPS["murmur_hash"].reference(ids),
             "compile": lambda: compiled(ids),
         },
-        expect=lambda: murmur_hash_reference(ids),
+        expect=lambda: OPS["murmur_hash"].reference(ids),
         bytes=16 * size,
         items=size,
         unit="id",
@@ -55,7 +56,7 @@ def _ids(size: int, device: str) -> Workload:
 
 
 def _keys(size: int) -> list[str]:
-    """Member ids as LiRank hashes them: "member:1234", of 8 to 16 bytes."""
+    """Member ids as LiRank hashes them, such as "member:1234", of 8 to 16 bytes."""
     generator = torch.Generator().manual_seed(size)
     return [f"member:{i}" for i in torch.randint(0, 10**9, (size,), generator=generator).tolist()]
 
@@ -70,12 +71,12 @@ def _pair(keys: list[str], device: str) -> Workload:
     data, offsets = _tensors(keys, device)
     providers = {"lirank": lambda: hash_strings((data, offsets))}
     if len(keys) <= MOST_OBJECTS:
-        providers["eager"] = lambda: hash_strings_reference(data, offsets)
+        providers["eager"] = lambda: OPS["hash_strings"].reference(data, offsets)
     return Workload(
         "hash_strings",
         f"{len(keys)} keys, bytes and offsets",
         providers,
-        expect=lambda: hash_strings_reference(data, offsets),
+        expect=lambda: OPS["hash_strings"].reference(data, offsets),
         bytes=16 * len(keys) + data.numel(),
         items=len(keys),
         unit="key",
@@ -83,7 +84,7 @@ def _pair(keys: list[str], device: str) -> Workload:
 
 
 def _objects(keys: list[str], peers: bool) -> Workload:
-    wanted = hash_strings_reference(*_tensors(keys, "cpu"))
+    wanted = OPS["hash_strings"].reference(*_tensors(keys, "cpu"))
     providers = {"lirank": lambda: hash_strings(keys)}
     if peers:
         providers |= _peers(keys, wanted)
@@ -105,8 +106,8 @@ def _peers(keys: list[str], wanted: torch.Tensor) -> dict[str, Callable[[], Any]
         import mmh3
 
         found["mmh3 per key"] = lambda: [[mmh3.hash64(k, 0, signed=True)[0] for k in keys]]
-    # These two hash by another function, so that there is nothing to compare: they are timed,
-    # and hand on the wanted result.
+    # These two use another hash function, so their results cannot be compared. They are timed and
+    # return the wanted result.
     if PEERS["sklearn"] not in absent:
         from sklearn.feature_extraction import FeatureHasher
 

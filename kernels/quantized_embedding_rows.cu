@@ -1,4 +1,5 @@
-// Quantizing and packing tables on the GPU, once a table. Layout: csrc/rowwise.h.
+// Quantizing and packing tables on the GPU, once a table. Layout:
+// csrc/quantized_embedding_layout.h.
 #include "launch.cuh"
 #include "quantized_embedding.cuh"
 #include "quantized_embedding_layout.h"

@@ -1,7 +1,7 @@
-"""The CUDA half on a machine without a GPU: it compiles, links, registers and computes right.
+"""The CUDA code on a machine without a GPU: it compiles, links, registers and is correct.
 
-The kernels themselves are executed here as plain C++ (``cuda_on_host.h``) on every case that
-``verify`` has; races and speed need a GPU (``benchmarks/gpu.sh``).
+The kernels run here as plain C++ (``cuda_on_host.h``) on every case of ``verify``. Races and speed
+need a GPU (``benchmarks/gpu.sh``).
 """
 
 from __future__ import annotations

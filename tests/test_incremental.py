@@ -55,7 +55,7 @@ def shake(model, scale=0.3):
 
 
 def recorded(cold_weight=0.3, forgetting=0.8, skip=("table",)):
-    """A penalty with two different anchors, and by hand what it should hold."""
+    """A penalty with two different anchors, and the contents that it should have."""
     model = Ranker().double()
     names = [n for n, _ in model.named_parameters() if not n.startswith("table")]
     penalty = IncrementalPenalty(model, forgetting, cold_weight, skip)

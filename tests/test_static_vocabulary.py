@@ -83,7 +83,7 @@ def test_both_builders_make_the_same_table(monkeypatch, n, tag_bits, threads):
 
 @pytest.mark.parametrize("tag_bits", [1, 4, 8, 12])
 def test_unknown_keys_pass_for_known_ones_as_often_as_stated(tag_bits):
-    """Within 5 standard deviations of 2^-tag_bits, for far keys and for near ones."""
+    """The rate is within 5 standard deviations of 2^-tag_bits, for far and for near keys."""
     n, tries = 4000, 400_000
     vocabulary = StaticVocabulary.build(torch.arange(n) * 2, tag_bits)
     wanted = 2.0**-tag_bits
@@ -222,8 +222,8 @@ def test_a_damaged_file_is_one_clear_sentence(tmp_path):
     refused(whole[:-1], "is damaged: it holds")
     refused(whole + b"\0", "is damaged: it holds")
     refused(whole[:30], "is damaged: ")
-    refused(b"", "is not the file of a vocabulary")
-    refused(b"PK" + whole, "is not the file of a vocabulary")
+    refused(b"", "is not a vocabulary file")
+    refused(b"PK" + whole, "is not a vocabulary file")
     with pytest.raises(FileNotFoundError):
         StaticVocabulary.load(tmp_path / "none")
 

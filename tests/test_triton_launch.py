@@ -18,7 +18,7 @@ from lirank_ext.kernels import _launch
 
 
 class Placed(torch.Tensor):
-    """Says that it lies on a GPU."""
+    """A tensor that claims to be on a GPU."""
 
     @staticmethod
     def on(index: int) -> Placed:

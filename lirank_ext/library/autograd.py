@@ -1,13 +1,12 @@
-"""Backward formulas of ops, with as little Python per call as PyTorch allows.
+"""Registers backward formulas of ops, with as little Python per call as PyTorch allows.
 
-`torch.library.register_autograd` adds as much time to a call as one of our ops needs on a small
-batch, even when no gradient is wanted. This registers the same for ops like ours: tensors and
-numbers in, no keyword-only arguments, no lists of tensors, no ``out``.
+``torch.library.register_autograd`` adds as much time per call as one of our ops needs on a small
+batch, even when no gradient is wanted. This module does the same for ops whose arguments are
+tensors and numbers, without keyword-only arguments, lists of tensors or ``out``.
 
-A formula calls kernels, so it gives first derivatives in reverse mode. Second derivatives,
-derivatives in forward mode and the transforms of ``torch.func`` go through the op's reference
-where that is a definition PyTorch can differentiate, and are refused where it is not. They are
-never zero because nobody wrote them.
+A formula calls kernels, so it gives first derivatives in reverse mode only. Second derivatives,
+forward mode and the transforms of ``torch.func`` differentiate the op's reference where PyTorch can
+do that, and raise an error where it cannot. None of them is silently zero.
 """
 
 from __future__ import annotations
@@ -54,18 +53,18 @@ def register(
     Args:
         library: the fragment of ``lirank`` that holds the registration.
         op: the op.
-        formula: ``(a, *gradients, *kept)`` to a gradient, or None, by argument name. ``a`` is the
-            call of the forward, where an :class:`Unsaved` stands for a tensor that was not
-            saved; ``gradients`` has one for each result. Where it has a parameter ``needs``, it
-            gets the call with True for the arguments whose gradients are wanted.
+        formula: maps ``(a, *gradients, *kept)`` to a dict from argument name to gradient or None.
+            ``a`` is the call of the forward. An :class:`Unsaved` replaces each tensor that was not
+            saved. ``gradients`` has one tensor for each result. If the formula has a parameter
+            ``needs``, it gets a call with True for each argument whose gradient is wanted.
         saves: names of the tensors that the formula reads.
-        saves_for: more of them that it reads only for the gradient of the argument named.
-        forward: an ``@op`` function of the same arguments that runs in the op's place when a
-            gradient is wanted. What it returns behind the result is ``kept`` for the formula.
-        when: whether ``forward`` pays off for a call; always by default.
-        by_reference: differentiating the reference is right everywhere, so it serves what the
-            formula cannot: second derivatives, forward mode and ``torch.func``. Otherwise these
-            are refused. All tensors have to be saved.
+        saves_for: further tensors that it reads only for the gradient of the named argument.
+        forward: an ``@op`` function with the same arguments that runs instead of the op when a
+            gradient is wanted. Whatever it returns after the result is ``kept`` for the formula.
+        when: tells whether ``forward`` pays off for a call. By default it always does.
+        by_reference: PyTorch may differentiate the reference wherever the formula does not serve:
+            for second derivatives, in forward mode and in ``torch.func``. Otherwise these are
+            refused. It needs all tensors saved.
 
     Raises:
         TypeError: the schema has keyword-only arguments or lists of tensors, or ``by_reference``
@@ -81,7 +80,7 @@ def register(
             raise TypeError(f"lirank::{op.name}: argument '{a.name}': wanted among those saved")
     names = op.call._fields
     at = {name: i for i, name in enumerate(names)}
-    make = functools.partial(tuple.__new__, op.call)  # as op.call._make, in a third of the time
+    make = functools.partial(tuple.__new__, op.call)  # op.call._make takes three times as long
     # The dispatcher drops trailing arguments that equal their defaults.
     defaults = tuple(map(op.call._field_defaults.get, names))
     none_wanted = (False,) * len(names)
@@ -158,8 +157,8 @@ def register(
         {"forward": staticmethod(run), "backward": staticmethod(backward)},
     )
 
-    # What lies before it in ``Function.apply`` is for functions called outside the dispatcher: it
-    # looks through all arguments for dead wrappers of functorch, which end above this key.
+    # ``Function.apply`` first searches all arguments for dead wrappers of functorch. Only functions
+    # that are called outside the dispatcher need that: the wrappers never reach this dispatch key.
     apply = super(torch.autograd.Function, function).apply
 
     def autograd(keyset: Any, *args: Any) -> Any:
@@ -217,7 +216,7 @@ def _has_tangent(value: Any) -> bool:
 
 
 class _Plan:
-    """Which arguments are saved as tensors, and how the call is put together again."""
+    """Splits a call into tensors to save and the rest, and puts it together again."""
 
     def __init__(self, op: Op, saves: Sequence[str]) -> None:
         names = op.call._fields
@@ -248,8 +247,8 @@ def _getter(positions: Sequence[int]) -> Callable[[tuple], tuple]:
 def _refuse_second(
     name: str, gradients: list[Tensor | None], sources: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients, whose own derivative with respect to ``sources`` is an error."""
-    text = f"lirank::{name}: a second derivative was wanted: this op has only the first"
+    """The gradients, changed so that differentiating them by ``sources`` raises an error."""
+    text = f"lirank::{name}: a second derivative was wanted: this op is not differentiable twice"
     if any(t is not None and _is_batched(t) for t in sources):  # records no function of Python
         raise RuntimeError(text)
     there = [i for i, g in enumerate(gradients) if g is not None]
@@ -266,9 +265,9 @@ def _is_batched(t: Tensor) -> bool:
 
 
 class _Refuse(torch.autograd.Function):
-    """``(text, count, *tensors)`` to the first ``count`` of them, which depend on all of them.
+    """Returns the first ``count`` tensors, and makes them depend on all tensors.
 
-    So whoever asks for a derivative with respect to one gets the text, never a zero.
+    Whoever differentiates them by any of these tensors gets ``text`` as an error, never a zero.
     """
 
     @staticmethod

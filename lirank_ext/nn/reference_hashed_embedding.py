@@ -1,6 +1,6 @@
-"""The hashed embedding in eager PyTorch: what ``swap`` replaces, and what to read.
+"""The hashed embedding in eager PyTorch, for reading. ``swap`` replaces it by the fast module.
 
-Parameters and state dicts are those of the fast module in ``nn/hashed_embedding.py``.
+It has the parameters and the state dict of the fast module in ``nn/hashed_embedding.py``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from ..ops.hashing import murmur_hash_reference
+from ..ops.hashing import murmur
 from .hashed_embedding import HashedParameters
 
 
@@ -18,10 +18,10 @@ class ReferenceHashedEmbeddingBag(HashedParameters):
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        if offsets is None and ids.dim() == 1:  # a plain look-up: bags of one
+        if offsets is None and ids.dim() == 1:  # a plain look-up: each id is a bag of its own
             ids = ids.unsqueeze(1)
             per_sample_weights = None if per_sample_weights is None else per_sample_weights[:, None]
-        hashes = ids if self.prehashed else murmur_hash_reference(ids, self.seed)
+        hashes = ids if self.prehashed else murmur(ids, self.seed)
         offsets = None if offsets is None else offsets.to(ids.dtype)
 
         def pool(table: Tensor, rows: Tensor, sparse: bool) -> Tensor:

@@ -1,9 +1,8 @@
 """Benchmarks of the hashed embedding: forward over float and packed tables, and backward.
 
-"rows given" is the floor. It is the same kernel with the same gathers, but with row numbers that
-were computed beforehand. "eager" hashes, splits, gathers four rows and pools in PyTorch, and
-"compile" is ``torch.compile`` of it. "embedding_bag" pools each table by ``F.embedding_bag`` and
-adds the four results.
+"eager" hashes, splits, gathers four rows and pools in PyTorch, and "compile" is
+``torch.compile`` of it. "embedding_bag" pools each table by ``F.embedding_bag`` and adds the four
+results.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from torch.nn.functional import embedding_bag
 
 from .. import hashed_embedding_bag, pack_rows, quantize_rows, quantized_hashed_embedding_bag
 from ..ops._hashed_reference import rows_of
-from ..ops._hashed_registry import of_rows_op
 from ..ops.hashing import murmur
 from .harness import Workload
 
@@ -80,14 +78,12 @@ def _wide(ids: Tensor, offsets: Tensor, tables: list[Tensor], buckets: int) -> T
 
 def _forward(label: str, ids: Tensor, offsets: Tensor, tables: list[Tensor], n: int) -> Workload:
     compiled = torch.compile(_eager, fullgraph=True, dynamic=False)
-    rows = torch.stack(rows_of(ids, n, REMAINDERS, 0, False))
     bags, dim = len(offsets), tables[0].shape[1]
     return Workload(
         "hashed_embedding_bag",
         label,
         {
             "lirank": lambda: hashed_embedding_bag(ids, offsets, *tables, n),
-            "rows given": lambda: of_rows_op(rows, offsets, *tables),
             "eager": lambda: _eager(ids, tables, n, bags),
             "compile": lambda: compiled(ids, tables, n, bags),
             "embedding_bag": lambda: _bagged(ids, offsets, tables, n),

@@ -1,153 +1,127 @@
 // Look-ups in row-wise quantized tables on the GPU. Layout: csrc/quantized_embedding_layout.h.
 #include "quantized_embedding.cuh"
 
-#include "async_copy.cuh"
-#include "codes.cuh"
 #include "quantized_tables.cuh"
 
 namespace lirank::gpu {
 namespace {
 
-constexpr int kPoolBlock = 128;   // threads
-constexpr int kPoolResident = 5;  // blocks a multiprocessor: 36 KB each, 96 registers a thread
-
-// What is on its way, in places of each thread's own: the rows of four ids while four others are
-// added, and ids two turns before their rows are asked for.
-struct Ring {
-  uint4 codes[2][kRows][kPoolBlock];
-  rowwise::Pair pairs[2][kRows][kPoolBlock];
-  float weights[2][kRows][kPoolBlock];
-  int64_t ids[2][kRows][kPoolBlock];
-};
-
-template <typename Id>
-__device__ __forceinline__ void ask_for_ids(const Bags& b, Ring& ring, int half, int64_t i,
-                                            int64_t last) {
-#pragma unroll
-  for (int k = 0; k < kRows; ++k)
-    copy_async<sizeof(Id)>(&ring.ids[half][k][threadIdx.x], (const Id*)b.ids + i + k, i + k < last);
-}
-
-// Asks for the rows of four ids that have arrived; zeros come where an id is out of range, which is
-// reported.
-template <int bytes, typename Id>
-__device__ __forceinline__ void ask_for_rows(const PoolParams& p, const Table& t, int64_t index,
-                                             Ring& ring, int half, int64_t i, int64_t last,
-                                             int at) {
-  // Read from shared memory once: the copies below are written there too, as the compiler sees it.
-  const uint8_t *codes = t.codes + at, *pairs = t.pairs;
-  const int64_t rows = t.rows;
-  const int code_stride = t.code_stride, pair_stride = t.pair_stride;
-  const bool mine = at < t.code_bytes;
-  bool bad = false;
-#pragma unroll
-  for (int k = 0; k < kRows; ++k) {
-    const int64_t row = *(const Id*)&ring.ids[half][k][threadIdx.x];
-    const bool there = i + k < last, good = (uint64_t)row < (uint64_t)rows;
-    bad = bad || there && !good;
-    copy_async<bytes>(&ring.codes[half][k][threadIdx.x], codes + row * code_stride,
-                      there && good && mine);
-    copy_async<8>(&ring.pairs[half][k][threadIdx.x], pairs + row * pair_stride, there && good);
-  }
-  if (p.bags.weights) {
-#pragma unroll
-    for (int k = 0; k < kRows; ++k)
-      copy_async<4>(&ring.weights[half][k][threadIdx.x], (const float*)p.bags.weights + i + k,
-                    i + k < last);
-  }
-  if (bad && at == 0) report_rows<Id>(p, t, index, i, i + kRows < last ? i + kRows : last);
-}
-
-// Pooled rows of `left` items from `item` on, whose ids lie one behind the other; the columns of
-// one lane from byte `at` of the row on.
+// Pools the bags from `bag` to `stop`, whose ids are consecutive, for the columns of one lane.
+// These start at byte `at` of a row.
 template <int bits, int bytes, typename Id, typename Out>
 __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, int64_t index,
-                                         Ring& ring, int64_t item, int left, Range ids, int at) {
+                                         int64_t bag, int64_t stop, Range ids, int64_t at,
+                                         bool tell) {
   constexpr int kColumns = bytes * 8 / bits;
+  const int64_t first = at * 8 / bits, items = index * p.bags.bags;
   float total[kColumns] = {}, mids = 0;
-  int64_t end = left > 1 ? start_of(p.bags, item + 1) : ids.end;
+  int64_t end = bag + 1 < stop ? start_of(p.bags, items + bag + 1) : ids.end;
   const auto finish = [&] {
     float d = 1.0f;
     if (p.bags.mean) {
-      const int64_t count = end - start_of(p.bags, item);
+      const int64_t count = end - start_of(p.bags, items + bag);
       d = count > 0 ? 1.0f / (float)count : 1.0f;
     }
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) total[c] = (total[c] + mids) * d;
-    const int first = at * 8 / bits;
-    Out* out = (Out*)p.out + (item - index * p.bags.bags) * p.set.width + t.column + first;
-    if (bytes == 16) {  // rows of whole 64 columns, results on 16 bytes
-      if (first < t.dim) store_whole<kColumns>(out, total);
-    } else if (first < t.dim) {
-      store_columns<kColumns>(out, total, t.dim - first);
-    }
+    if (first < t.dim)
+      store_columns<kColumns>((Out*)p.out + bag * p.set.width + t.column + first, total,
+                              t.dim - first);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) total[c] = 0;
     mids = 0;
-    ++item;
-    end = --left > 0 ? start_of(p.bags, item + 1) : -1;
+    ++bag;
+    end = bag < stop ? start_of(p.bags, items + bag + 1) : -1;
   };
-  ask_for_ids<Id>(p.bags, ring, 0, ids.begin, ids.end);
-  ask_for_ids<Id>(p.bags, ring, 1, ids.begin + kRows, ids.end);
-  commit_copies();
-  wait_for_copies<0>();
-  ask_for_rows<bytes, Id>(p, t, index, ring, 0, ids.begin, ids.end, at);
-  ask_for_ids<Id>(p.bags, ring, 0, ids.begin + 2 * kRows, ids.end);
-  commit_copies();
-  int half = 0;
+  Id next[kRows];
+  read_ids(p.bags, ids.begin, ids.end, next);
 #pragma unroll 1
-  for (int64_t i = ids.begin; left > 0; half ^= 1) {
-    ask_for_rows<bytes, Id>(p, t, index, ring, half ^ 1, i + kRows, ids.end, at);
-    ask_for_ids<Id>(p.bags, ring, half ^ 1, i + 3 * kRows, ids.end);
-    commit_copies();
-    wait_for_copies<1>();  // the rows of this turn, and the ids of the next turn's rows but one
-#pragma unroll 1
-    for (int k = 0; k < kRows; ++k, ++i) {
-      while (i == end) finish();
-      if (left == 0) break;
-      Words<bytes> codes;
-      memcpy(&codes, &ring.codes[half][k][threadIdx.x], bytes);
-      rowwise::Pair pair = ring.pairs[half][k][threadIdx.x];
-      if (p.bags.weights) {
-        const float w = ring.weights[half][k][threadIdx.x];
-        pair = {__fmul_rn(pair.scale, w), __fmul_rn(pair.mid, w)};
+  for (int64_t i = ids.begin; bag < stop; i += kRows) {
+    Id row[kRows];
+    Words<bytes> codes[kRows];
+    rowwise::Pair pair[kRows];
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) row[k] = next[k];
+    const bool bad = read_rows<bytes>(t, row, at, codes, pair);
+    read_ids(p.bags, i + kRows, ids.end, next);
+    if (bad && tell) report_rows<Id>(p, t, index, i, i + kRows < ids.end ? i + kRows : ids.end);
+    if (p.bags.weights) {
+#pragma unroll
+      for (int k = 0; k < kRows; ++k) {
+        const float w = i + k < ids.end ? __ldg((const float*)p.bags.weights + i + k) : 0.0f;
+        pair[k] = {__fmul_rn(pair[k].scale, w), __fmul_rn(pair[k].mid, w)};
       }
-      mids = __fadd_rn(mids, pair.mid);
-      add_codes<bits, bytes>(codes, pair.scale, total);
+    }
+    // A bag may end in five places, which share one copy of `finish`. With a copy in each place the
+    // code was larger than the instruction cache.
+    const auto add = [&](int k) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+    // Codes are converted here. Converted above the switch, four rows of floats spill.
+#pragma unroll
+      for (int w = 0; w < bytes / 4; ++w) asm volatile("" : "+r"(codes[k].w[w]));
+#endif
+      mids = __fadd_rn(mids, pair[k].mid);
+      add_codes<bits, bytes>(codes[k], pair[k].scale, total);
+    };
+    for (int k = 0;; finish()) {
+      switch (k) {
+        case 0:
+          if (i == end) break;
+          add(0);
+          [[fallthrough]];
+        case 1:
+          if (i + (k = 1) == end) break;
+          add(1);
+          [[fallthrough]];
+        case 2:
+          if (i + (k = 2) == end) break;
+          add(2);
+          [[fallthrough]];
+        case 3:
+          if (i + (k = 3) == end) break;
+          add(3);
+          [[fallthrough]];
+        case 4:
+          if (i + (k = 4) == end) break;
+          k = 5;
+      }
+      if (k == 5) break;
     }
   }
-  wait_for_copies<0>();  // zeros behind the last id: they must not land on what comes next
 }
 
-// Whether the offsets around `count` items from `item` on fit the ids; the lanes of a group share
-// the work, all lanes of the warp take part.
-__device__ inline bool items_fit(const Bags& b, int64_t item, int count, int lane, int lanes) {
-  bool good = true;
-  for (int k = lane; k < count && b.fixed < 0; k += lanes) {
-    const int64_t begin = start_of(b, item + k), end = start_of(b, item + k + 1);
-    good = good && begin >= 0 && end >= begin && end <= b.count && (item + k > 0 || begin == 0);
+// Whether the offsets of `count` items from `item` on are valid.
+__device__ inline bool items_fit(const Bags& b, int64_t item, int64_t count) {
+  if (b.fixed >= 0) return true;
+  int64_t before = start_of(b, item);
+  bool good = before >= 0 && (item > 0 || before == 0);
+#pragma unroll 4
+  for (int64_t k = 1; k <= count; ++k) {
+    const int64_t start = start_of(b, item + k);
+    good = good && start >= before;
+    before = start;
   }
-  return __all_sync(kWarp, good);
+  return good && before <= b.count;
 }
 
 template <int bits, int bytes, typename Id, typename Out>
-__device__ void pool_table(const PoolParams& p, const Table& t, int64_t index, Ring& ring) {
+__device__ void pool_table(const PoolParams& p, const Table& t, int64_t index) {
   const int lanes = lanes_for((t.code_bytes + bytes - 1) / bytes);
-  const int lane = threadIdx.x % lanes, groups = kPoolBlock / lanes;
-  const int64_t bags = p.bags.bags, step = (int64_t)gridDim.x * groups * p.run;
-  // Whole warps go round together, some groups in the end without a bag.
-  for (int64_t base = (int64_t)blockIdx.x * groups * p.run; base < bags; base += step) {
-    const int64_t bag = base + threadIdx.x / lanes * p.run;
-    const int count = bag >= bags ? 0 : bag + p.run < bags ? p.run : (int)(bags - bag);
-    const bool good = items_fit(p.bags, index * bags + bag, count, lane, lanes);
-    for (int done = 0; done < count;) {  // one turn, but for bad offsets: then a turn a bag
-      const int64_t item = index * bags + bag + done;
-      const int each = good ? count : 1;
-      const Range ids = good ? Range{start_of(p.bags, item), start_of(p.bags, item + count)}
-                             : range_of(p.bags, item, p.errors, lane == 0);
-      for (int from = 0; from < t.code_bytes; from += lanes * bytes)
-        pool_run<bits, bytes, Id, Out>(p, t, index, ring, item, each, ids, from + lane * bytes);
-      done += each;
+  const int lane = threadIdx.x % lanes, groups = kBlock / lanes;
+  const int64_t bags = p.bags.bags, items = index * bags;
+  for (int64_t run = (int64_t)blockIdx.x * groups + threadIdx.x / lanes; run * p.run < bags;
+       run += (int64_t)gridDim.x * groups) {
+    int64_t bag = run * p.run;
+    const int64_t last = bag + p.run < bags ? bag + p.run : bags;
+    const bool good = items_fit(p.bags, items + bag, last - bag);
+    while (bag < last) {  // one turn, but for bad offsets: then a turn a bag
+      const int64_t stop = good ? last : bag + 1;
+      const Range ids = good ? Range{start_of(p.bags, items + bag), start_of(p.bags, items + stop)}
+                             : range_of(p.bags, items + bag, p.errors, lane == 0);
+      for (int64_t base = 0; base < t.code_bytes; base += lanes * bytes)
+        pool_run<bits, bytes, Id, Out>(p, t, index, bag, stop, ids, base + lane * bytes,
+                                       base == 0 && lane == 0);
+      bag = stop;
     }
   }
 }
@@ -155,38 +129,43 @@ __device__ void pool_table(const PoolParams& p, const Table& t, int64_t index, R
 template <typename Out>
 __device__ void zero_all(const PoolParams& p) {
   const int64_t n = p.bags.bags * p.set.width;
-  for (int64_t i = (int64_t)blockIdx.x * kPoolBlock + threadIdx.x; i < n;
-       i += (int64_t)gridDim.x * kPoolBlock)
+  for (int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x; i < n;
+       i += (int64_t)gridDim.x * kBlock)
     put((Out*)p.out + i, 0.0f);
 }
 
 // quantized_embedding_bag(s): pooled rows of all tables in one launch.
 //
-// The grid is (blocks, tables), 128 threads a block, as many blocks as the device holds. A group of
-// 1 to 32 lanes, the power of two that covers the row, owns a run of neighboring bags, 32 at most.
-// The ids of a run lie one behind the other, and the group walks through them four at a time,
-// whatever bags they belong to: results are written where a bag ends. Every lane asks for its 16
-// bytes of codes (8-bit rows on whole cache lines) or 8, and for the pair, of the next four ids by
-// asynchronous copies into its own place in shared memory, and for ids further on, before it adds
-// the four rows that have arrived. What is on its way takes no registers, so that a
-// multiprocessor holds 20 warps with up to eight rows a group on their way. The sums of a lane's
-// columns stay in registers: pooled = sum scale * code + sum mid, in the order of the ids, so that
-// results do not depend on grid or device.
+// The grid is (blocks, tables), with 256 threads per block and four times as many blocks as the
+// device can hold. A group of lanes (the smallest power of two that covers the row, 1 to 32) takes
+// a run of 1 to 8 neighboring bags. It is 8 if bags hold one or two ids, so that the offsets and
+// ids of many bags are loaded together. The ids of a run are consecutive, and the group processes
+// four at a time, even across bags. For four ids, each lane loads 16 bytes of codes (8-bit rows on
+// whole cache lines) or 8 bytes, the pairs, and the next four ids, before it uses the first. A
+// result is written where its bag ends. Bad ids are reported after the loads are issued. The sums
+// of a lane's columns stay in registers: pooled = sum scale * code + sum mid. They follow the order
+// of the ids, so results do not depend on the grid or the device.
 //
-// Bytes: code_bytes + 8 a row, an id each, the result once. DRAM moves sectors of 32 bytes: 160
-// for the 136 of a 128-wide int8 row outside the cache. The floor on an H100 by its datasheet (3.35
-// TB/s) for 1,048,570 rows of 160 bytes is 0.050 ms, of which L2 keeps what zipf 1.05 repeats.
-// Instructions: 3 a code, 9.5 of 28.7 T lane-instructions a second at that rate.
+// Bytes: code_bytes + 8 per row, one id each, and the result once. DRAM moves sectors of 32 bytes,
+// so a 128-wide int8 row of 136 bytes outside the cache moves 160. By the datasheet of an H100
+// (3.35 TB/s) the floor for 1,048,560 rows of 160 bytes is 0.050 ms. In bags of 20, the bare gather
+// of 128 of those bytes (kernels/ceilings.cu) takes 0.087 ms there, and this kernel 0.093 ms. A
+// code takes 3 instructions, which at the floor is 9.5 of 28.7 T lane-instructions per second.
 //
-// Assumes that rows and pairs start on 8 bytes (quantized_embedding_layout.h).
-// Tried and dropped: one id after another, each checked and weighted before the next (0.128 ms for
-// 52,428 bags of 20 on an H100; the weight's multiplication waits for a row before the next one is
-// asked for); four rows in registers (0.093 ms; 127 registers, 16 warps a multiprocessor).
-// Dropped on paper: one bag a warp (at D = 32 three of four lanes idle), ids by shuffle (a shuffle
-// costs what a broadcast load from L1 does), descriptors of tables in a workspace (an allocation).
+// Assumes that rows and pairs are aligned to 8 bytes (quantized_embedding_layout.h).
+//
+// Tried and dropped, with the time for those bags:
+// - one id after another, each checked and weighted before the next: 0.129 ms, because the
+//   multiplication by the weight waits for a row before the next row is loaded;
+// - rows read without a branch, with row 0 instead of bad ones, and codes converted when they are
+//   added: 0.110 ms;
+// - 16 bytes of 4-bit codes per lane: the SASS shows that 32 sums spill.
+// Dropped on paper:
+// - one bag per warp: at D = 32 three of four lanes are idle;
+// - ids by shuffle: a shuffle costs as much as a broadcast load from L1;
+// - descriptors of tables in a workspace: it takes an allocation.
 template <int bits, typename Id, typename Out>
-__global__ void __launch_bounds__(kPoolBlock, kPoolResident) pool_kernel(const PoolParams p) {
-  __shared__ Ring ring;
+__global__ void __launch_bounds__(kBlock, 2) pool_kernel(const PoolParams p) {
   for (int64_t index = blockIdx.y; index < p.set.tables; index += gridDim.y) {
     const Table* found = find_table(p, index);
     if (found == nullptr) {
@@ -195,9 +174,9 @@ __global__ void __launch_bounds__(kPoolBlock, kPoolResident) pool_kernel(const P
     }
     const Table& t = *found;
     if (bits == 8 && t.wide)
-      pool_table<bits, bits == 8 ? 16 : 8, Id, Out>(p, t, index, ring);
+      pool_table<bits, bits == 8 ? 16 : 8, Id, Out>(p, t, index);
     else
-      pool_table<bits, 8, Id, Out>(p, t, index, ring);
+      pool_table<bits, 8, Id, Out>(p, t, index);
   }
 }
 
@@ -205,11 +184,11 @@ template <int bits, typename Id>
 cudaError_t pool_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
   switch (p.element) {
     case Element::float16:
-      return launch(pool_kernel<bits, Id, __half>, grid, stream, p, kPoolBlock);
+      return launch(pool_kernel<bits, Id, __half>, grid, stream, p);
     case Element::bfloat16:
-      return launch(pool_kernel<bits, Id, __nv_bfloat16>, grid, stream, p, kPoolBlock);
+      return launch(pool_kernel<bits, Id, __nv_bfloat16>, grid, stream, p);
     default:
-      return launch(pool_kernel<bits, Id, float>, grid, stream, p, kPoolBlock);
+      return launch(pool_kernel<bits, Id, float>, grid, stream, p);
   }
 }
 
@@ -219,12 +198,13 @@ cudaError_t pool_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
                          : pool_launch<bits, int32_t>(p, grid, stream);
 }
 
-// Neighboring bags that a group takes at once: as many as leave each group on the device four runs,
-// so that the first rows of a run, which are waited for, are few among all.
+// Number of neighboring bags that a group takes at once. It is large if bags hold few ids, provided
+// that the groups still fill the device.
 int run_of(const PoolParams& p) {
-  const int64_t groups = kPoolResident * multiprocessors() * groups_of(p, kPoolBlock);
-  const int64_t run = p.bags.bags * p.set.tables / (4 * groups);
-  return (int)(run < 1 ? 1 : run < 32 ? run : 32);
+  const int64_t items = p.bags.bags * p.set.tables, ids = p.bags.count;
+  int run = ids <= 2 * items ? 8 : ids <= 4 * items ? 4 : ids <= 8 * items ? 2 : 1;
+  while (run > 1 && items / run < 2 * multiprocessors() * groups_of(p)) run /= 2;
+  return run;
 }
 
 }  // namespace
@@ -232,8 +212,8 @@ int run_of(const PoolParams& p) {
 cudaError_t quantized_embedding_bags_launch(const PoolParams& params, cudaStream_t stream) {
   PoolParams p = params;
   p.run = run_of(p);
-  const dim3 grid = bag_grid(p, groups_of(p, kPoolBlock) * p.run, kPoolResident);
-  return p.set.bits == 8 ? pool_launch<8>(p, grid, stream) : pool_launch<4>(p, grid, stream);
+  return p.set.bits == 8 ? pool_launch<8>(p, bag_grid(p), stream)
+                         : pool_launch<4>(p, bag_grid(p), stream);
 }
 
 }  // namespace lirank::gpu

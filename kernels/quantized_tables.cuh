@@ -1,47 +1,34 @@
-// What look-ups in quantized tables share: where a table lies, bad ids, and the grid.
+// Helpers of look-ups in quantized tables: the place of a table, loads of rows, and the grid.
 #pragma once
-#include "launch.cuh"
+#include "codes.cuh"
 #include "quantized_embedding.cuh"
 #include "quantized_embedding_layout.h"
 
 namespace lirank::gpu {
 
-constexpr int kRows = 4;  // rows that a group of lanes asks for at once
+constexpr int kRows = 4;  // rows that a group of lanes has in flight
 
 struct Table {
   const uint8_t *codes, *pairs;
-  int64_t rows, column;
-  int dim, code_bytes, code_stride, pair_stride;
-  int readable;  // code_bytes, but 0 where there are no rows: then `codes` and `pairs` are zeros
-  bool wide;     // 16 bytes a load, and results on 16 bytes
+  int64_t rows, dim, column, code_bytes, code_stride, pair_stride;
+  bool wide;  // 16 bytes a load
 };
 
-static __device__ uint4 no_row;  // what is read in place of rows of a table that has none
-
-__device__ inline Table table_at(const PoolParams& p, const uint8_t* base, int64_t rows,
-                                 int64_t dim, int64_t column) {
-  const rowwise::Layout l = rowwise::layout(dim, p.set.bits);
-  const int64_t each = p.element == Element::float32 ? 4 : 2;
-  const int64_t places = (int64_t)base | (int64_t)p.out | column * each | p.set.width * each;
-  const bool none = rows == 0;
-  const uint8_t* nothing = (const uint8_t*)&no_row;
-  return {none ? nothing : base,
-          none ? nothing : base + rowwise::first_pair(l, rows),
-          rows,
-          column,
-          (int)dim,
-          (int)l.code_bytes,
-          none ? 0 : (int)l.code_stride,
-          none ? 0 : (int)l.pair_stride,
-          none ? 0 : (int)l.code_bytes,
-          l.apart && places % 16 == 0};
+__device__ inline Table table_at(const uint8_t* base, int64_t rows, int64_t dim, int64_t column,
+                                 int bits) {
+  const rowwise::Layout l = rowwise::layout(dim, bits);
+  const uint8_t* pairs = base + rowwise::first_pair(l, rows);
+  return {base,          pairs,         rows,
+          dim,           column,        l.code_bytes,
+          l.code_stride, l.pair_stride, l.apart && (uintptr_t)base % 16 == 0};
 }
 
-// Where table `index` lies, found by one warp: the tables before it are summed, 32 at a time, so
-// that nothing has to be prepared on the host or in memory. About 740 instructions and two
-// barriers, once a block and table: blocks are as many as the device holds a few times over, and
-// stride over the bags. Null where rows and dims do not fit the tensor; then no table is used.
-// The answer stays in shared memory: copies of it in registers made the pooling spill.
+// Finds table `index`. One warp sums the sizes of the tables before it, 32 at a time, so nothing
+// has to be prepared on the host or in memory. That takes about 740 instructions and two barriers,
+// once per block and table. There are only a few times as many blocks as the device can hold, which
+// stride over the bags. The result is null if rows and dims do not match the tensor, and then no
+// table is used. The result stays in shared memory, because copies of it in registers made the
+// pooling spill.
 __device__ inline const Table* find_table(const PoolParams& p, int64_t index) {
   __shared__ Table table;
   __shared__ bool fits;
@@ -49,7 +36,7 @@ __device__ inline const Table* find_table(const PoolParams& p, int64_t index) {
   __syncthreads();
   if (s.rows == nullptr) {
     if (threadIdx.x == 0) {
-      table = table_at(p, s.packed, s.one_rows, s.one_dim, 0);
+      table = table_at(s.packed, s.one_rows, s.one_dim, 0, s.bits);
       fits = true;
     }
   } else if (threadIdx.x < 32) {
@@ -58,7 +45,7 @@ __device__ inline const Table* find_table(const PoolParams& p, int64_t index) {
     for (int64_t t = threadIdx.x; t < s.tables; t += 32) {
       const int64_t rows = s.rows[t], dim = s.dims[t];
       const int64_t row_bytes = dim > 0 ? rowwise::layout(dim, s.bits).row_bytes : 8;
-      if (dim <= 0 || dim > kWidest || rows < 0 || dim > s.width || rows > s.bytes / row_bytes) {
+      if (dim <= 0 || rows < 0 || dim > s.width || rows > s.bytes / row_bytes) {
         bad = 1;
         continue;
       }
@@ -72,7 +59,7 @@ __device__ inline const Table* find_table(const PoolParams& p, int64_t index) {
     if (threadIdx.x == 0) {
       fits = !bad && width == s.width && (s.bytes == all_tight || s.bytes == all_aligned);
       const uint8_t* base = s.packed + (s.bytes == all_aligned ? aligned : tight);
-      if (fits) table = table_at(p, base, s.rows[index], s.dims[index], column);
+      if (fits) table = table_at(base, s.rows[index], s.dims[index], column, s.bits);
       if (!fits && blockIdx.x == 0 && index == 0)
         report(p.errors, Wrong::tables, width, s.width, all_tight, s.bytes);
     }
@@ -81,7 +68,34 @@ __device__ inline const Table* find_table(const PoolParams& p, int64_t index) {
   return fits ? &table : nullptr;
 }
 
-// Reads the ids once more, so that nobody has to keep them in registers for this.
+// The ids of consecutive rows, with -1 from `last` on.
+template <typename Id, int rows>
+__device__ __forceinline__ void read_ids(const Bags& b, int64_t i, int64_t last, Id (&row)[rows]) {
+#pragma unroll
+  for (int k = 0; k < rows; ++k) row[k] = i + k < last ? __ldg((const Id*)b.ids + i + k) : (Id)-1;
+}
+
+// Loads the codes and pairs of several rows before the first is used. A missing row gives zeros.
+// True if a row was missing.
+template <int bytes, typename Id, int rows>
+__device__ __forceinline__ bool read_rows(const Table& t, const Id (&row)[rows], int64_t at,
+                                          Words<bytes> (&codes)[rows],
+                                          rowwise::Pair (&pair)[rows]) {
+  bool bad = false;
+#pragma unroll
+  for (int k = 0; k < rows; ++k) {
+    const int64_t r = row[k];
+    const bool good = (uint64_t)r < (uint64_t)t.rows;
+    bad = bad || !good;
+    codes[k] = {};
+    pair[k] = {0, 0};
+    if (good) pair[k] = load_pair(t.pairs + r * t.pair_stride);
+    if (good && at < t.code_bytes) codes[k] = load_words(t.codes + r * t.code_stride + at, codes);
+  }
+  return bad;
+}
+
+// Reads the ids again, so that callers do not have to keep them in registers for this.
 template <typename Id>
 __device__ __forceinline__ void report_rows(const PoolParams& p, const Table& t, int64_t index,
                                             int64_t i, int64_t last) {
@@ -92,19 +106,19 @@ __device__ __forceinline__ void report_rows(const PoolParams& p, const Table& t,
   }
 }
 
-// Groups of lanes that so many threads are, for a table of middling width.
-inline int64_t groups_of(const PoolParams& p, int threads) {
-  const int64_t dim = p.set.width / p.set.tables;
-  const int64_t bytes = rowwise::layout(dim, p.set.bits).code_bytes;
-  return threads / lanes_for(p.set.bits == 8 && bytes % 64 == 0 ? bytes / 16 : bytes / 8);
+// Number of groups of lanes in a block, for a table of average width.
+inline int64_t groups_of(const PoolParams& p) {
+  const int64_t dim = p.set.width / p.set.tables,
+                bytes = rowwise::layout(dim, p.set.bits).code_bytes;
+  return kBlock / lanes_for(p.set.bits == 8 && bytes % 64 == 0 ? bytes / 16 : bytes / 8);
 }
 
-// Each block finds its table once, so blocks are only as many as the device holds.
-inline dim3 bag_grid(const PoolParams& p, int64_t bags_a_block, int64_t resident) {
+// Each block finds its table once, so there are only as many blocks as keep the device busy.
+inline dim3 bag_grid(const PoolParams& p) {
   if (p.bags.bags == 0) return dim3(0);
   const int64_t tables = p.set.tables < 65535 ? p.set.tables : 65535;
-  const int64_t most = (resident * multiprocessors() + tables - 1) / tables;
-  return dim3(blocks_for(p.bags.bags, bags_a_block, most), (unsigned)tables);
+  const int64_t most = (8 * multiprocessors() + tables - 1) / tables;
+  return dim3(blocks_for(p.bags.bags, groups_of(p) * p.run, most), (unsigned)tables);
 }
 
 }  // namespace lirank::gpu

@@ -193,7 +193,7 @@ def test_own_likelihood():
 
 
 def test_keeps_what_older_data_taught():
-    """The new data's labels do not depend on column 0: unpenalised training forgets it."""
+    """The new data's labels do not depend on column 0: unpenalized training forgets it."""
     loss = nn.functional.binary_cross_entropy_with_logits
     x, new = torch.randn(1000, 2), torch.randn(1000, 2)
     x[:, 1] = 0

@@ -107,6 +107,12 @@ class Op:
 
         return register
 
+    def in_parts(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Register differentiable ops that do the same, for where a derivative is wanted."""
+        autograd.register_in_parts(library, self, function)
+        self.differentiable = True
+        return function
+
     def without_gradient(self) -> None:
         """Declare that the results never require a gradient."""
         library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
@@ -122,6 +128,7 @@ class OpFunction(Protocol[P, R]):
     check: Callable[[Callable], Callable]
     fake: Callable[[Callable], Callable]
     backward: Callable[..., Callable[[Callable], Callable]]
+    in_parts: Callable[[Callable], Callable]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
@@ -163,7 +170,8 @@ def op(function=None, *, name=None, family=None, internal=False):
             raise _python_error(made, error, args, kwargs) from None
 
     call.__signature__ = inspect.signature(function)
-    call.op, call.check, call.fake, call.backward = made, made.check, made.fake, made.backward
+    call.op, call.check, call.fake = made, made.check, made.fake
+    call.backward, call.in_parts = made.backward, made.in_parts
     return call
 
 

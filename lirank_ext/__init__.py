@@ -9,18 +9,16 @@ from .library.device_errors import check_errors
 from .library.huge_pages import use_huge_pages
 from .library.op import implementations
 from .ops.cross import attention_cross, low_rank_cross, outer_attention
-from .ops.hashed_embedding import hashed_embedding_bag, quantized_hashed_embedding_bag
+from .ops.hashed_embedding import hashed_embedding_bag
+from .ops.hashed_embedding_packed import quantized_hashed_embedding_bag
 from .ops.hashing import hash_strings, murmur_hash
 from .ops.isotonic import isotonic_calibration
 from .ops.quantized_embedding import (
     concatenate_tables,
-    dequantize_rows,
-    pack_rows,
-    quantize_rows,
     quantized_embedding_bag,
     quantized_embedding_bags,
-    unpack_rows,
 )
+from .ops.quantized_embedding_rows import dequantize_rows, pack_rows, quantize_rows, unpack_rows
 from .ops.static_vocabulary import vocabulary_lookup
 
 __all__ = [

@@ -165,6 +165,19 @@ def _getter(positions: Sequence[int]) -> Callable[[tuple], tuple]:
     return lambda values: tuple(values[i] for i in positions)
 
 
+def refuse(library: torch.library.Library, op: Op, text: str) -> None:
+    """Let an op raise ValueError where a gradient is wanted."""
+    redispatch, below = op.overload.redispatch, _C._after_autograd_keyset
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        if _C.is_grad_enabled() and _C._any_requires_grad(*args):
+            raise ValueError(text)
+        with _C._AutoDispatchBelowAutograd():
+            return redispatch(keyset & below, *args)
+
+    library.impl(op.name, autograd, "Autograd", with_keyset=True)
+
+
 def _refuse_second(name: str, gradients: tuple[Tensor | None, ...]) -> tuple:
     """The gradients, whose own derivative is an error."""
     text = f"lirank::{name}: a second derivative was wanted: this op is not differentiable twice"

@@ -106,9 +106,12 @@ class Op:
 
         return register
 
-    def without_gradient(self) -> None:
-        """The results are constants, whatever the arguments require."""
-        library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
+    def no_gradient(self, refusal: str | None = None) -> None:
+        """The results are constants; a call that wants gradients is refused with ``refusal``."""
+        if refusal is None:
+            library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
+        else:
+            autograd.refuse(library, self, refusal)
 
 
 OPS: dict[str, Op] = {}
@@ -121,6 +124,7 @@ class OpFunction(Protocol[P, R]):
     check: Callable[[Callable], Callable]
     fake: Callable[[Callable], Callable]
     backward: Callable[..., Callable[[Callable], Callable]]
+    no_gradient: Callable[..., None]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
@@ -159,7 +163,9 @@ def op(function=None, *, name=None, family=None, internal=False):
             raise _python_error(made, error, args, kwargs) from None
 
     call.__signature__ = inspect.signature(function)
-    call.op, call.check, call.fake, call.backward = made, made.check, made.fake, made.backward
+    call.__name__ = call.__qualname__ = made.name
+    call.op, call.check, call.fake = made, made.check, made.fake
+    call.backward, call.no_gradient = made.backward, made.no_gradient
     return call
 
 

@@ -43,7 +43,12 @@ from ._bags import (
     shape,
     spans,
 )
-from ._launch import compute_type, launch
+from ._launch import (
+    cdiv,
+    compute_type,
+    launch,
+    next_power_of_2,
+)
 from ._rowwise import (
     aligned,
     byte_block,
@@ -434,7 +439,7 @@ def _rule(num_buckets: int, num_remainders: int, seed: int, prehashed: bool) -> 
 def _plan(bags: int, dim: int) -> tuple[int, dict[str, int]]:
     """Blocks of bags, and the constants of a kernel over tables of floats."""
     c = {"BAGS": 16 if columns(dim) <= 32 else 8, "COLUMNS": columns(dim), "num_warps": 4}
-    return triton.cdiv(bags, c["BAGS"]), c | REGISTERS
+    return cdiv(bags, c["BAGS"]), c | REGISTERS
 
 
 def _packed_plan(bags: int, dim: int, bits: int) -> tuple[int, int, dict[str, int]]:
@@ -443,7 +448,7 @@ def _packed_plan(bags: int, dim: int, bits: int) -> tuple[int, int, dict[str, in
     block = min(128, byte_block(codes))
     c = {"BAGS": min(32, 1024 // block), "BYTES": block}
     c |= {"num_warps": max(1, c["BAGS"] * block // 256)} | REGISTERS
-    return triton.cdiv(bags, c["BAGS"]), triton.cdiv(codes, block), c
+    return cdiv(bags, c["BAGS"]), cdiv(codes, block), c
 
 
 def hashed_embedding_bag(
@@ -470,7 +475,7 @@ def hashed_embedding_bag(
     out = torch.empty((sizes[0], dim), dtype=quotient_b.dtype, device=quotient_b.device)
     blocks, c = _plan(sizes[0], dim)
     c["UNROLL"] = 2 if sizes[2] >= 2 * sizes[0] else 1
-    grid = (blocks, triton.cdiv(dim, c["COLUMNS"]))
+    grid = (blocks, cdiv(dim, c["COLUMNS"]))
     rule = _rule(num_buckets, remainder_b.shape[0], seed, prehashed)
     args = (ids, offsets, *tables, weights, out, findings(out.device), *sizes, dim, *rule)
     launch(_hashed_bag, grid, *args, mode == "mean", compute_type(quotient_b), **c)
@@ -496,7 +501,7 @@ def hashed_embedding_bag_of_rows(
     rows, offsets, weights, *tables = contiguous(rows, offsets, weights, *tables)
     out = torch.empty((sizes[0], dim), dtype=quotient_b.dtype, device=quotient_b.device)
     blocks, c = _plan(sizes[0], dim)
-    grid, heights = (blocks, triton.cdiv(dim, c["COLUMNS"])), [t.shape[0] for t in tables]
+    grid, heights = (blocks, cdiv(dim, c["COLUMNS"])), [t.shape[0] for t in tables]
     args = (rows, offsets, *tables, weights, out, findings(out.device), *sizes, dim, *heights)
     launch(_bag_of_rows, grid, *args, mode == "mean", compute_type(quotient_b), **c)
     return out
@@ -608,13 +613,13 @@ def _list(grad, ids, offsets, bags, mode, rule):
     else:  # ids in no bag keep row 0, and add nothing to it
         keys = torch.full((4, n), LOWEST, dtype=torch.int32, device=device)
         bag_of = torch.full((n,), -1, dtype=torch.int32, device=device)
-        known, steps = offsets.shape[0], min(16, triton.next_power_of_2(max(1, n // max(1, bags))))
+        known, steps = offsets.shape[0], min(16, next_power_of_2(max(1, n // max(1, bags))))
         if mode == "mean":
             wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
             shares = torch.empty(n, dtype=wide, device=device)
     c = {"BAGS": 256 // steps, "STEPS": steps, "num_warps": 4}
     args = (ids, offsets, keys, bag_of, shares, findings(device), bags, known, n, *rule)
-    launch(_list_rows, (triton.cdiv(bags, c["BAGS"]),), *args, **c)
+    launch(_list_rows, (cdiv(bags, c["BAGS"]),), *args, **c)
     return keys, bag_of, shares
 
 

@@ -19,7 +19,10 @@ from lirank_ext.library._old_checks import check_dtype
 from lirank_ext.ops.hashing import _check_pair, _check_seed
 
 from ._bags import OFFSETS, findings, report
-from ._launch import launch
+from ._launch import (
+    cdiv,
+    launch,
+)
 
 
 @triton.jit
@@ -107,7 +110,7 @@ def murmur_hash(ids: Tensor, seed: int = 0) -> Tensor:
     check_dtype("murmur_hash", "ids", ids, torch.int64)
     ids = ids.contiguous()
     out, n = torch.empty_like(ids), ids.numel()
-    launch(_murmur_hash, (triton.cdiv(n, 1024),), ids, out, n, seed, BLOCK=1024, num_warps=4)
+    launch(_murmur_hash, (cdiv(n, 1024),), ids, out, n, seed, BLOCK=1024, num_warps=4)
     return out
 
 
@@ -118,5 +121,5 @@ def hash_strings(bytes: Tensor, offsets: Tensor, seed: int = 0) -> Tensor:
     n = offsets.shape[0] - 1
     out = torch.empty(n, dtype=torch.int64, device=offsets.device)
     args = (text, offsets, out, findings(out.device), n, text.numel(), seed)
-    launch(_hash_strings, (triton.cdiv(n, 32),), *args, BLOCK=32, num_warps=1)
+    launch(_hash_strings, (cdiv(n, 32),), *args, BLOCK=32, num_warps=1)
     return out

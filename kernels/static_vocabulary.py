@@ -31,7 +31,10 @@ from lirank_ext.ops.static_vocabulary import (
 )
 
 from ._bags import VOCABULARY, findings, report
-from ._launch import launch
+from ._launch import (
+    cdiv,
+    launch,
+)
 from ._rowwise import aligned
 from .hashing import _finalize
 
@@ -143,5 +146,5 @@ def vocabulary_lookup(keys: Tensor, table: Tensor, oov: int = -1) -> Tensor:
     keys, table = keys.contiguous(), aligned(table)
     out, n = torch.empty_like(keys), keys.numel()
     args = (keys, table, out, findings(keys.device), n, table.numel(), oov)
-    launch(_vocabulary_lookup, (max(1, triton.cdiv(n, 256)),), *args, BLOCK=256, num_warps=4)
+    launch(_vocabulary_lookup, (max(1, cdiv(n, 256)),), *args, BLOCK=256, num_warps=4)
     return out

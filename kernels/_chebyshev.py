@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from ._attention import value_of
+from ._launch import next_power_of_2
 
 NODES = 32  # queries and keys of standard deviation 1 take 22 at r=64, 26 at r=256
 SMALLEST = 128  # the least rank for which nodes are tried
@@ -161,6 +162,6 @@ def node_tiles(t: torch.Tensor, r: int) -> tuple[dict, ...]:
     """A warp a sample needs no barrier; four take a small batch sooner."""
     if t.dtype == torch.float64 or not SMALLEST <= r <= LARGEST:
         return ()
-    span = max(NODES, triton.next_power_of_2(r))
+    span = max(NODES, next_power_of_2(r))
     tile = {"NODES": NODES, "SHORT": 32, "EVEN": r % 32 == 0, "SPAN": span}
     return tuple({**tile, "ROWS": min(8, span // NODES), "num_warps": w} for w in (1, 4))

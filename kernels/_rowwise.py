@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import next_power_of_2
+
 
 @triton.jit
 def form(dim, BITS: tl.constexpr):
@@ -85,14 +87,26 @@ def aligned(packed: Tensor) -> Tensor:
     return packed if packed.data_ptr() % 8 == 0 else packed.clone()
 
 
+def code_bytes(dim: int, bits: int) -> int:
+    """``form`` on the host: bytes of a row's codes."""
+    return ((dim if bits == 8 else (dim + 1) // 2) + 7) // 8 * 8
+
+
+def row_bytes(dim: int, bits: int) -> int:
+    """``form`` on the host: bytes of a row."""
+    codes = code_bytes(dim, bits)
+    return 64 if codes % 64 and 48 < codes + 8 < 64 else codes + 8
+
+
 def byte_block(code_bytes: int) -> int:
     """Bytes of codes that a program takes at a time."""
-    return min(256, max(8, triton.next_power_of_2(code_bytes)))
+    return min(256, max(8, next_power_of_2(code_bytes)))
 
 
 __all__ = [
     "aligned",
     "byte_block",
+    "code_bytes",
     "even",
     "form",
     "keep_columns",
@@ -100,4 +114,5 @@ __all__ = [
     "load_pair",
     "odd",
     "places",
+    "row_bytes",
 ]

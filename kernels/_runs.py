@@ -23,7 +23,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import compute_type, launch
+from ._launch import (
+    cdiv,
+    compute_type,
+    launch,
+    next_power_of_2,
+)
 
 CHUNK = 64  # sorted entries a program sums
 LOWEST = -(1 << 31)  # the key of row 0: rows have 32 bits, keys are sorted as signed numbers
@@ -244,11 +249,11 @@ def sum_runs(
         share: multiplies every gradient.
     """
     n, dim = keys.shape[1], grad.shape[1]
-    chunks = triton.cdiv(n, CHUNK)
+    chunks = cdiv(n, CHUNK)
     wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
     partials = torch.empty((4, chunks, 2, dim), dtype=wide, device=grad.device)
-    columns = min(128, max(32, triton.next_power_of_2(dim)))
-    grid = (chunks, triton.cdiv(dim, columns), 4)
+    columns = min(128, max(32, next_power_of_2(dim)))
+    grid = (chunks, cdiv(dim, columns), 4)
     c = {"CHUNK": CHUNK, "COLUMNS": columns}
     args = (grad, keys, positions, bag_of, weights, *slots, *out, partials, n, fixed, dim, share)
     launch(_sum_runs, grid, *args, COMPUTE=compute_type(grad), **c, num_warps=1)

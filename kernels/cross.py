@@ -42,7 +42,15 @@ from lirank_ext.ops._cross_checks import (
 )
 
 from . import cross_attention, cross_net
-from ._launch import architecture, batch_class, choose, launch, rows, size_class
+from ._launch import (
+    architecture,
+    batch_class,
+    cdiv,
+    choose,
+    launch,
+    rows,
+    size_class,
+)
 from ._tiles import COMPUTED, STORED, keep, padded, precision, product, project, tile, turned
 from .cross_backward import fused_backward
 from .cross_expand import expand, finish
@@ -140,7 +148,7 @@ def _layer(x0, x, v, u, bias, hidden) -> Tensor:
     n, d, r = *x.shape, u.shape[1]
     u, bias = u.contiguous(), None if bias is None else rows(bias)
     v, x0, x = v.contiguous(), rows(x0), rows(x)
-    state = COMPUTED if hidden is None else STORED
+    state, passes = COMPUTED if hidden is None else STORED, precision()
     result = {"out": x0.new_empty(n, d)}
 
     def run(c):
@@ -151,10 +159,10 @@ def _layer(x0, x, v, u, bias, hidden) -> Tensor:
                 hidden.copy_(h)
             return
         lengths = (n, d, r, x0.stride(0), x.stride(0))
-        args = (x0, x, v, u, bias, hidden, result["out"], *lengths, precision(), state.value)
-        launch(_cross, (triton.cdiv(n, c["ROWS"]),), *args, padded(r), **c)
+        args = (x0, x, v, u, bias, hidden, result["out"], *lengths, passes, state.value)
+        launch(_cross, (cdiv(n, c["ROWS"]),), *args, padded(r), **c)
 
-    key = ("cross", x.dtype, precision(), state.value, padded(r), size_class(d), batch_class(n))
+    key = ("cross", x.dtype, passes, state.value, padded(r), size_class(d), batch_class(n))
     choose(key, (*_tiles(x, padded(r)), None), run)
     return result["out"]
 

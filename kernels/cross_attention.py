@@ -45,7 +45,15 @@ from ._chebyshev import (
     sample_of,
     table,
 )
-from ._launch import batch_class, choose, compute_type, launch, rows, size_class
+from ._launch import (
+    batch_class,
+    cdiv,
+    choose,
+    compute_type,
+    launch,
+    rows,
+    size_class,
+)
 from .cross_attention_backward import launch_exact
 from .cross_attention_nodes import attend_nodes_backward
 
@@ -285,7 +293,7 @@ def forward(q, k, v, temperature: float, token_dim: int, skip: bool) -> Tensor:
         if "NODES" in c:
             launch(_attend_nodes, (n,), q, k, v, table(q.device), *rest, **c)
         else:
-            launch(_attend, (n, triton.cdiv(r, c["LONG"])), q, k, v, *rest, compute, **c)
+            launch(_attend, (n, cdiv(r, c["LONG"])), q, k, v, *rest, compute, **c)
 
     key = ("attend", q.dtype, size_class(r), batch_class(n))
     choose(key, (*tiles(r), *node_tiles(q, r)), run)

@@ -17,7 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import batch_class, choose, launch, rows, size_class
+from ._launch import (
+    batch_class,
+    cdiv,
+    choose,
+    launch,
+    rows,
+    size_class,
+)
 from ._tiles import COMPUTED, GIVEN, keep, padded, precision, product, project, tile, turned
 
 
@@ -106,15 +113,15 @@ def fused_backward(grad, x0, x, v, u, bias, hidden) -> tuple[Tensor, ...]:
     v, u, bias = v.contiguous(), u.contiguous(), None if bias is None else rows(bias)
     grad, x0, x = rows(grad), rows(x0), rows(x)
     strides = (grad.stride(0), x0.stride(0), x.stride(0))
-    sums = {}
+    sums, passes = {}, precision()
 
     def run(c):
-        programs = triton.cdiv(n, c["ROWS"])
+        programs = cdiv(n, c["ROWS"])
         partial = x.new_empty((programs, d), dtype=torch.float32)
         args = (grad, x0, x, v, u, bias, h, dh, dt, dx0, dx, partial, n, d, r, *strides)
-        launch(_cross_backward, (programs,), *args, precision(), state.value, padded(r), **c)
+        launch(_cross_backward, (programs,), *args, passes, state.value, padded(r), **c)
         sums["bias"] = partial
 
-    key = ("back", x.dtype, precision(), state.value, padded(r), size_class(d), batch_class(n))
+    key = ("back", x.dtype, passes, state.value, padded(r), size_class(d), batch_class(n))
     choose(key, _tiles(x.dtype, padded(r)), run)
     return dx0, dx, dh.T @ x, dt.T @ h, sums["bias"].sum(0).to(x.dtype)

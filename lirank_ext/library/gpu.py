@@ -2,8 +2,9 @@
 
 One implementation is registered per op: the CUDA kernel where liblirank_cuda.so has one, which
 registers itself when it is loaded, else the Triton launcher. That is a plain function of the op's
-name in ``kernels/<family>.py``, which takes the checked call. It is looked up at the op's first
-call: a CPU install needs no Triton, and importing the package loads none.
+name in the file of ``kernels/`` that is named like the op's own, and takes the checked call. It is
+looked up at the op's first call: a CPU install needs no Triton, and importing the package loads
+none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import torch
 
 if TYPE_CHECKING:
     from .op import Op
+
+# A check takes 20 to 30 us of Python, comparing signatures 3: serving repeats a few shapes.
+MOST_SIGNATURES = 1024
 
 _launched: set[str] = set()  # ops whose CUDA tensors reach ``launcher``
 
@@ -48,27 +52,40 @@ def has_triton() -> bool:
 
 def has_launcher(op: Op) -> bool:
     """Triton is there, and ``kernels/`` has a launcher for this op."""
-    return has_triton() and _launcher(op.family, op.name) is not None
+    return has_triton() and _launcher(op.module, op.family, op.name) is not None
 
 
 @cache
-def _launcher(family: str, name: str) -> Callable[[Any], Any] | None:
-    if importlib.util.find_spec(f"lirank_ext.kernels.{family}") is None:
-        return None
-    return getattr(importlib.import_module(f"lirank_ext.kernels.{family}"), name, None)
+def _launcher(module: str, family: str, name: str) -> Callable[[Any], Any] | None:
+    """From the file of ``kernels/`` that is named like the op's own, or like its family."""
+    for file in dict.fromkeys((module, family)):
+        path = f"lirank_ext.kernels.{file}"
+        if importlib.util.find_spec(path) is not None:
+            launcher = getattr(importlib.import_module(path), name, None)
+            if launcher is not None:
+                return launcher
+    return None
 
 
 def launcher(op: Op) -> Callable[..., Any]:
     """The op on CUDA tensors: checked, and on their device; by the reference without a launcher."""
 
+    accepted: set[tuple] = set()  # signatures of calls that passed the op's check
+
     def launch(*args: Any, **kwargs: Any) -> Any:
-        run = _launcher(op.family, op.name)
+        run = _launcher(op.module, op.family, op.name)
         if run is None:
             return op.reference(*args, **kwargs)
         if op.call is None or "a" not in run.__code__.co_varnames[:1]:
             a, run = args, functools.partial(_unpacked, run, kwargs)  # not on @op yet
         else:
-            a = op.bind(*args, **kwargs)
+            a = op.call(*args, **kwargs)
+            signature = _signature(a)
+            if signature not in accepted:
+                op._check(a)
+                if len(accepted) >= MOST_SIGNATURES:
+                    accepted.clear()
+                accepted.add(signature)
         index = _device_index(a)
         if index is None or index == torch.cuda.current_device():
             return run(a)
@@ -80,6 +97,19 @@ def launcher(op: Op) -> Callable[..., Any]:
 
 def _unpacked(run: Callable[..., Any], named: dict[str, Any], a: tuple) -> Any:
     return run(*a, **named)
+
+
+def _signature(values: Iterable[Any]) -> tuple:
+    """All that a check may look at: shapes, dtypes, devices and numbers."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found += (value.shape, value.dtype, value.device)
+        elif isinstance(value, (list, tuple)):
+            found.append(_signature(value))
+        else:
+            found.append(value)
+    return tuple(found)
 
 
 def _device_index(values: Iterable[Any]) -> int | None:

@@ -46,6 +46,7 @@ class Op:
     Attributes:
         name: its name in ``torch.ops.lirank``.
         family: the stem of the files that hold its kernels, cases and tests.
+        module: the file of ``ops/`` that defines it.
         internal: users do not call it: it serves other ops.
         schema: as PyTorch reads the function's annotations.
         reference: the definition, with the checks in front of it.
@@ -56,6 +57,7 @@ class Op:
 
     def __init__(self, function: Callable[..., Any], name: str, family: str, internal: bool):
         self.name, self.family, self.internal = name, family, internal
+        self.module = function.__module__.rsplit(".", 1)[-1]
         # The stable ABI of C++ ops has no symbolic numbers.
         schema = torch.library.infer_schema(function, mutates_args=())
         self.schema = f"{name}{schema.replace('SymInt', 'int')}"
@@ -221,7 +223,8 @@ def register(
     made = Op.__new__(Op)
     made.name = schema.split("(", 1)[0]
     made.schema, made.reference, made.internal = schema, reference, internal
-    made.family = stem or reference.__module__.rsplit(".", 1)[-1]
+    made.module = reference.__module__.rsplit(".", 1)[-1]
+    made.family = stem or made.module
     made.differentiable, made.call = backward is not None, None
     if extension is None:
         library.define(schema)

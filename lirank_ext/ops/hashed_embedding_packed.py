@@ -129,7 +129,5 @@ def _(a):
 @quantized_hashed_embedding_bag.backward(saves=("ids", "offsets", *TABLES))
 def _(a, grad):
     rule = (a.num_buckets, a.dim, a.bits, a.seed, a.include_last_offset, a.prehashed)
-    gradient = quantized_hashed_embedding_bag_backward(
-        grad, a.ids, a.offsets, *tables_of(a), *rule
-    )
+    gradient = quantized_hashed_embedding_bag_backward(grad, a.ids, a.offsets, *tables_of(a), *rule)
     return {"per_sample_weights": gradient}

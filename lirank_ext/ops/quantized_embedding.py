@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library.checks import (
-    check,
-    check_device,
-    check_dim,
-    check_dtype,
-    check_index_dtype,
-    check_output_dtype,
-)
+from ..library.checks import check, check_output_dtype
 from ..library.op import op
-from .bags import Bags, check_bags, check_offsets, pool
-from .quantized_embedding_layout import check_bits, check_packed, layout, look_up
+from .bags import Bags, check_offsets, pool
+from .quantized_embedding_backward import (
+    check_bag,
+    check_tables,
+    ids_of_table,
+    quantized_embedding_bag_backward,
+    quantized_embedding_bags_backward,
+    read_tables,
+)
+from .quantized_embedding_layout import look_up
 
 # ---- one table ---------------------------------------------------------------------------
 
@@ -73,53 +74,15 @@ def quantized_embedding_bag(
     return pool(rows, bag[pooled], bags.count(), mode, weights).to(output_dtype)
 
 
-def _check_bag(a: Any) -> None:
-    check_packed(a, "packed")
-    check_index_dtype(a, "indices")
-    check_bags(a, a.packed.device)
-
-
 @quantized_embedding_bag.check
 def _(a) -> None:
-    _check_bag(a)
+    check_bag(a)
     check_output_dtype(a)
 
 
 @quantized_embedding_bag.fake
 def _(a):
     return a.packed.new_empty((Bags.of(a).count(), a.dim), dtype=a.output_dtype)
-
-
-@op(internal=True)
-def quantized_embedding_bag_backward(
-    grad: Tensor,
-    packed: Tensor,
-    indices: Tensor,
-    offsets: Tensor | None,
-    dim: int,
-    bits: int,
-    include_last_offset: bool,
-) -> Tensor:
-    """Gradient of per_sample_weights: <grad of the bag, row>; zeros for ids in no bag."""
-    bag = Bags(indices, offsets, include_last_offset).of_each_id()
-    pooled = bag >= 0
-    rows = look_up(packed, indices.reshape(-1)[pooled], dim, bits)
-    out = torch.zeros(indices.numel(), dtype=torch.float64, device=indices.device)
-    out[pooled] = (rows * grad.double()[bag[pooled]]).sum(1)
-    return out.float().reshape(indices.shape)
-
-
-@quantized_embedding_bag_backward.check
-def _(a) -> None:
-    _check_bag(a)
-    wanted = (Bags.of(a).count(), a.dim)
-    fits = a.grad.dim() == 2 and a.grad.shape[0] == wanted[0] and a.grad.shape[1] == wanted[1]
-    check(fits, a, "grad", f"shape {wanted}")
-
-
-@quantized_embedding_bag_backward.fake
-def _(a):
-    return a.indices.new_empty(a.indices.shape, dtype=torch.float32)
 
 
 @quantized_embedding_bag.backward(saves=("packed", "indices", "offsets"))
@@ -197,7 +160,7 @@ def _quantized_embedding_bags(
         ValueError, TypeError, RuntimeError: shapes, dtypes, offsets or tables do not fit.
     """
     op, bags = "quantized_embedding_bags", Bags(indices, offsets, True)
-    tables = _read_tables(op, packed, rows, dims, bits)
+    tables = read_tables(op, packed, rows, dims, bits)
     width = sum(d for _, d in tables)
     fits = total_dim == width or total_dim < 0
     check(fits, op, "total_dim", f"the sum of dims {width}", total_dim)
@@ -207,7 +170,7 @@ def _quantized_embedding_bags(
     _check_indices(op, bags, rows.to(indices.device)[table_of], table_of)
     parts = []
     for t, (table, dim) in enumerate(tables):
-        mine = _ids_of_table(bag, t, each)
+        mine = ids_of_table(bag, t, each)
         found = look_up(table, indices[mine], dim, bits)
         weights = None if per_sample_weights is None else per_sample_weights[mine]
         parts.append(pool(found, bag[mine] - t * each, each, mode, weights))
@@ -221,28 +184,9 @@ def quantized_embedding_bags(packed: Tensor | Sequence[Tensor], *args: Any, **na
     return _quantized_embedding_bags(packed, *args, **named)
 
 
-def _check_tables(a: Any) -> None:
-    check_dtype(a, "packed", torch.uint8)
-    check_dim(a, "packed", 1)
-    check_bits(a)
-    for name in ("rows", "dims"):
-        check_dtype(a, name, torch.int64)
-        check_dim(a, name, 1)
-        check_device(a, name, a.packed.device)
-    tables = a.rows.shape[0]
-    fits = a.dims.shape[0] == tables and tables > 0
-    check(fits, a, "dims", "one width per table, at least one")
-    check_dim(a, "offsets", 1)
-    known = a.offsets.shape[0]
-    fits = known > 0 and (known - 1) % tables == 0
-    check(fits, a, "offsets", f"tables * bags + 1 offsets for {tables} tables", known)
-    check_index_dtype(a, "indices")
-    check_bags(a, a.packed.device)
-
-
 @_quantized_embedding_bags.check
 def _(a) -> None:
-    _check_tables(a)
+    check_tables(a)
     check_output_dtype(a)
 
 
@@ -253,66 +197,6 @@ def _(a):
         width = torch.library.get_ctx().new_dynamic_size()
     bags = Bags.of(a).count() // a.rows.shape[0]
     return a.packed.new_empty((bags, width), dtype=a.output_dtype)
-
-
-def _read_tables(op: str, packed: Tensor, rows: Tensor, dims: Tensor, bits: int) -> list:
-    """(packed table (N, row_bytes), dim) of each table in a concatenation."""
-    sizes = [(int(n), int(d)) for n, d in zip(rows, dims, strict=True)]
-    for t, (n, d) in enumerate(sizes):
-        check(d > 0, op, "dim", "a positive width", d)
-        check(n >= 0, op, "rows", "no negative number", f"{n} for table {t}")
-    row_bytes = [layout(d, bits).row_bytes for _, d in sizes]
-    used = [n * b for (n, _), b in zip(sizes, row_bytes, strict=True)]
-    aligned = [(u + 63) // 64 * 64 for u in used]
-    text = f"{sum(used)} bytes (tables end to end) or {sum(aligned)} (each start on 64 bytes)"
-    check(packed.numel() in (sum(used), sum(aligned)), op, "packed", text, packed.numel())
-    spans, at, found = (aligned if packed.numel() == sum(aligned) else used), 0, []
-    for (n, d), b, u, span in zip(sizes, row_bytes, used, spans, strict=True):
-        found.append((packed[at : at + u].reshape(n, b), d))
-        at += span
-    return found
-
-
-def _ids_of_table(bag: Tensor, table: int, each: int) -> Tensor:
-    """Positions of the ids in the ``each`` bags of one table."""
-    return ((bag >= table * each) & (bag < (table + 1) * each)).nonzero().squeeze(1)
-
-
-@op(internal=True)
-def quantized_embedding_bags_backward(
-    grad: Tensor,
-    packed: Tensor,
-    rows: Tensor,
-    dims: Tensor,
-    indices: Tensor,
-    offsets: Tensor,
-    bits: int,
-) -> Tensor:
-    """Gradient of per_sample_weights over several tables."""
-    tables = _read_tables("quantized_embedding_bags_backward", packed, rows, dims, bits)
-    bags = Bags(indices, offsets, True)
-    bag, each = bags.of_each_id(), bags.count() // len(tables)
-    out = torch.zeros(indices.shape, dtype=torch.float64, device=indices.device)
-    column = 0
-    for t, (table, dim) in enumerate(tables):
-        mine = _ids_of_table(bag, t, each)
-        g = grad[:, column : column + dim].double()[bag[mine] - t * each]
-        out[mine] = (look_up(table, indices[mine], dim, bits) * g).sum(1)
-        column += dim
-    return out.float()
-
-
-@quantized_embedding_bags_backward.check
-def _(a) -> None:
-    _check_tables(a)
-    bags = Bags.of(a).count() // a.rows.shape[0]
-    fits = a.grad.dim() == 2 and a.grad.shape[0] == bags
-    check(fits, a, "grad", f"shape ({bags}, the sum of dims)")
-
-
-@quantized_embedding_bags_backward.fake
-def _(a):
-    return a.indices.new_empty(a.indices.shape, dtype=torch.float32)
 
 
 @_quantized_embedding_bags.backward(saves=("packed", "rows", "dims", "indices", "offsets"))

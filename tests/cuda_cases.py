@@ -184,17 +184,6 @@ def _hashed_packed(generator):
     yield "strided rows", (ids, None, *tables, *rest), wrong
 
 
-def _hashed_rows(generator):
-    tables = _hashed_tables(generator, 40, torch.float32)
-    rows = torch.stack([torch.randint(0, len(t), (70,), generator=generator) for t in tables])
-    offsets = torch.arange(0, 70, 10)
-    yield "rows given", (rows, offsets, *tables), {}
-    yield "rows given, one each", (rows, None, *tables), {}
-    rows = rows.clone()
-    rows[2, 31] = len(tables[2])
-    yield "a row too high", (rows, offsets, *tables), {"raises": "got row"}
-
-
 def _hashed_weights(generator):
     for dim, dtype in itertools.product((1, 4, 30, 64, 128, 264, 600), DTYPES):
         tables = _hashed_tables(generator, dim, dtype)
@@ -240,7 +229,6 @@ _QUANTIZED = {
 _HASHED = {
     "hashed_embedding_bag": _hashed,
     "quantized_hashed_embedding_bag": _hashed_packed,
-    "hashed_embedding_bag_of_rows": _hashed_rows,
     "hashed_embedding_bag_backward_weights": _hashed_weights,
     "quantized_hashed_embedding_bag_backward": _hashed_packed_weights,
     "hashed_embedding_bag_backward": _hashed_gradients,

@@ -34,7 +34,7 @@ OPS = {
     ),
     "hashing": "murmur_hash hash_strings",
     "hashed_embedding": (
-        "hashed_embedding_bag quantized_hashed_embedding_bag hashed_embedding_bag_of_rows "
+        "hashed_embedding_bag quantized_hashed_embedding_bag "
         "hashed_embedding_bag_backward hashed_embedding_bag_backward_sparse "
         "hashed_embedding_bag_backward_weights quantized_hashed_embedding_bag_backward"
     ),

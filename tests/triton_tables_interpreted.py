@@ -14,9 +14,9 @@ import traceback
 
 import torch
 
-from lirank_ext.kernels import _launch, _runs
+from lirank_ext.kernels import _launch, _runs, errors
 from lirank_ext.library import gpu
-from lirank_ext.library.device_errors import check_errors, take_findings
+from lirank_ext.library.device_errors import check_errors
 from lirank_ext.library.op import OPS
 from lirank_ext.nn.static_vocabulary import StaticVocabulary
 from lirank_ext.ops import static_vocabulary as vocabulary
@@ -344,11 +344,11 @@ def main() -> None:
         try:
             function()
             results[name] = ""
-            left = list(take_findings())
+            left = list(errors.take())
             assert not left, f"findings left: {left}"
         except Exception:
             results[name] = traceback.format_exc()[-1500:]
-            list(take_findings())
+            list(errors.take())
         print(f"{name}: {time.perf_counter() - begun:.1f} s", file=sys.stderr)
     print(json.dumps(results))
 

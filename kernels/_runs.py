@@ -11,8 +11,8 @@ hashed embedding are one launch of each kernel.
 Bytes an id and table: the sort (4 passes over 12 bytes), 24 of entry, the gradient of its bag from
 L2: 1M ids at D=64 in float32 are 4 * 256 MB from L2, 0.2 ms at 5.5 TB/s (H100), beside the sorts.
 
-Dropped: runs as a product with a 0/1 matrix (a NaN in one gradient would reach its neighbours'
-rows); an associative scan (log CHUNK steps of shuffles for what a register adds); one sort of
+Dropped: runs as a product with a 0/1 matrix (a NaN in one gradient would reach other rows); an
+associative scan (log CHUNK steps of shuffles for what a register adds); one sort of
 (table, row) in 64 bits (twice the passes).
 """
 

@@ -9,8 +9,8 @@ the tiles of x0 and x are asked for one step ahead: Triton does that only for wh
 The other plan for such a layer is timed beside it: torch.mm makes h in float32, and
 ``cross_expand`` the rest over rows and columns, so that no program walks serially. Beyond that
 rank h is rounded to the type of x, as in eager, and torch.mm with an epilogue is timed as well.
-float64 always takes the latter. Backward: ``cross_backward`` up to rank 128, else plain products
-and the same epilogue.
+float64 always takes the latter. Backward: plain products and the same epilogue, and up to rank
+128 ``cross_backward``, timed beside that.
 
 A float32 product takes tf32 where ``torch.backends.cuda.matmul.allow_tf32`` says so, else three
 tf32 passes, exact to about float32, or cuBLAS's float32 where torch.mm makes it. In bfloat16, up
@@ -202,13 +202,17 @@ def low_rank_cross_backward(grad, x0, x, v, u, bias, hidden=None) -> tuple[Tenso
         hidden = None
     if hidden is not None and hidden.shape[1] < u.shape[1]:
         hidden = torch.cat([hidden, x @ v[hidden.shape[1] :].T], dim=1)
+
+    def by_products() -> tuple[Tensor, ...]:
+        h = x @ v.T if hidden is None else hidden
+        dt = grad * x0
+        dh = dt @ u
+        dx0 = _second_half(grad, h, u, bias, None)
+        return dx0, torch.addmm(grad, dh, v), dh.T @ x, dt.T @ h, dt.sum(0)
+
     if _fused(x, u.shape[1], BACKWARD_RANK):
-        return fused_backward(grad, x0, x, v, u, bias, hidden)
-    h = x @ v.T if hidden is None else hidden
-    dt = grad * x0
-    dh = dt @ u
-    dx0 = _second_half(grad, h, u, bias, None)
-    return dx0, torch.addmm(grad, dh, v), dh.T @ x, dt.T @ h, dt.sum(0)
+        return fused_backward(grad, x0, x, v, u, bias, hidden, by_products)
+    return by_products()
 
 
 # ---- with attention ------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from ._attention import LOG2E, extremes, strides, tiles, value_of, wide
 from ._chebyshev import (
     coefficients,
     factor_of,
+    is_finite,
     is_level,
     keys_of,
     node_tiles,
@@ -236,7 +237,7 @@ def _attend_nodes(
             )
         by = factor_of(x, shape)
         d, o = tl.sum(sums[0], 1) * by, tl.sum(sums[1], 1) * by
-        good = is_level(d) & (tl.sum(o - o, 0) == 0)
+        good = is_level(d) & is_finite(o)
     if good:
         matrix = tl.load(table + NODES + node[:, None] * NODES + node[None, :])
         of_d, of_o = coefficients(d, matrix), coefficients(o, matrix)
@@ -244,12 +245,12 @@ def _attend_nodes(
             i = (part * ROWS + tl.arange(0, ROWS))[:, None] * NODES + node[None, :]
             at = (value_of(q, row, i, q_row, r, tl.float32) - places[0]) * places[1]
             before, now = tl.full((ROWS, NODES), 1.0, tl.float32), at
-            below = one_of(of_d, 0, NODES) + one_of(of_d, 1, NODES) * at
-            above = one_of(of_o, 0, NODES) + one_of(of_o, 1, NODES) * at
+            below = one_of(of_d, 0) + one_of(of_d, 1) * at
+            above = one_of(of_o, 0) + one_of(of_o, 1) * at
             for m in range(2, NODES):
                 before, now = now, (at + at) * now - before
-                below += one_of(of_d, m, NODES) * now
-                above += one_of(of_o, m, NODES) * now
+                below += one_of(of_d, m) * now
+                above += one_of(of_o, m) * now
             y = above / below + sample[3]
             if SKIP:
                 y += value_of(v, row, i, v_row, r, tl.float32)

@@ -1,7 +1,8 @@
 """Inputs for the CUDA kernels beyond those of ``verify``.
 
-They reach what only these kernels have: runs of several bags, four ids in flight, 16-byte loads and
-stores, rows at any strides, runs of one row over many chunks, and the backward ops by themselves.
+They reach code that only these kernels have: runs of several bags, four ids in flight, 16-byte
+loads and stores, rows with any strides, runs of one row over many chunks, and the backward ops by
+themselves.
 ``cuda_on_host.py`` runs them without a GPU, ``test_cuda_graph.py`` on one.
 """
 

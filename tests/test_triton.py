@@ -1,4 +1,4 @@
-"""Triton kernels where there is no GPU: interpreted against the reference, and compiled."""
+"""Triton kernels without a GPU: interpreted and compared with the reference, and compiled."""
 
 from __future__ import annotations
 

@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
-from ..models import Task
+from ..models import Schema, Task
 from .broken import Broken
 from .columns import ColumnReader
 from .errors import DataError
 from .source import Source
+from .values import says
 
 VALUES_NAMED = 5
 
 
-def check_labels(source: Source, tasks: Sequence[Task]) -> None:
+def check_labels(source: Source, schema: Schema) -> None:
     """Refuse a task of which no row has the value that counts as 1.
 
     A file is read only as far as the value is not met.
 
     Args:
         source: the files to train on.
-        tasks: those without a value of their own are passed over.
+        schema: its tasks without a value of their own are passed over.
 
     Raises:
         DataError: no row has the value; the sentence says what values there are.
     """
-    for task in tasks:
+    for task in schema.tasks:
         if task.positive is not None:
-            _check(source, task)
+            _check(source, schema, task, task.positive)
 
 
-def _check(source: Source, task: Task) -> None:
+def _check(source: Source, schema: Schema, task: Task, positive: str) -> None:
     labels = copy.copy(source)
     labels.columns, labels.broken = [task.source], Broken(skip=True)
     values: dict[str, None] = {}
     for chunk in labels.chunks():
-        values.update(dict.fromkeys(ColumnReader(chunk).distinct(task.source)))
-        if task.positive in values:
+        values.update(dict.fromkeys(ColumnReader(chunk, schema).distinct(task.source)))
+        if any(says(value, positive) for value in values):
             return
     there = [f"'{value}'" for value in values if value]
     more = f" and {len(there) - VALUES_NAMED:,} others" if len(there) > VALUES_NAMED else ""

@@ -1,8 +1,8 @@
-"""Backward formulas of ops, with as little Python per call as PyTorch allows.
+"""Registers backward formulas of ops, with as little Python per call as PyTorch allows.
 
-`torch.library.register_autograd` adds as much time to a call as one of our ops needs on a small
-batch, even when no gradient is wanted. This registers the same for ops like ours: tensors and
-numbers in, no keyword-only arguments, no lists of tensors, no ``out``.
+``torch.library.register_autograd`` adds as much time per call as one of our ops needs on a small
+batch, even when no gradient is wanted. This module does the same for ops whose arguments are
+tensors and numbers, without keyword-only arguments, lists of tensors or ``out``.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def register(
     Args:
         library: the fragment of ``lirank`` that holds the registration.
         op: the op.
-        formula: ``(a, *gradients, *kept)`` to a gradient, or None, by argument name. ``a`` is the
-            call of the forward, where an :class:`Unsaved` stands for a tensor that was not
-            saved; ``gradients`` has one for each result. Where it has a parameter ``needs``, it
-            gets the call with True for the arguments whose gradients are wanted.
+        formula: maps ``(a, *gradients, *kept)`` to a dict from argument name to gradient or None.
+            ``a`` is the call of the forward. An :class:`Unsaved` replaces each tensor that was not
+            saved. ``gradients`` has one tensor for each result. If the formula has a parameter
+            ``needs``, it gets a call with True for each argument whose gradient is wanted.
         saves: names of the tensors that the formula reads.
-        saves_for: more of them that it reads only for the gradient of the argument named.
-        forward: an ``@op`` function of the same arguments that runs in the op's place when a
-            gradient is wanted. What it returns behind the result is ``kept`` for the formula.
-        when: whether ``forward`` pays off for a call; always by default.
-        twice: the formula is made of differentiable operations. Otherwise a second derivative
+        saves_for: further tensors that it reads only for the gradient of the named argument.
+        forward: an ``@op`` function with the same arguments that runs instead of the op when a
+            gradient is wanted. Whatever it returns after the result is ``kept`` for the formula.
+        when: tells whether ``forward`` pays off for a call. By default it always does.
+        twice: the formula consists of differentiable operations. Otherwise a second derivative
             is refused.
 
     Raises:
@@ -67,7 +67,7 @@ def register(
             )
     names = op.call._fields
     at = {name: i for i, name in enumerate(names)}
-    make = functools.partial(tuple.__new__, op.call)  # as op.call._make, in a third of the time
+    make = functools.partial(tuple.__new__, op.call)  # op.call._make takes three times as long
     # The dispatcher drops trailing arguments that equal their defaults.
     defaults = tuple(map(op.call._field_defaults.get, names))
     none_wanted = (False,) * len(names)
@@ -100,7 +100,7 @@ def register(
             with torch.no_grad():
                 return _refuse_second(op.name, backward(ctx, *gradients))
         here, rest, given = ctx.state
-        held = ctx.saved_tensors  # read once: activation checkpointing allows no more
+        held = ctx.saved_tensors  # activation checkpointing allows only one read
         if training is not None:
             gradients += held[here.count :]
             held = held[: here.count]
@@ -123,8 +123,8 @@ def register(
         {"forward": staticmethod(run), "backward": staticmethod(backward)},
     )
 
-    # What lies before it in ``Function.apply`` is for functions called outside the dispatcher: it
-    # looks through all arguments for dead wrappers of functorch, which end above this key.
+    # ``Function.apply`` first searches all arguments for dead wrappers of functorch. Only functions
+    # that are called outside the dispatcher need that: the wrappers never reach this dispatch key.
     apply = super(torch.autograd.Function, function).apply
 
     def autograd(keyset: Any, *args: Any) -> Any:
@@ -137,7 +137,7 @@ def register(
 
 
 class _Plan:
-    """Which arguments are saved as tensors, and how the call is put together again."""
+    """Splits a call into tensors to save and the rest, and puts it together again."""
 
     def __init__(self, op: Op, saves: Sequence[str]) -> None:
         names = op.call._fields
@@ -179,7 +179,7 @@ def refuse(library: torch.library.Library, op: Op, text: str) -> None:
 
 
 def _refuse_second(name: str, gradients: tuple[Tensor | None, ...]) -> tuple:
-    """The gradients, whose own derivative is an error."""
+    """The gradients, changed so that differentiating them raises an error."""
     text = f"lirank::{name}: a second derivative was wanted: this op is not differentiable twice"
     found = [g for g in gradients if g is not None]
     if not found or any(_C._functorch.is_functorch_wrapped_tensor(g) for g in found):

@@ -1,4 +1,4 @@
-"""Bad input that GPU kernels found: counted on the device, raised by ``check_errors``."""
+"""GPU kernels count bad input on the device. ``check_errors`` reads the counters and raises."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from .load import cuda_library, cuda_loaded
 
 
 def check_errors() -> None:
-    """Wait for every CUDA device in use and raise what the kernels found wrong since last time.
+    """Wait for every CUDA device in use and raise an error if its kernels found bad input.
 
-    No op waits for the device, so on CUDA tensors a bad index reads nothing, gives zeros and is
-    counted. Call this where a wait does not hurt: at the end of a batch, a step or a test. The
-    first finding is named, the others are counted, and the counter starts again at zero. Other
-    devices refuse at once; there, and without CUDA kernels, this does nothing.
+    Ops do not wait for the device. On CUDA tensors a bad index therefore reads nothing, gives zeros
+    and is counted. Call this function where a wait is acceptable, such as at the end of a batch, a
+    step or a test. The error describes the first finding since the last call and gives the number
+    of all. The counter is then reset to zero. On other devices ops raise at once, so this function
+    has nothing to do there. It does nothing either if there are no CUDA kernels.
 
     Raises:
-        IndexError: an index was out of range; position, index, table and rows are named.
-        ValueError: offsets, widths or rows of tables, or codes did not fit.
-        RuntimeError: CUDA itself failed.
+        IndexError: an index was out of range. The message gives position, index, table and rows.
+        ValueError: offsets, codes, or the widths or rows of tables were invalid.
+        RuntimeError: CUDA failed.
     """
     counted = sys.modules.get("lirank_ext.kernels.errors")  # there once a Triton kernel has run
     for found, where in counted.take() if counted else ():
@@ -35,7 +36,7 @@ def check_errors() -> None:
 
 
 def _take(library: ctypes.CDLL, device: int) -> list[int]:
-    """Count, kind, position, value, table and limit of what was found; cleared on the device."""
+    """Read and clear a device's findings: count, kind, position, value, table and limit."""
     found = (ctypes.c_int64 * 6)()
     status = library.lirank_take_errors(device, found)
     if status:
@@ -48,7 +49,7 @@ def _describe(found: list[int], where: str = "") -> Exception:
     from ..kernels import errors
 
     count, kind, position, value, table, limit = found
-    more = f"; {count} such findings{where}, this the first" if count > 1 else where
+    more = f"; this is the first of {count} such findings{where}" if count > 1 else where
     if kind == errors.INDEX:
         text = f"indices[{position}] = {value} is out of range for table {table} with {limit} rows"
         return IndexError(f"lirank: {text}{more}")

@@ -40,7 +40,8 @@ def quantized_hashed_embedding_bag(
 
     Args:
         ids, offsets: as :func:`hashed_embedding_bag`.
-        quotient_b, quotient_c: uint8 (ceil(num_buckets / m), row_bytes) from ``pack_rows``.
+        quotient_b, quotient_c: uint8 (ceil(num_buckets / m), row_bytes) from ``pack_rows``,
+            contiguous, as for :func:`quantized_embedding_bag`.
         remainder_b, remainder_c: uint8 (m, row_bytes).
         num_buckets: 1 to 2^32.
         dim: width D of the tables.

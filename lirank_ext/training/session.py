@@ -60,7 +60,7 @@ def open_loader(
     settings, schema = config.training, config.model.schema
     converter = Converter(schema, broken, labels, config.model.history.max_len, dwell)
     return Loader(
-        Source(paths, converter.columns, broken),
+        Source(paths, converter.columns, broken, schema.names),
         converter,
         settings.batch_size,
         settings.shuffle_rows,
@@ -112,7 +112,7 @@ def open_data(
         broken = Broken(settings.bad_rows == "skip")
     split = None if valid_paths else Split(settings.valid, seed=settings.seed)
     train = open_loader(config, paths, broken, split=split, shuffle=True)
-    check_labels(train.source, config.model.schema.tasks)
+    check_labels(train.source, config.model.schema)
     total = train.source.count()
     if not total:
         raise DataError(f"{paths[0]}: no rows")
@@ -278,6 +278,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Li
     if "progress" in content:
         raise CheckpointError(f"{path}: a checkpoint of a training, where a model was wanted")
     try:
+        content["config"]["model"]["schema"].setdefault("version", 1)  # before it was kept
         config = Config.from_dict(content["config"])
         model = LiRank(config.model)
         model.load_state_dict(tensors)

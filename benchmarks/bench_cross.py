@@ -18,9 +18,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lirank_ext import low_rank_cross, outer_attention
 from lirank_ext.benchmarks.harness import Workload
+from lirank_ext.library.op import OPS
 from lirank_ext.nn import ResidualCrossNet
 from lirank_ext.nn.reference_cross import ReferenceResidualCrossNet
-from lirank_ext.ops.cross import low_rank_cross_reference, outer_attention_reference
+
+# The definitions in plain PyTorch, without the checks in front of them.
+_low_rank_cross = OPS["low_rank_cross"].reference.__wrapped__
+_outer_attention = OPS["outer_attention"].reference.__wrapped__
 
 # (B, d, r): serving with small and large batches, training, and the width of LiRank's features.
 LAYERS = ((1, 512, 64), (32, 512, 64), (256, 512, 64), (2048, 512, 64), (2048, 1024, 256))
@@ -125,30 +129,30 @@ def _low_rank(batch: int, d: int, r: int, device: str, peers: bool) -> Iterator[
     stated = {"items": batch, "flops": 4 * batch * d * r, "ceiling": "fma"}
     stated |= {"bytes": x.element_size() * (3 * batch * d + 2 * d * r)}
     label = f"B={batch} d={d} r={r}"
-    functions = {"lirank": low_rank_cross, "eager": low_rank_cross_reference}
+    functions = {"lirank": low_rank_cross, "eager": _low_rank_cross}
     yield from _both(
         "low_rank_cross",
         label,
         _with_compile(functions, device),
         tensors,
-        low_rank_cross_reference,
+        _low_rank_cross,
         steps=batch >= 256,
         **stated,
     )
     if device == "cpu":
         short = tuple(t.bfloat16() for t in tensors)
         long = tuple(t.float() for t in short)
-        compiled = torch.compile(low_rank_cross_reference)
+        compiled = torch.compile(_low_rank_cross)
         yield Workload(
             "low_rank_cross",
             f"{label} bf16",
             {
                 "lirank": lambda: low_rank_cross(*short),
                 "lirank fp32": lambda: low_rank_cross(*long),
-                "eager bf16": lambda: low_rank_cross_reference(*short),
+                "eager bf16": lambda: _low_rank_cross(*short),
                 "compile bf16": lambda: compiled(*short),
             },
-            expect=lambda: low_rank_cross_reference(*_wide(short)),
+            expect=lambda: _low_rank_cross(*_wide(short)),
             tolerance=TOLERANCE[torch.bfloat16],
             unit="sample",
             **stated,
@@ -162,7 +166,7 @@ def _low_rank(batch: int, d: int, r: int, device: str, peers: bool) -> Iterator[
                 "lirank": lambda: low_rank_cross(x, x, *tensors[2:]),
                 "torchrec": lambda: net(x),
             },
-            expect=lambda: low_rank_cross_reference(*_wide((x, x, *tensors[2:]))),
+            expect=lambda: _low_rank_cross(*_wide((x, x, *tensors[2:]))),
             tolerance=TOLERANCE[x.dtype],
             unit="sample",
             **stated,
@@ -178,14 +182,14 @@ def _attention_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The definition, a few samples at a time, because it materializes their scores."""
     size = max(1, 8_000_000 // q.shape[1] ** 2)
     parts = zip(*(t.split(size) for t in (q, k, v)), strict=True)
-    return torch.cat([outer_attention_reference(*part, 1.0, 1) for part in parts])
+    return torch.cat([_outer_attention(*part, 1.0, 1) for part in parts])
 
 
 def _attention(batch: int, r: int, device: str) -> Iterator[Workload]:
     tensors = tuple(_draw((batch, r), device, seed=i) for i in range(3))
     functions: dict[str, Callable] = {"lirank": outer_attention, "sdpa": _sdpa}
     if batch * r * r <= MOST_SCORES:
-        functions["eager"] = lambda q, k, v: outer_attention_reference(q, k, v, 1.0, 1)
+        functions["eager"] = lambda q, k, v: _outer_attention(q, k, v, 1.0, 1)
         functions = _with_compile(functions, device)
     stated = {
         "items": batch,

@@ -12,7 +12,7 @@ or the context manager ``turn`` names one candidate for every choice and times n
 use it, and so do the tests of single candidates.
 
 The interpreter (TRITON_INTERPRET=1) and the resource report take part through ``record``.
-Kernels run on torch's current device, which ``lirank_ext.library.gpu.launcher`` sets.
+Kernels run on torch's current device: ``lirank_ext.library.gpu`` makes it the tensors' own.
 """
 
 from __future__ import annotations

@@ -30,8 +30,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.ops._cross_checks import check_attention, check_grad
-
 from . import cross_attention_tokens
 from ._attention import LOG2E, extremes, strides, tiles, value_of, wide
 from ._chebyshev import (
@@ -322,17 +320,14 @@ def backward(inputs, outputs, temperature: float, token_dim: int, skip: bool) ->
     choose(key, (*tiles(r), *node_tiles(q, r)), run)
 
 
-def outer_attention(q, k, v, temperature=1.0, token_dim=1) -> Tensor:
+def outer_attention(a) -> Tensor:
     """The op on a GPU; no scratch."""
-    check_attention("outer_attention", q, k, v, temperature, token_dim)
-    return forward(q, k, v, temperature, token_dim, False)
+    return forward(a.q, a.k, a.v, a.temperature, a.token_dim, False)
 
 
-def outer_attention_backward(grad, q, k, v, temperature=1.0, token_dim=1) -> tuple[Tensor, ...]:
+def outer_attention_backward(a) -> tuple[Tensor, ...]:
     """Gradients for q, k and v; scratch: two (B, r), float32 or float64."""
-    op = "outer_attention_backward"
-    check_attention(op, q, k, v, temperature, token_dim)
-    check_grad(op, grad, q)
+    q = a.q
     found = tuple(torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
-    backward((grad, q, k, v), found, temperature, token_dim, False)
+    backward((a.grad, q, a.k, a.v), found, a.temperature, a.token_dim, False)
     return found

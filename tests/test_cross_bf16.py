@@ -16,10 +16,13 @@ from conftest import REPOSITORY, needs_library
 
 import lirank_ext
 from lirank_ext import attention_cross, low_rank_cross, nn
+from lirank_ext.library.op import OPS
 from lirank_ext.nn import reference_cross
-from lirank_ext.ops.cross import attention_cross_reference, low_rank_cross_reference
 
 pytestmark = needs_library
+
+low_rank_cross_reference = OPS["low_rank_cross"].reference
+attention_cross_reference = OPS["attention_cross"].reference
 
 ROUNDING = 2.0**-8  # to the nearest bfloat16
 

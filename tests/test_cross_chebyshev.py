@@ -11,8 +11,9 @@ import torch
 from conftest import REPOSITORY, needs_library
 
 from lirank_ext import outer_attention
-from lirank_ext.ops.cross import outer_attention_reference
+from lirank_ext.library.op import OPS
 
+outer_attention_reference = OPS["outer_attention"].reference
 KINDS = {
     "uniform": lambda r, g: np.linspace(-2, 2, r),
     "two clusters": lambda r, g: np.repeat([-1.5, 1.5], (r + 1) // 2)[:r],

@@ -9,7 +9,6 @@ importing the package does not load it.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
@@ -81,16 +80,13 @@ def launcher(op: Op) -> Callable[..., Any]:
         run = _launcher(op.module, op.family, op.name)
         if run is None:
             return op.reference(*args, **kwargs)
-        if op.call is None or "a" not in run.__code__.co_varnames[:1]:
-            a, run = args, functools.partial(_unpacked, run, kwargs)  # not on @op yet
-        else:
-            a = op.call(*args, **kwargs)
-            signature = _signature(a)
-            if signature not in accepted:
-                op._check(a)
-                if len(accepted) >= MOST_SIGNATURES:
-                    accepted.clear()
-                accepted.add(signature)
+        a = op.call(*args, **kwargs)
+        signature = _signature(a)
+        if signature not in accepted:
+            op._check(a)
+            if len(accepted) >= MOST_SIGNATURES:
+                accepted.clear()
+            accepted.add(signature)
         index = _device_index(a)
         if index is None or index == torch.cuda.current_device():
             return run(a)
@@ -98,10 +94,6 @@ def launcher(op: Op) -> Callable[..., Any]:
             return run(a)
 
     return launch
-
-
-def _unpacked(run: Callable[..., Any], named: dict[str, Any], a: tuple) -> Any:
-    return run(*a, **named)
 
 
 def _signature(values: Iterable[Any]) -> tuple:

@@ -109,6 +109,12 @@ class Op:
 
         return register
 
+    def in_parts(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Register differentiable ops that do the same, for where a derivative is wanted."""
+        autograd.register_in_parts(library, self, function)
+        self.differentiable = True
+        return function
+
     def no_gradient(self, refusal: str | None = None) -> None:
         """Declare that the results never require a gradient.
 
@@ -131,6 +137,7 @@ class OpFunction(Protocol[P, R]):
     fake: Callable[[Callable], Callable]
     backward: Callable[..., Callable[[Callable], Callable]]
     no_gradient: Callable[..., None]
+    in_parts: Callable[[Callable], Callable]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
@@ -173,8 +180,8 @@ def op(function=None, *, name=None, family=None, internal=False):
 
     call.__signature__ = inspect.signature(function)
     call.__name__ = call.__qualname__ = made.name
-    call.op, call.check, call.fake = made, made.check, made.fake
-    call.backward, call.no_gradient = made.backward, made.no_gradient
+    call.op, call.check, call.fake, call.backward = made, made.check, made.fake, made.backward
+    call.in_parts, call.no_gradient = made.in_parts, made.no_gradient
     return call
 
 
@@ -214,37 +221,3 @@ def implementations(op_name: str) -> dict[str, Callable[..., Any]]:
     if on_gpu and torch.cuda.is_available():
         found[on_gpu] = op.overload
     return found
-
-
-def register(
-    schema: str,
-    *,
-    reference: Callable[..., Any],
-    fake: Callable[..., Any],
-    setup_context: Callable[..., None] | None = None,
-    backward: Callable[..., Any] | None = None,
-    internal: bool = False,
-    stem: str | None = None,
-) -> torch._ops.OpOverload:
-    """Define ``lirank::<schema>`` for families that do not use ``@op`` yet."""
-    made = Op.__new__(Op)
-    made.name = schema.split("(", 1)[0]
-    made.schema, made.reference, made.internal = schema, reference, internal
-    made.module = reference.__module__.rsplit(".", 1)[-1]
-    made.family = stem or made.module
-    made.differentiable, made.call = backward is not None, None
-    if extension is None:
-        library.define(schema)
-    library.impl(made.name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lirank::{made.name}", fake, lib=library)
-    made.overload = getattr(torch.ops.lirank, made.name).default
-    if backward is not None:
-        autograd.register_old(library, made.name, setup_context, backward)
-    gpu.register(library, made)
-    OPS[made.name] = made
-    return made.overload
-
-
-def index_error(error: RuntimeError) -> Exception:
-    """IndexError where the op's RuntimeError reports an index out of range."""
-    return IndexError(str(error)) if "out of range" in str(error) else error

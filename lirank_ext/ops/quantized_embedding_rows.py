@@ -116,7 +116,7 @@ def _(a):
     return a.codes.new_empty(a.codes.shape, dtype=a.scale.dtype)
 
 
-@dequantize_rows.backward(saves=("codes",), twice=True)
+@dequantize_rows.backward(saves=("codes", "scale", "mid"), by_reference=True)
 def _(a, grad):
     return {"scale": (grad * a.codes.to(grad.dtype)).sum(1), "mid": grad.sum(1)}
 

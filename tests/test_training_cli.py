@@ -107,7 +107,9 @@ def test_bad_input_is_one_sentence(data, tmp_path, capsys):
     out = tmp_path / "o"
     train = ("train", data, "--output", out, *SMALL)
     assert "did you mean 'click'" in refused(capsys, *train, "--label", "clik")
-    assert "no such file" in refused(capsys, "train", tmp_path / "no.csv", "--label", "click")
+    nowhere = ("train", tmp_path / "no.csv", "--label", "click", "--output", tmp_path / "new")
+    assert "no such file" in refused(capsys, *nowhere)
+    assert not (tmp_path / "new").exists()
     text = refused(capsys, *train, "--label", "click", "--set", "model.cros.rank=3")
     assert "did you mean 'cross'" in text
     assert "KEY=VALUE" in refused(capsys, *train, "--label", "click", "--set", "x")
@@ -361,6 +363,7 @@ def test_sizes_and_seeds_out_of_range_are_one_sentence(data, tmp_path, capsys):
     assert "deep.yaml" in refused(capsys, *train, "--config", tmp_path / "deep.yaml")
     assert "finite" in refused(capsys, *train, "--lr", "1e30")
     assert "wanted the name of a folder" in refused(capsys, *train, "--output", "")
+    assert "a folder was wanted" in refused(capsys, *train, "--output", data)
 
 
 def test_a_flipped_bit_anywhere_is_found(model):

@@ -172,10 +172,17 @@ def check_writable(*paths: str | None) -> None:
             raise UserError(f"cannot write {path}: there is no folder {Path(path).parent}")
 
 
-def make_folder(name: str) -> Path:
-    """The folder of ``--output``, made where it is missing."""
+def check_folder(name: str) -> None:
+    """Refuse what cannot be the folder of ``--output``."""
     if not name:
         raise UserError("--output: wanted the name of a folder, got ''")
+    if Path(name).exists() and not Path(name).is_dir():
+        raise UserError(f"--output {name}: this is a file, where a folder was wanted")
+
+
+def make_folder(name: str) -> Path:
+    """The folder of ``--output``, made where it is missing."""
+    check_folder(name)
     try:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -110,6 +110,10 @@ class Plan:
         Raises:
             UserError: the data cannot be used, the loss is no longer finite, or a signal came.
         """
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"--output {self.output}: {error.strerror}") from error
         broken = Broken(self.config.training.bad_rows == "skip")
         before = self.previous.model if self.previous else None
         data = open_data(self.config, self.options.data, self.options.valid, broken, before)

@@ -98,8 +98,8 @@ def _cross_calls(dtype):
         return
     yield "", "low_rank_cross", (x, x, v, u, bias)
     yield "", "attention_cross", (x, x, v, v, v, u, bias, 1.0, 1, True)
-    q = _t(512, 64, dtype=dtype)
-    for token_dim in (1, 4):
+    for r, token_dim in ((64, 1), (64, 4), (256, 1), (300, 1)):
+        q = _t(512, r, dtype=dtype)
         yield "", "outer_attention", (q, q, q, 1.0, token_dim)
         yield "", "outer_attention_backward", (q, q, q, q, 1.0, token_dim)
 

@@ -2,26 +2,22 @@
 // have decides how large they are (and where the last bag ends, with include_last_offset, how many
 // ids count).
 #include "hashed_embedding_cuda.h"
+#include "sort.cuh"
 
 namespace lirank {
 namespace {
 
 using gpu::RunsParams;
 
-// Stable, by PyTorch's own radix sort of 32 bits, which captures.
-std::pair<Tensor, Tensor> sorted(const Tensor& rows) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 4> stack{from(rows), from(std::optional<bool>(true)), from(int64_t(0)),
-                                    from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
-}
+// Entries in the order of their rows in one table: 32-bit rows and positions.
+struct Sorted {
+  Tensor rows, positions;
+};
 
 // What the four gradients share. Holds the tensors that the pointers point into.
 struct Gradients {
   DeviceBags ids;
-  Tensor grad, keys, bag_of, partials;
+  Tensor grad, rows, all_positions, bag_of, partials;
   int64_t heights[4];
   RunsParams params;
 };
@@ -67,27 +63,46 @@ int64_t chunks_of(int64_t count) { return (count + gpu::kChunk - 1) / gpu::kChun
 void start(const OnDevice& on, Gradients& g) {
   RunsParams& p = g.params;
   const ScalarType type = compute_type(g.grad.scalar_type());
-  g.keys = new_tensor(g.ids.ids, {p.count}, ScalarType::Int);
+  g.rows = new_tensor(g.ids.ids, {p.count}, ScalarType::Int);
+  g.all_positions = new_tensor(g.ids.ids, {p.count}, ScalarType::Int);
   g.bag_of = new_tensor(g.ids.ids, {p.count}, ScalarType::Int);
   g.partials = new_tensor(g.grad, {chunks_of(p.count), 2, p.dim}, type);
-  p.keys = g.keys.mutable_data_ptr<int32_t>();
+  p.rows = (uint32_t*)g.rows.mutable_data_ptr<int32_t>();
+  p.all_positions = g.all_positions.mutable_data_ptr<int32_t>();
   p.bag_of = g.bag_of.mutable_data_ptr<int32_t>();
   p.partials = g.partials.mutable_data_ptr();
   if (p.count > 0) on.check(cudaMemsetAsync(p.bag_of, 0xff, p.count * sizeof(int32_t), on.stream));
   on.check(gpu::hashed_bags_launch(p, on.stream));
 }
 
-// The ids in the order of their rows in one table.
-std::pair<Tensor, Tensor> sort_rows(const OnDevice& on, Gradients& g, int table) {
-  g.params.table = table;
-  on.check(gpu::hashed_rows_launch(g.params, on.stream));
-  return sorted(g.keys);
+int bits_of(int64_t rows) {
+  int bits = 1;
+  while (bits < 32 && int64_t(1) << bits < rows) ++bits;
+  return bits;
 }
 
-void sum_rows(const OnDevice& on, RunsParams p, const std::pair<Tensor, Tensor>& entries,
-              Tensor& out) {
-  p.sorted = entries.first.const_data_ptr<int32_t>();
-  p.positions = entries.second.const_data_ptr<int64_t>();
+// The ids in the order of their rows in one table; positions rise within a row.
+Sorted sort_rows(const OnDevice& on, Gradients& g, int table) {
+  RunsParams& p = g.params;
+  Sorted entries{new_tensor(g.ids.ids, {p.count}, ScalarType::Int),
+                 new_tensor(g.ids.ids, {p.count}, ScalarType::Int)};
+  if (p.count == 0) return entries;
+  p.table = table;
+  on.check(gpu::hashed_rows_launch(p, on.stream));
+  const int count = (int)p.count, bits = bits_of(g.heights[table]);
+  size_t bytes = 0;
+  on.check(gpu::sort_work_bytes(count, bits, &bytes));
+  Tensor work = new_tensor(g.ids.ids, {(int64_t)bytes}, ScalarType::Byte);
+  on.check(gpu::sort_launch(
+      {p.rows, p.all_positions, (uint32_t*)entries.rows.mutable_data_ptr<int32_t>(),
+       entries.positions.mutable_data_ptr<int32_t>(), count, bits, work.mutable_data_ptr(), bytes},
+      on.stream));
+  return entries;
+}
+
+void sum_rows(const OnDevice& on, RunsParams p, const Sorted& entries, Tensor& out) {
+  p.sorted = (const uint32_t*)entries.rows.const_data_ptr<int32_t>();
+  p.positions = entries.positions.const_data_ptr<int32_t>();
   p.out = out.mutable_data_ptr();
   on.check(gpu::hashed_runs_launch(p, on.stream));
 }
@@ -139,12 +154,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_sparse(
   // Both quotient tables are counted before the one wait for their numbers of rows.
   const int64_t chunks = chunks_of(p.count);
   Tensor starts = torch::stable::new_zeros(g.ids.ids, {2, chunks + 1});
-  std::pair<Tensor, Tensor> entries[2];
+  Sorted entries[2];
   int64_t rows[2];
   for (int half = 0; half < 2; ++half) {
     entries[half] = sort_rows(on, g, 2 * half);
     RunsParams q = p;
-    q.sorted = entries[half].first.const_data_ptr<int32_t>();
+    q.sorted = (const uint32_t*)entries[half].rows.const_data_ptr<int32_t>();
     q.starts = starts.mutable_data_ptr<int64_t>() + half * (chunks + 1);
     on.check(gpu::hashed_count_launch(q, on.stream));
   }

@@ -24,7 +24,7 @@ from ._attention import value_of
 
 NODES = 32  # queries and keys of standard deviation 1 take 22 at r=64, 26 at r=256
 SMALLEST = 128  # the least rank for which nodes are tried
-LARGEST = 4096
+LARGEST = 1024
 
 MOST_SPREAD, MOST_RANGE = tl.constexpr(7.2), tl.constexpr(4.0)
 MOST_EXPONENT = tl.constexpr(40.0)  # half the queries' range times the keys'
@@ -152,7 +152,7 @@ def coefficients(values, matrix):
 
 
 @triton.jit
-def one_of(c, number: tl.constexpr, NODES: tl.constexpr):
+def one_of(c, number, NODES: tl.constexpr):
     """Coefficient ``number``, in every place: a shuffle."""
     return tl.gather(c, tl.full((NODES,), number, tl.int32), 0)[None, :]
 
@@ -161,9 +161,6 @@ def node_tiles(t: torch.Tensor, r: int) -> tuple[dict, ...]:
     """A warp a sample needs no barrier; four take a small batch sooner."""
     if t.dtype == torch.float64 or not SMALLEST <= r <= LARGEST:
         return ()
-    span = min(1024, triton.next_power_of_2(r))
-    wanted = ((32, 8, 1), (32, 8, 4))
-    return tuple(
-        {"NODES": NODES, "SHORT": b, "EVEN": r % b == 0, "SPAN": span, "ROWS": rows, "num_warps": w}
-        for b, rows, w in wanted
-    )
+    span = max(NODES, triton.next_power_of_2(r))
+    tile = {"NODES": NODES, "SHORT": 32, "EVEN": r % 32 == 0, "SPAN": span}
+    return tuple({**tile, "ROWS": min(8, span // NODES), "num_warps": w} for w in (1, 4))

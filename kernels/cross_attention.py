@@ -32,8 +32,8 @@ from torch import Tensor
 
 from lirank_ext.ops._cross_checks import check_attention, check_grad
 
-from . import cross_attention_backward, cross_attention_tokens
-from ._attention import LOG2E, extremes, strides, tiles, value_of
+from . import cross_attention_tokens
+from ._attention import LOG2E, extremes, strides, tiles, value_of, wide
 from ._chebyshev import (
     coefficients,
     factor_of,
@@ -46,6 +46,8 @@ from ._chebyshev import (
     table,
 )
 from ._launch import batch_class, choose, compute_type, launch, rows, size_class
+from .cross_attention_backward import launch_exact
+from .cross_attention_nodes import attend_nodes_backward
 
 
 @triton.jit
@@ -230,13 +232,13 @@ def _attend_nodes(
     if good:
         matrix = tl.load(table + NODES + node[:, None] * NODES + node[None, :])
         of_d, of_o = coefficients(d, matrix), coefficients(o, matrix)
-        for start in range(0, r, ROWS * NODES):
-            i = start + tl.arange(0, ROWS)[:, None] * NODES + node[None, :]
+        for part in range(0, SPAN // (ROWS * NODES)):
+            i = (part * ROWS + tl.arange(0, ROWS))[:, None] * NODES + node[None, :]
             at = (value_of(q, row, i, q_row, r, tl.float32) - places[0]) * places[1]
             before, now = tl.full((ROWS, NODES), 1.0, tl.float32), at
             below = one_of(of_d, 0, NODES) + one_of(of_d, 1, NODES) * at
             above = one_of(of_o, 0, NODES) + one_of(of_o, 1, NODES) * at
-            for m in tl.static_range(2, NODES):
+            for m in range(2, NODES):
                 before, now = now, (at + at) * now - before
                 below += one_of(of_d, m, NODES) * now
                 above += one_of(of_o, m, NODES) * now
@@ -292,11 +294,23 @@ def forward(q, k, v, temperature: float, token_dim: int, skip: bool) -> Tensor:
 
 def backward(inputs, outputs, temperature: float, token_dim: int, skip: bool) -> None:
     """Write dq, dk, dv (``outputs``, alike in strides) for grad, q, k, v (``inputs``)."""
-    inputs = tuple(rows(t) for t in inputs)
+    grad, q, k, v = inputs = tuple(rows(t) for t in inputs)
     if token_dim > 1:
-        cross_attention_tokens.backward(*inputs, outputs, temperature, token_dim, skip)
-    else:
-        cross_attention_backward.backward(inputs, outputs, temperature, skip)
+        return cross_attention_tokens.backward(*inputs, outputs, temperature, token_dim, skip)
+    n, r = q.shape
+    room = tuple(torch.empty((n, r), dtype=wide(q), device=q.device) for _ in range(2))
+    tensors, scale = (*inputs, *outputs, *room), (LOG2E / temperature, 1 / temperature)
+    lengths = (*strides(grad, q, k, v), outputs[0].stride(0))
+
+    def run(c):
+        if "NODES" in c:
+            args = (*tensors, table(q.device), n, r, *lengths, *scale, skip)
+            launch(attend_nodes_backward, (n,), *args, **c)
+        else:
+            launch_exact(c, tensors, n, r, lengths, scale, skip)
+
+    key = ("attend back", q.dtype, size_class(r), batch_class(n))
+    choose(key, (*tiles(r), *node_tiles(q, r)), run)
 
 
 def outer_attention(q, k, v, temperature=1.0, token_dim=1) -> Tensor:

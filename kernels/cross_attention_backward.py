@@ -14,12 +14,11 @@ r=128); queries down the registers of the second kernel (a load a query and quan
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from ._attention import LOG2E, extremes, strides, tiles, value_of, wide
-from ._launch import batch_class, choose, compute_type, launch, size_class
+from ._attention import extremes, value_of
+from ._launch import compute_type, launch
 
 
 @triton.jit
@@ -51,6 +50,56 @@ def _add_keys(
     return total + e, by_value + e * value, by_key + keyed, by_both + keyed * value
 
 
+@triton.jit
+def by_query(
+    grad,
+    q,
+    k,
+    v,
+    dq,
+    inverse,
+    output,
+    row,
+    i,
+    r,
+    grad_row,
+    q_row,
+    k_row,
+    v_row,
+    d_row,
+    scale,
+    step,
+    high,
+    low,
+    COMPUTE: tl.constexpr,
+    LONG: tl.constexpr,
+    SHORT: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """dq of LONG queries; 1 / sum of exponentials and the output, for ``by_key``."""
+    query = value_of(q, row, i, q_row, r, COMPUTE) * tl.full((), scale, COMPUTE)
+    g = value_of(grad, row, i, grad_row, r, COMPUTE)
+    nearest = tl.where(query < 0, low, high)
+    zero = tl.zeros((LONG, SHORT), COMPUTE)
+    sums = (zero, zero, zero, zero)
+    whole = r // SHORT * SHORT
+    for start in range(0, whole, SHORT):
+        sums = _add_keys(
+            sums, k, v, row, start, k_row, v_row, r, query, nearest, COMPUTE, SHORT, False
+        )
+    if not EVEN:
+        sums = _add_keys(
+            sums, k, v, row, whole, k_row, v_row, r, query, nearest, COMPUTE, SHORT, True
+        )
+    one = 1.0 / tl.sum(sums[0], 1)
+    o = tl.sum(sums[1], 1) * one
+    covariance = tl.sum(sums[3], 1) * one - o * (tl.sum(sums[2], 1) * one)
+    found = g * tl.full((), step, COMPUTE) * covariance
+    tl.store(dq + row * d_row + i, found.to(dq.dtype.element_ty), mask=i < r)
+    tl.store(inverse + row * r + i, one, mask=i < r)
+    tl.store(output + row * r + i, o, mask=i < r)
+
+
 @triton.jit(do_not_specialize=["n"])
 def _attend_by_query(
     grad,
@@ -75,31 +124,34 @@ def _attend_by_query(
     EVEN: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """dq; 1 / sum of exponentials and the output, for the other kernel."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * LONG + tl.arange(0, LONG)
-    query = value_of(q, row, i, q_row, r, COMPUTE) * tl.full((), scale, COMPUTE)
-    g = value_of(grad, row, i, grad_row, r, COMPUTE)
     high, low = extremes(k, row, k_row, r, COMPUTE, SPAN)
-    nearest = tl.where(query < 0, low, high)
-    zero = tl.zeros((LONG, SHORT), COMPUTE)
-    sums = (zero, zero, zero, zero)
-    whole = r // SHORT * SHORT
-    for start in range(0, whole, SHORT):
-        sums = _add_keys(
-            sums, k, v, row, start, k_row, v_row, r, query, nearest, COMPUTE, SHORT, False
-        )
-    if not EVEN:
-        sums = _add_keys(
-            sums, k, v, row, whole, k_row, v_row, r, query, nearest, COMPUTE, SHORT, True
-        )
-    one = 1.0 / tl.sum(sums[0], 1)
-    o = tl.sum(sums[1], 1) * one
-    covariance = tl.sum(sums[3], 1) * one - o * (tl.sum(sums[2], 1) * one)
-    found = g * tl.full((), step, COMPUTE) * covariance
-    tl.store(dq + row * d_row + i, found.to(dq.dtype.element_ty), mask=i < r)
-    tl.store(inverse + row * r + i, one, mask=i < r)
-    tl.store(output + row * r + i, o, mask=i < r)
+    by_query(
+        grad,
+        q,
+        k,
+        v,
+        dq,
+        inverse,
+        output,
+        row,
+        i,
+        r,
+        grad_row,
+        q_row,
+        k_row,
+        v_row,
+        d_row,
+        scale,
+        step,
+        high,
+        low,
+        COMPUTE,
+        LONG,
+        SHORT,
+        EVEN,
+    )
 
 
 @triton.jit
@@ -139,8 +191,8 @@ def _add_queries(
     return key_total + slope * (value[:, None] - o[None, :]), value_total + e
 
 
-@triton.jit(do_not_specialize=["n"])
-def _attend_by_key(
+@triton.jit
+def by_key(
     grad,
     q,
     k,
@@ -149,27 +201,27 @@ def _attend_by_key(
     dv,
     inverse,
     output,
-    n,
+    row,
+    j,
     r,
     grad_row,
     q_row,
     k_row,
     v_row,
     d_row,
-    scale: tl.float64,
-    step: tl.float64,
+    scale,
+    step,
+    high,
+    low,
     SKIP: tl.constexpr,
     COMPUTE: tl.constexpr,
     LONG: tl.constexpr,
     SHORT: tl.constexpr,
     EVEN: tl.constexpr,
-    SPAN: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    j = tl.program_id(1) * LONG + tl.arange(0, LONG)
+    """dk and dv of LONG keys."""
     key = value_of(k, row, j, k_row, r, COMPUTE)
     value = value_of(v, row, j, v_row, r, COMPUTE)
-    high, low = extremes(k, row, k_row, r, COMPUTE, SPAN)
     zero = tl.zeros((LONG, SHORT), COMPUTE)
     sums = (zero, zero)
     whole = r // SHORT * SHORT
@@ -223,19 +275,69 @@ def _attend_by_key(
     tl.store(dv + row * d_row + j, value_total.to(dv.dtype.element_ty), mask=j < r)
 
 
-def backward(inputs, outputs, temperature: float, skip: bool) -> None:
-    """Write dq, dk, dv (``outputs``, alike in strides) for grad, q, k, v (``inputs``)."""
-    grad, q, k, v = inputs
-    (n, r), (dq, dk, dv) = q.shape, outputs
-    inverse, output = (torch.empty((n, r), dtype=wide(q), device=q.device) for _ in range(2))
-    scale, compute = (LOG2E / temperature, 1 / temperature), compute_type(q)
-    lengths = (*strides(grad, q, k, v), dq.stride(0))
+@triton.jit(do_not_specialize=["n"])
+def _attend_by_key(
+    grad,
+    q,
+    k,
+    v,
+    dk,
+    dv,
+    inverse,
+    output,
+    n,
+    r,
+    grad_row,
+    q_row,
+    k_row,
+    v_row,
+    d_row,
+    scale: tl.float64,
+    step: tl.float64,
+    SKIP: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    LONG: tl.constexpr,
+    SHORT: tl.constexpr,
+    EVEN: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    j = tl.program_id(1) * LONG + tl.arange(0, LONG)
+    high, low = extremes(k, row, k_row, r, COMPUTE, SPAN)
+    by_key(
+        grad,
+        q,
+        k,
+        v,
+        dk,
+        dv,
+        inverse,
+        output,
+        row,
+        j,
+        r,
+        grad_row,
+        q_row,
+        k_row,
+        v_row,
+        d_row,
+        scale,
+        step,
+        high,
+        low,
+        SKIP,
+        COMPUTE,
+        LONG,
+        SHORT,
+        EVEN,
+    )
 
-    def run(c):
-        grid = (n, triton.cdiv(r, c["LONG"]))
-        args = (grad, q, k, v, dq, inverse, output, n, r, *lengths, *scale, compute)
-        launch(_attend_by_query, grid, *args, **c)
-        args = (grad, q, k, v, dk, dv, inverse, output, n, r, *lengths, *scale, skip, compute)
-        launch(_attend_by_key, grid, *args, **c)
 
-    choose(("attend back", q.dtype, size_class(r), batch_class(n)), tiles(r), run)
+def launch_exact(c: dict, tensors, n: int, r: int, lengths, scale, skip: bool) -> None:
+    """Both kernels in one configuration; ``tensors`` as they are named here."""
+    grad, q, k, v, dq, dk, dv, inverse, output = tensors
+    grid, compute = (n, triton.cdiv(r, c["LONG"])), compute_type(q)
+    args = (grad, q, k, v, dq, inverse, output, n, r, *lengths, *scale, compute)
+    launch(_attend_by_query, grid, *args, **c)
+    args = (grad, q, k, v, dk, dv, inverse, output, n, r, *lengths, *scale, skip, compute)
+    launch(_attend_by_key, grid, *args, **c)

@@ -37,16 +37,17 @@ struct HashedParams {
 };
 
 // One table's gradient. Entry i of the sorted list is the id at `positions[i]`; its row is
-// `sorted[i]` with the top bit turned, so that signed order is that of the rows.
+// `sorted[i]`.
 struct RunsParams {
   Bags bags;
   HashedSource source;
-  int table;              // 0 to 3: whose rows `keys` receives
-  int64_t count;          // entries
-  int32_t* keys;          // (count) by position, as `sorted`
-  int32_t* bag_of;        // (count) bag of each position, -1 outside every bag
-  const int32_t* sorted;  // (count)
-  const int64_t* positions;
+  int table;               // 0 to 3: whose rows `rows` receives
+  int64_t count;           // entries
+  uint32_t* rows;          // (count) by position
+  int32_t* all_positions;  // (count) 0, 1, 2, ...
+  int32_t* bag_of;         // (count) bag of each position, -1 outside every bag
+  const uint32_t* sorted;  // (count)
+  const int32_t* positions;
   const void* grad;  // (bags, dim) of `element`
   void* out;         // dense: (height, dim) of `element`, zeros; sparse: a line per row that occurs
   void* partials;    // (chunks, 2, dim), float or double: of runs that cross a chunk
@@ -61,8 +62,8 @@ constexpr int kChunk = 64;  // sorted entries that one group of lanes sums
 
 cudaError_t hashed_embedding_bag_launch(const HashedParams& params, cudaStream_t stream);
 cudaError_t hashed_weight_gradient_launch(const HashedParams& params, cudaStream_t stream);
-// Fills bag_of; then, for each table: fills keys (to be sorted), for sparse gradients counts the
-// rows that occur into starts, whose last item is their number, and sums.
+// Fills bag_of; then, for each table: fills rows and all_positions (to be sorted), for sparse
+// gradients counts the rows that occur into starts, whose last item is their number, and sums.
 cudaError_t hashed_bags_launch(const RunsParams& params, cudaStream_t stream);
 cudaError_t hashed_rows_launch(const RunsParams& params, cudaStream_t stream);
 cudaError_t hashed_count_launch(const RunsParams& params, cudaStream_t stream);

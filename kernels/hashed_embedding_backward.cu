@@ -8,14 +8,14 @@
 // read and written in the dtype of the tables, summed in float32 (float64 for float64).
 // A sparse gradient numbers the runs: heads are counted per chunk, one block adds the counts up.
 //
-// Workspace, beside the results: 8 bytes an id (its row in the table at hand, its bag), the sorted
-// list, 12 (32-bit rows, 64-bit positions), PyTorch's radix sort about as much again, and dim / 8
-// bytes an id of partials in float32: 44 bytes an id at dim 96, whatever the tables' size. Hashes
-// are computed once per table, 60 instructions an id, rather than kept: 12 bytes an id less.
-// Bytes an id and table: the sort (4 passes over 12 bytes), 16 of entry, the gradient of its bag
-// from L2. A row that takes most of millions of ids is summed by one block at the end.
-// Tried before on the CPU: private copies of the remainder tables; 512 KB each at D = 128, more
-// than shared memory holds.
+// Workspace, beside the results: 12 bytes an id (its row in the table at hand, its position, its
+// bag), the sorted list, 8, CUB's radix sort about as much again, and dim / 8 bytes an id of
+// partials in float32: 40 bytes an id at dim 96, whatever the tables' size. Hashes are computed
+// once per table, 60 instructions an id, rather than kept: 12 bytes an id less.
+// Bytes an id and table: the sort (2 or 3 passes over 8 bytes), 12 of entry, the gradient of its
+// bag from L2. A row that takes most of millions of ids is summed by one block at the end. Tried
+// before on the CPU: private copies of the remainder tables; 512 KB each at D = 128, more than
+// shared memory holds.
 #include "hashed_embedding.cuh"
 
 #include "hashed_rows.cuh"
@@ -35,8 +35,6 @@ __global__ void __launch_bounds__(kBlock) list_bags_kernel(const RunsParams p) {
   }
 }
 
-constexpr uint32_t kTop = 0x80000000u;
-
 // Every id's row in one table; also of ids outside every bag, which add nothing there.
 __global__ void __launch_bounds__(kBlock) list_rows_kernel(const RunsParams p) {
   const int64_t threads = (int64_t)gridDim.x * kBlock;
@@ -45,12 +43,9 @@ __global__ void __launch_bounds__(kBlock) list_rows_kernel(const RunsParams p) {
     uint32_t row = r.row[0];
 #pragma unroll
     for (int k = 1; k < 4; ++k) row = p.table == k ? r.row[k] : row;
-    p.keys[i] = (int32_t)(row ^ kTop);
+    p.rows[i] = row;
+    p.all_positions[i] = (int32_t)i;
   }
-}
-
-__device__ inline uint32_t row_at(const RunsParams& p, int64_t i) {
-  return (uint32_t)p.sorted[i] ^ kTop;
 }
 
 __device__ inline bool is_head(const RunsParams& p, int64_t i) {
@@ -175,7 +170,7 @@ __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p)
           if (at >= count) break;
           if (p.starts && entries.heads >> at & 1) {
             ++line;
-            if (first == 0) p.found[line] = row_at(p, begin + at);
+            if (first == 0) p.found[line] = p.sorted[begin + at];
           }
 #pragma unroll
           for (int c = 0; c < kRunColumns; ++c)
@@ -186,7 +181,7 @@ __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p)
           if (before || goes_on)
             write_out(total, parts + (before ? 0 : p.dim), first, p.dim);
           else
-            write_out(total, (E*)p.out + (p.starts ? line : (int64_t)row_at(p, begin + at)) * p.dim,
+            write_out(total, (E*)p.out + (p.starts ? line : (int64_t)p.sorted[begin + at]) * p.dim,
                       first, p.dim);
           before = false;
         }
@@ -200,7 +195,7 @@ __device__ inline int64_t chunks_behind(const RunsParams& p, int64_t chunk, uint
   const int lane = threadIdx.x % 32;
   for (int64_t next = chunk + 1;; next += 32) {
     const int64_t at = (next + lane) * kChunk;
-    const unsigned same = __ballot_sync(kWarp, at < p.count && row_at(p, at) == row);
+    const unsigned same = __ballot_sync(kWarp, at < p.count && p.sorted[at] == row);
     if (same != kWarp) return next + __popc(same) - chunk - 1;
   }
 }
@@ -235,7 +230,7 @@ __device__ inline void join_run(const RunsParams& p, int64_t chunk, int64_t coun
   using Sum = SumOf<E>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t row =
-      p.starts ? p.starts[chunk + 1] - 1 : (int64_t)row_at(p, chunk * kChunk + kChunk - 1);
+      p.starts ? p.starts[chunk + 1] - 1 : (int64_t)p.sorted[chunk * kChunk + kChunk - 1];
   for (int64_t first = lane; first - lane < p.dim; first += 32 * kRunColumns) {
     Sum total[kRunColumns] = {};
     if (together) {
@@ -272,9 +267,9 @@ __global__ void __launch_bounds__(kBlock, 2) join_runs_kernel(const RunsParams p
     const int64_t chunk = base + warp, begin = chunk * kChunk, next = begin + kChunk;
     int64_t count = 0;
     if (next < p.count) {
-      const uint32_t row = row_at(p, next - 1);
-      const bool was_before = row_at(p, begin) == row && !is_head(p, begin);
-      if (row_at(p, next) == row && !was_before) count = chunks_behind(p, chunk, row);
+      const uint32_t row = p.sorted[next - 1];
+      const bool was_before = p.sorted[begin] == row && !is_head(p, begin);
+      if (p.sorted[next] == row && !was_before) count = chunks_behind(p, chunk, row);
     }
     if (count > 0 && count <= kFew) join_run<E>(p, chunk, count, false, shares);
     if (threadIdx.x % 32 == 0) many[warp] = count > kFew ? count : 0;

@@ -118,47 +118,46 @@ __device__ __forceinline__ void report_rows(const PoolParams& p, const Table& t,
   }
 }
 
-constexpr int kRows = 4;  // rows that a group of lanes has in flight
+constexpr int kRows = 4;      // rows that a group of lanes has in flight
+constexpr int kResident = 2;  // blocks a multiprocessor
 
-// Pooled rows of the bags from `bag` to `stop`, whose ids lie one behind the other; the columns of
+// Pooled rows of `left` items from `item` on, whose ids lie one behind the other; the columns of
 // one lane from byte `at` of the row on.
 template <int bits, int bytes, typename Id, typename Out>
 __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, int64_t index,
-                                         int64_t bag, int64_t stop, Range ids, int at, bool tell) {
+                                         int64_t item, int left, Range ids, int at) {
   constexpr int kColumns = bytes * 8 / bits;
-  const int first = at * 8 / bits;
-  const int64_t items = index * p.bags.bags;
   float total[kColumns] = {}, mids = 0;
-  int64_t end = bag + 1 < stop ? start_of(p.bags, items + bag + 1) : ids.end;
+  int64_t end = left > 1 ? start_of(p.bags, item + 1) : ids.end;
   const auto finish = [&] {
     float d = 1.0f;
     if (p.bags.mean) {
-      const int64_t count = end - start_of(p.bags, items + bag);
+      const int64_t count = end - start_of(p.bags, item);
       d = count > 0 ? 1.0f / (float)count : 1.0f;
     }
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) total[c] = (total[c] + mids) * d;
-    if (first < t.dim)
-      store_columns<kColumns>((Out*)p.out + bag * p.set.width + t.column + first, total,
-                              t.dim - first);
+    const int first = at * 8 / bits;
+    Out* out = (Out*)p.out + (item - index * p.bags.bags) * p.set.width + t.column + first;
+    if (first < t.dim) store_columns<kColumns>(out, total, t.dim - first);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) total[c] = 0;
     mids = 0;
-    ++bag;
-    end = bag < stop ? start_of(p.bags, items + bag + 1) : -1;
+    ++item;
+    end = --left > 0 ? start_of(p.bags, item + 1) : -1;
   };
-  bool bad = false;
   Id next[kRows];
   read_ids(p.bags, ids.begin, ids.end, next);
 #pragma unroll 1
-  for (int64_t i = ids.begin; bag < stop; i += kRows) {
+  for (int64_t i = ids.begin; left > 0; i += kRows) {
     Id row[kRows];
     Words<bytes> codes[kRows];
     rowwise::Pair pair[kRows];
 #pragma unroll
     for (int k = 0; k < kRows; ++k) row[k] = next[k];
-    if (i < ids.end) bad |= read_rows<bytes>(t, row, at, codes, pair);
+    const bool bad = read_rows<bytes>(t, row, at, codes, pair) && i < ids.end;
     read_ids(p.bags, i + kRows, ids.end, next);
+    if (bad && at == 0) report_rows<Id>(p, t, index, i, i + kRows < ids.end ? i + kRows : ids.end);
     if (p.bags.weights) {
 #pragma unroll
       for (int k = 0; k < kRows; ++k) {
@@ -200,7 +199,6 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
       if (k == 5) break;
     }
   }
-  if (bad && tell) report_rows<Id>(p, t, index, ids.begin, ids.end);
 }
 
 // Whether the offsets around `count` items from `item` on fit the ids.
@@ -221,20 +219,19 @@ template <int bits, int bytes, typename Id, typename Out>
 __device__ void pool_table(const PoolParams& p, const Table& t, int64_t index) {
   const int lanes = lanes_for((t.code_bytes + bytes - 1) / bytes);
   const int lane = threadIdx.x % lanes, groups = kBlock / lanes;
-  const int64_t bags = p.bags.bags, items = index * bags;
-  for (int64_t run = (int64_t)blockIdx.x * groups + threadIdx.x / lanes; run * p.run < bags;
-       run += (int64_t)gridDim.x * groups) {
-    int64_t bag = run * p.run;
-    const int64_t last = bag + p.run < bags ? bag + p.run : bags;
-    const bool good = items_fit(p.bags, items + bag, last - bag);
-    while (bag < last) {  // one turn, but for bad offsets: then a turn a bag
-      const int64_t stop = good ? last : bag + 1;
-      const Range ids = good ? Range{start_of(p.bags, items + bag), start_of(p.bags, items + stop)}
-                             : range_of(p.bags, items + bag, p.errors, lane == 0);
+  const int64_t bags = p.bags.bags;
+  for (int64_t bag = ((int64_t)blockIdx.x * groups + threadIdx.x / lanes) * p.run; bag < bags;
+       bag += (int64_t)gridDim.x * groups * p.run) {
+    const int count = bag + p.run < bags ? p.run : (int)(bags - bag);
+    const bool good = items_fit(p.bags, index * bags + bag, count);
+    for (int done = 0; done < count;) {  // one turn, but for bad offsets: then a turn a bag
+      const int64_t item = index * bags + bag + done;
+      const int each = good ? count : 1;
+      const Range ids = good ? Range{start_of(p.bags, item), start_of(p.bags, item + count)}
+                             : range_of(p.bags, item, p.errors, lane == 0);
       for (int base = 0; base < t.code_bytes; base += lanes * bytes)
-        pool_run<bits, bytes, Id, Out>(p, t, index, bag, stop, ids, base + lane * bytes,
-                                       base == 0 && lane == 0);
-      bag = stop;
+        pool_run<bits, bytes, Id, Out>(p, t, index, item, each, ids, base + lane * bytes);
+      done += each;
     }
   }
 }
@@ -271,7 +268,7 @@ __device__ void zero_all(const PoolParams& p) {
 // Dropped on paper: one bag a warp (at D = 32 three of four lanes idle), ids by shuffle (a shuffle
 // costs what a broadcast load from L1 does), descriptors of tables in a workspace (an allocation).
 template <int bits, typename Id, typename Out>
-__global__ void __launch_bounds__(kBlock, 2) pool_kernel(const PoolParams p) {
+__global__ void __launch_bounds__(kBlock, kResident) pool_kernel(const PoolParams p) {
   for (int64_t index = blockIdx.y; index < p.set.tables; index += gridDim.y) {
     const Table* found = find_table(p, index);
     if (found == nullptr) {

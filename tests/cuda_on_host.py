@@ -1,12 +1,14 @@
 """verify's cases on the CUDA kernels, run on the host: python cuda_on_host.py LIBRARY OP..."""
 
 import ctypes
+import itertools
 import os
 import sys
 
 os.environ["LIRANK_NO_EXT"] = "1"  # Python defines the ops; LIBRARY serves their CPU tensors
 
 import torch
+from cuda_cases import cases as own_cases
 
 from lirank_ext.library import device_errors
 from lirank_ext.library.op import OPS
@@ -20,9 +22,8 @@ DEFAULTS = {"per_sample_weights": None, "seed": 0, "mode": "sum", "include_last_
             "prehashed": False}  # fmt: skip
 
 
-def sparse_outcomes() -> list[compare.Outcome]:
-    """The sparse gradients, on every case whose dense ones are checked."""
-    op, found = OPS[SPARSE], []
+def sparse_calls():
+    """A case and arguments of the sparse backward, from every case whose dense one is checked."""
     for case in all_cases("hashed_embedding_bag", 0):
         if not case.grad:
             continue
@@ -34,14 +35,22 @@ def sparse_outcomes() -> list[compare.Outcome]:
         rest = (bound.get(name, default) for name, default in DEFAULTS.items())
         weights, seed, mode, last, prehashed = rest
         for dtype in (grad.dtype, torch.float16):
-            args = (grad.to(dtype), bound["ids"], bound["offsets"], weights, bound["num_buckets"],
-                    m, seed, mode, last, prehashed)  # fmt: skip
-            got, wanted = op.overload(*args), op.reference(grad.to(dtype).double(), *args[1:])
             case.tolerance = 4.0 if dtype == torch.float16 else case.tolerance
-            label = f"output of {dtype}"
-            found += [
-                compare._compare(a, b, case, False, label) for a, b in zip(got, wanted, strict=True)
-            ]
+            yield case, (grad.to(dtype), bound["ids"], bound["offsets"], weights,
+                         bound["num_buckets"], m, seed, mode, last, prehashed)  # fmt: skip
+    for case in own_cases(SPARSE):
+        yield case, case.args
+
+
+def sparse_outcomes() -> list[compare.Outcome]:
+    """The sparse gradients; by hand, as meta tensors cannot say how many rows there will be."""
+    op, found = OPS[SPARSE], []
+    for case, (grad, *rest) in sparse_calls():
+        got, wanted = op.overload(grad, *rest), op.reference(grad.double(), *rest)
+        label = f"output of {grad.dtype}"
+        found += [
+            compare._compare(a, b, case, False, label) for a, b in zip(got, wanted, strict=True)
+        ]
     return found
 
 
@@ -65,7 +74,8 @@ def main(path: str, *names: str) -> int:
         if name == SPARSE:
             outcomes = sparse_outcomes()
         else:
-            outcomes = [compare.check_case(case, call) for case in all_cases(name, 0)]
+            cases = itertools.chain(all_cases(name, 0), own_cases(name))
+            outcomes = [compare.check_case(case, call) for case in cases]
         bad = [o for o in outcomes if not o.passed]
         for outcome in bad:
             print(f"{name}, {outcome.case.label}: {outcome.problem}")

@@ -29,11 +29,14 @@ ARCHITECTURES = ("80", "90", "100")
 OPS = {
     "quantized_embedding": (
         "quantize_rows dequantize_rows pack_rows unpack_rows quantized_embedding_bag "
-        "quantized_embedding_bags"
+        "quantized_embedding_bags quantized_embedding_bag_backward "
+        "quantized_embedding_bags_backward"
     ),
     "hashing": "murmur_hash hash_strings",
     "hashed_embedding": (
-        "hashed_embedding_bag quantized_hashed_embedding_bag hashed_embedding_bag_backward_sparse"
+        "hashed_embedding_bag quantized_hashed_embedding_bag hashed_embedding_bag_of_rows "
+        "hashed_embedding_bag_backward hashed_embedding_bag_backward_sparse "
+        "hashed_embedding_bag_backward_weights quantized_hashed_embedding_bag_backward"
     ),
 }
 NVCC = shutil.which("nvcc")
@@ -144,6 +147,7 @@ def on_host(tmp_path_factory) -> Path:
     """The same sources as plain C++: a library that serves CPU tensors."""
     work = tmp_path_factory.mktemp("host")
     flags = [*HOST, "-O2", "-DLIRANK_ON_HOST", "-include", ROOT / "tests/cuda_on_host.h"]
+    flags += [f"-I{ROOT}/tests/cuda_on_host"]
     flags += [*STABLE, f"-I{_toolkit()}/include", *FOLDERS]
     jobs = [(s, [*flags, "-x", "c++", "-c", s, "-o", work / f"{s.name}.o"]) for s in KERNELS + GLUE]
     _compile_all(jobs)

@@ -1,69 +1,141 @@
-"""CUDA kernels inside a CUDA graph; run as a script, small calls for the sanitizers."""
+"""CUDA kernels on a GPU: inside a CUDA graph, with bad input, and on inputs beyond ``verify``'s.
+
+Run as a script, it makes a few calls of every op, for the sanitizers.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
 import lirank_ext
 from lirank_ext import implementations
 from lirank_ext.library import build_info
+from lirank_ext.library.gpu import backend
+from lirank_ext.library.op import OPS
+from lirank_ext.verify import compare
+from lirank_ext.verify.cases import Case, all_cases
 
-needs_kernels = pytest.mark.skipif(
-    "cuda" not in implementations("quantized_embedding_bag"),
-    reason=f"no CUDA kernels in use: {build_info.why_absent('cuda')}",
-)
+sys.path.insert(0, str(Path(__file__).parent))  # as a script with PYTHONSAFEPATH
+from cuda_cases import cases as own_cases
 
+SPARSE = "hashed_embedding_bag_backward_sparse"  # waits for the device: no graph holds it
+CUDA_OPS = [name for name, op in OPS.items() if backend(op) == "cuda"]
 
-def _calls() -> dict:
-    """One small call of every op with a CUDA kernel, over fixed inputs."""
-    device, dim = "cuda", 40
-    weight = torch.randn(50, dim, device=device)
-    packed = {bits: lirank_ext.pack_rows(*lirank_ext.quantize_rows(weight, bits), bits)
-              for bits in (8, 4)}  # fmt: skip
-    ids = torch.randint(0, 50, (60,), device=device)
-    offsets = torch.arange(0, 60, 4, device=device)
-    tables = [torch.randn(n, dim, device=device, requires_grad=True) for n in (10, 10, 10, 10)]
-    rows, dims = torch.tensor([50, 50], device=device), torch.tensor([dim, dim], device=device)
-    both = lirank_ext.concatenate_tables([packed[8], packed[8]])
-    ends = torch.arange(0, 61, 2, device=device)
-    backward = torch.ops.lirank.hashed_embedding_bag_backward
-    net = lirank_ext.nn.ResidualCrossNet(dim, 8).to(device).requires_grad_(False)
-    grad = torch.randn(15, dim, device=device)
-    return {
-        "8 bits": lambda: lirank_ext.quantized_embedding_bag(packed[8], ids, offsets, dim),
-        "4 bits": lambda: lirank_ext.quantized_embedding_bag(packed[4], ids, offsets, dim, 4),
-        "two tables": lambda: lirank_ext.quantized_embedding_bags(
-            both, rows, dims, ids, ends, total_dim=2 * dim
-        ),
-        "hash": lambda: lirank_ext.murmur_hash(ids),
-        "hashed": lambda: lirank_ext.hashed_embedding_bag(ids, offsets, *tables, 100).detach(),
-        "hashed backward": lambda: torch.cat(
-            backward(grad, ids, offsets, None, 100, 10, 0, "sum", False, False)
-        ),
-        "residual cross net": lambda: _without_gradients(net, grad),
-    }
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU in this machine")
 
 
-def _without_gradients(net, x):
-    with torch.no_grad():
-        return net(x)
+@pytest.fixture(autouse=True)
+def _clear():
+    """What an earlier test left is not this one's finding."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        lirank_ext.check_errors()
 
 
-@needs_kernels
-def test_captured_calls_give_what_they_give_outside():
-    for name, call in _calls().items():
+@needs_gpu
+def test_cuda_kernels_are_in_use():
+    """Beside a GPU, absent kernels are a failure: every other test here would pass without one."""
+    assert "cuda" in implementations("quantized_embedding_bag"), build_info.why_absent("cuda")
+    assert SPARSE in CUDA_OPS and len(CUDA_OPS) >= 14
+
+
+def _good_cases(op: str) -> list[Case]:
+    """Every case of an op that is not refused, also those of its own."""
+    return [c for c in (*all_cases(op), *own_cases(op)) if c.raises is None and not c.big]
+
+
+def _on_gpu(case: Case) -> Callable[[], tuple[Tensor, ...]]:
+    """The call of a case, over fixed inputs on the GPU; its results as a tuple."""
+    args = [a.cuda() if isinstance(a, Tensor) else a for a in case.args]
+    op = OPS[case.op].overload
+
+    def call() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            out = op(*args)
+        return out if isinstance(out, tuple) else (out,)
+
+    return call
+
+
+@needs_gpu
+@pytest.mark.parametrize("op", [name for name in CUDA_OPS if name != SPARSE])
+def test_captured_calls_give_what_they_give_outside(op):
+    found = _good_cases(op)
+    assert found
+    for case in found:
+        if case.op == "quantized_embedding_bags" and case.args[9:] in ((), (-1,)):
+            continue  # without total_dim the width has to be waited for
+        call = _on_gpu(case)
         wanted = call()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(graph):
+        with torch.cuda.graph(graph):
             got = call()
-        got.fill_(-1)
+        for out in got:
+            out.fill_(1)
         graph.replay()
-        assert torch.equal(got, wanted), name
+        torch.cuda.synchronize()
+        for a, b in zip(got, wanted, strict=True):
+            assert torch.equal(a.nan_to_num(), b.nan_to_num()), case.label
+    lirank_ext.check_errors()
 
 
-@needs_kernels
+@needs_gpu
+@pytest.mark.parametrize("op", [name for name in CUDA_OPS if name != SPARSE])
+def test_own_inputs_agree_with_the_reference(op):
+    outcomes = [compare.check_case(c, OPS[op].overload, "cuda") for c in own_cases(op)]
+    assert not [(o.case.label, o.problem) for o in outcomes if not o.passed]
+
+
+def _sparse_args(case: Case) -> tuple:
+    return tuple(a.cuda() if isinstance(a, Tensor) else a for a in case.args)
+
+
+@needs_gpu
+def test_sparse_gradients_are_the_dense_ones():
+    for case in own_cases(SPARSE):
+        args = _sparse_args(case)
+        dense = torch.ops.lirank.hashed_embedding_bag_backward(*args)
+        found = torch.ops.lirank.hashed_embedding_bag_backward_sparse(*args)
+        for half in (0, 1):
+            rows, values, remainder = found[3 * half : 3 * half + 3]
+            assert (rows.diff() > 0).all(), case.label
+            filled = torch.zeros_like(dense[2 * half]).index_copy(0, rows, values)
+            assert torch.equal(filled, dense[2 * half]), case.label
+            assert torch.equal(remainder, dense[2 * half + 1]), case.label
+
+
+@needs_gpu
+def test_sparse_gradients_refuse_a_graph():
+    args = _sparse_args(own_cases(SPARSE)[-1])
+    torch.ops.lirank.hashed_embedding_bag_backward_sparse(*args)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="use sparse=False"), torch.cuda.graph(graph):
+        torch.ops.lirank.hashed_embedding_bag_backward_sparse(*args)
+
+
+@needs_gpu
+def test_a_captured_net_gives_what_it_gives_outside():
+    net = lirank_ext.nn.ResidualCrossNet(40, 8).cuda().requires_grad_(False)
+    x = torch.randn(15, 40, device="cuda")
+    wanted = net(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = net(x)
+    got.fill_(-1)
+    graph.replay()
+    assert torch.equal(got, wanted)
+
+
+@needs_gpu
 def test_an_index_out_of_range_is_raised_later_and_reads_zeros():
     packed = lirank_ext.pack_rows(*lirank_ext.quantize_rows(torch.randn(5, 16, device="cuda")))
     ids = torch.tensor([1, 7], device="cuda")
@@ -74,26 +146,31 @@ def test_an_index_out_of_range_is_raised_later_and_reads_zeros():
     lirank_ext.check_errors()
 
 
-@needs_kernels
-def test_sparse_gradients_are_the_dense_ones_and_refuse_a_graph():
-    ids, grad = torch.randint(-(1 << 40), 1 << 40, (900,), device="cuda"), torch.randn(900, 40)
-    args = (grad.cuda(), ids, None, None, 1000, 10, 0, "sum", False, False)
-    dense = torch.ops.lirank.hashed_embedding_bag_backward(*args)
-    found = torch.ops.lirank.hashed_embedding_bag_backward_sparse(*args)
-    for half in (0, 1):
-        rows, values, remainder = found[3 * half : 3 * half + 3]
-        assert (rows.diff() > 0).all()
-        assert torch.equal(torch.zeros_like(dense[2 * half]).index_copy(0, rows, values),
-                           dense[2 * half])  # fmt: skip
-        assert torch.equal(remainder, dense[2 * half + 1])
+@needs_gpu
+def test_a_finding_on_a_side_stream_is_waited_for():
+    packed = lirank_ext.pack_rows(*lirank_ext.quantize_rows(torch.randn(5, 16, device="cuda")))
+    ids = torch.tensor([7], device="cuda")
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="use sparse=False"), torch.cuda.graph(graph):
-        torch.ops.lirank.hashed_embedding_bag_backward_sparse(*args)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(20_000_000)
+        lirank_ext.quantized_embedding_bag(packed, ids, None, 16)
+    with pytest.raises(IndexError, match=r"indices\[0\] = 7"):
+        lirank_ext.check_errors()
+
+
+@needs_gpu
+@pytest.mark.parametrize("left", ["packed", "indices"])
+def test_a_tensor_left_on_the_cpu_is_named(left):
+    packed = lirank_ext.pack_rows(*lirank_ext.quantize_rows(torch.randn(5, 16, device="cuda")))
+    given = {"packed": packed, "indices": torch.tensor([1], device="cuda")}
+    given[left] = given[left].cpu()
+    with pytest.raises(RuntimeError, match=f"quantized_embedding_bag: argument '{left}': wanted"):
+        torch.ops.lirank.quantized_embedding_bag(given["packed"], given["indices"], None, 16)
 
 
 if __name__ == "__main__":
-    for _call in _calls().values():
-        _call()
+    for _op in CUDA_OPS:
+        for _case in _good_cases(_op)[::12]:
+            _on_gpu(_case)()
     torch.cuda.synchronize()
     lirank_ext.check_errors()

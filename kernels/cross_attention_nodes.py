@@ -1,0 +1,302 @@
+"""Backward of attention at Chebyshev nodes (``_chebyshev``), one sample a program.
+
+The adjoint of the forward at nodes: a query's gradient goes to N and D, is spread from the queries
+onto the nodes, and goes from there to k and v. The gradient of q needs two more functions at the
+nodes, N and D with k_j in front. Twice 32 r exponentials, the second time along the keys again:
+kept from the first time they would take 256 registers a thread. A sample that the bound refuses
+is summed exactly in the same program, its queries before its keys.
+
+Bytes: 7 B r items.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._attention import value_of
+from ._chebyshev import (
+    coefficients,
+    factor_of,
+    is_level,
+    keys_of,
+    one_of,
+    range_of,
+    sample_of,
+)
+from .cross_attention_backward import by_key, by_query
+
+
+@triton.jit
+def _add_functions(
+    sums,
+    sample,
+    steep,
+    k,
+    v,
+    row,
+    start,
+    k_row,
+    v_row,
+    r,
+    SHORT: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """D and N at the nodes, and both with the key in front, with SHORT more keys."""
+    j = start + tl.arange(0, SHORT)
+    key, weight, value = keys_of(sample, k, v, row, j, k_row, v_row, r, MASKED)
+    e = tl.exp2(weight[None, :] + steep[:, None] * key[None, :])
+    both = key * value
+    with_key, with_both = sums[2] + e * key[None, :], sums[3] + e * both[None, :]
+    return sums[0] + e, sums[1] + e * value[None, :], with_key, with_both
+
+
+@triton.jit
+def _query_gradients(
+    grad,
+    q,
+    dq,
+    table,
+    functions,
+    places,
+    row,
+    r,
+    grad_row,
+    q_row,
+    d_row,
+    step,
+    NODES: tl.constexpr,
+    SPAN: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """dq; and the gradients of N and D at the nodes, which are the queries' spread onto them."""
+    node = tl.arange(0, NODES)
+    matrix = tl.load(table + NODES + node[:, None] * NODES + node[None, :])
+    of_d, of_n = coefficients(functions[0], matrix), coefficients(functions[1], matrix)
+    of_k, of_b = coefficients(functions[2], matrix), coefficients(functions[3], matrix)
+    to_n, to_d = tl.zeros((NODES,), tl.float32), tl.zeros((NODES,), tl.float32)
+    for part in range(0, SPAN // (ROWS * NODES)):
+        i = (part * ROWS + tl.arange(0, ROWS))[:, None] * NODES + node[None, :]
+        at = (value_of(q, row, i, q_row, r, tl.float32) - places[0]) * places[1]
+        at = tl.where(i < r, at, 0.0)
+        before, now = tl.full((ROWS, NODES), 1.0, tl.float32), at
+        d = one_of(of_d, 0, NODES) + one_of(of_d, 1, NODES) * at
+        n = one_of(of_n, 0, NODES) + one_of(of_n, 1, NODES) * at
+        with_k = one_of(of_k, 0, NODES) + one_of(of_k, 1, NODES) * at
+        with_both = one_of(of_b, 0, NODES) + one_of(of_b, 1, NODES) * at
+        for m in range(2, NODES):
+            before, now = now, (at + at) * now - before
+            d += one_of(of_d, m, NODES) * now
+            n += one_of(of_n, m, NODES) * now
+            with_k += one_of(of_k, m, NODES) * now
+            with_both += one_of(of_b, m, NODES) * now
+        share = 1.0 / d
+        o = n * share
+        g = value_of(grad, row, i, grad_row, r, tl.float32)
+        found = g * step * (with_both - o * with_k) * share
+        tl.store(dq + row * d_row + i, found.to(dq.dtype.element_ty), mask=i < r)
+        g_n = g * share
+        g_d = -g_n * o
+        before, now = at, tl.full((ROWS, NODES), 1.0, tl.float32)
+        for m in range(0, NODES):
+            line = tl.load(table + NODES + node * NODES + m)
+            to_n += tl.sum(g_n * now) * line
+            to_d += tl.sum(g_d * now) * line
+            before, now = now, (at + at) * now - before
+    return to_n, to_d
+
+
+@triton.jit
+def _key_gradients(
+    grad,
+    k,
+    v,
+    dk,
+    dv,
+    rows,
+    sample,
+    steep,
+    row,
+    start,
+    r,
+    grad_row,
+    k_row,
+    v_row,
+    d_row,
+    SHORT: tl.constexpr,
+    SKIP: tl.constexpr,
+):
+    """dk and dv of SHORT keys: sums over the nodes, which are the rows of a tile."""
+    j = start + tl.arange(0, SHORT)
+    key, weight, value = keys_of(sample, k, v, row, j, k_row, v_row, r, True)
+    e = tl.exp2(weight[None, :] + steep[:, None] * key[None, :])
+    value_total = tl.sum(e * rows[0][:, None], 0)
+    key_total = tl.sum(e * rows[1][:, None], 0) * value + tl.sum(e * rows[2][:, None], 0)
+    if SKIP:
+        value_total += value_of(grad, row, j, grad_row, r, tl.float32)
+    tl.store(dk + row * d_row + j, key_total.to(dk.dtype.element_ty), mask=j < r)
+    tl.store(dv + row * d_row + j, value_total.to(dv.dtype.element_ty), mask=j < r)
+
+
+@triton.jit
+def _is_finite(t):
+    return tl.sum(t - t, 0) == 0
+
+
+@triton.jit(do_not_specialize=["n"])
+def attend_nodes_backward(
+    grad,
+    q,
+    k,
+    v,
+    dq,
+    dk,
+    dv,
+    inverse,
+    output,
+    table,
+    n,
+    r,
+    grad_row,
+    q_row,
+    k_row,
+    v_row,
+    d_row,
+    scale: tl.float64,
+    step: tl.float64,
+    SKIP: tl.constexpr,
+    NODES: tl.constexpr,
+    SHORT: tl.constexpr,
+    EVEN: tl.constexpr,
+    SPAN: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """``inverse`` and ``output``: room for the samples summed exactly."""
+    row = tl.program_id(0).to(tl.int64)
+    factor, natural = tl.full((), scale, tl.float32), tl.full((), step, tl.float32)
+    queries = range_of(q, row, q_row, r, SPAN)
+    keys = range_of(k, row, k_row, r, SPAN)
+    sample, places, shape, good = sample_of(
+        k, v, row, k_row, v_row, r, queries, keys, factor, NODES, SPAN
+    )
+    x = tl.load(table + tl.arange(0, NODES))
+    steep, by = x * places[2], factor_of(x, shape)
+    zeros = tl.zeros((NODES,), tl.float32)
+    functions = (zeros, zeros, zeros, zeros)
+    if good:
+        zero = tl.zeros((NODES, SHORT), tl.float32)
+        sums = (zero, zero, zero, zero)
+        whole = r // SHORT * SHORT
+        for start in range(0, whole, SHORT):
+            sums = _add_functions(
+                sums, sample, steep, k, v, row, start, k_row, v_row, r, SHORT, False
+            )
+        if not EVEN:
+            sums = _add_functions(
+                sums, sample, steep, k, v, row, whole, k_row, v_row, r, SHORT, True
+            )
+        d, o = tl.sum(sums[0], 1) * by, tl.sum(sums[1], 1) * by
+        with_key, with_both = tl.sum(sums[2], 1) * by, tl.sum(sums[3], 1) * by
+        functions = (d, o, with_key, with_both)
+        good = is_level(d) & _is_finite(o) & _is_finite(with_key) & _is_finite(with_both)
+    rows = (zeros, zeros, zeros)
+    if good:
+        to_n, to_d = _query_gradients(
+            grad,
+            q,
+            dq,
+            table,
+            functions,
+            places,
+            row,
+            r,
+            grad_row,
+            q_row,
+            d_row,
+            natural,
+            NODES,
+            SPAN,
+            ROWS,
+        )
+        half = places[2] / factor
+        score = (x * half + places[0]) * natural
+        to_n, to_d = to_n * by, to_d * by
+        rows = (to_n, to_n * score, to_d * score)
+        good = _is_finite(rows[0]) & _is_finite(rows[1]) & _is_finite(rows[2])
+    if good:
+        for start in range(0, r, SHORT):
+            _key_gradients(
+                grad,
+                k,
+                v,
+                dk,
+                dv,
+                rows,
+                sample,
+                steep,
+                row,
+                start,
+                r,
+                grad_row,
+                k_row,
+                v_row,
+                d_row,
+                SHORT,
+                SKIP,
+            )
+    else:
+        for start in range(0, r, NODES):
+            by_query(
+                grad,
+                q,
+                k,
+                v,
+                dq,
+                inverse,
+                output,
+                row,
+                start + tl.arange(0, NODES),
+                r,
+                grad_row,
+                q_row,
+                k_row,
+                v_row,
+                d_row,
+                scale,
+                step,
+                keys[1],
+                keys[0],
+                tl.float32,
+                NODES,
+                SHORT,
+                EVEN,
+            )
+        tl.debug_barrier()  # other threads stored what is loaded next
+        for start in range(0, r, NODES):
+            by_key(
+                grad,
+                q,
+                k,
+                v,
+                dk,
+                dv,
+                inverse,
+                output,
+                row,
+                start + tl.arange(0, NODES),
+                r,
+                grad_row,
+                q_row,
+                k_row,
+                v_row,
+                d_row,
+                scale,
+                step,
+                keys[1],
+                keys[0],
+                SKIP,
+                tl.float32,
+                NODES,
+                SHORT,
+                EVEN,
+            )

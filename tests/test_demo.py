@@ -116,7 +116,7 @@ def test_a_broken_time_is_named(table, time, said):
 
 def test_too_few_rows_of_a_class_are_refused(tmp_path):
     path = tmp_path / "shop.csv"
-    path.write_text("\n".join(["colour,bought", *["red,1"] * 50, *["red,0"] * 5]))
+    path.write_text("\n".join(["colour,bought", *["red,1"] * 50, *["green,0"] * 5]))
     with pytest.raises(DataError, match=r"shop\.csv: 50 of 55 rows have label 1"):
         prepare(path, "bought")
 

@@ -18,8 +18,8 @@ parquet = pytest.importorskip("pyarrow.parquet")
 csv = pytest.importorskip("pyarrow.csv")
 pytest.importorskip("sklearn")
 
-from lirank_ext import hash_strings  # noqa: E402
 from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.columns import hash_ids  # noqa: E402
 from lirank_ext.data.features import Converter  # noqa: E402
 from lirank_ext.data.loader import Loader, Position, Split, ahead  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
@@ -127,15 +127,21 @@ def loader(path, config, batch_size=64, **options) -> Loader:
     return Loader(source, converter, batch_size, prefetch=0, **options)
 
 
+def ids(*named: str) -> torch.Tensor:
+    """The ids of values written ``column=value``."""
+    pairs = [name.split("=") for name in named]
+    return torch.tensor([hash_ids(column, [value])[0] for column, value in pairs])
+
+
 def test_features_are_hashes_of_column_and_value(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("user,item,age,past,click\nu1,i2,3.5,i7 i2,1\n,i3,,,0\n")
     batch = next(iter(loader(path, make_config())))
-    wanted = hash_strings(["user=u1", "item=i2", "user=", "item=i3"])
+    wanted = ids("user=u1", "item=i2", "user=", "item=i3")
     assert torch.equal(batch.features["ids/ids"], wanted)
     assert torch.equal(batch.features["offsets/ids"], torch.arange(4))
     items = batch.features["history/past/items"]
-    assert torch.equal(items[0], hash_strings(["item=i7", "item=i2"]))
+    assert torch.equal(items[0], ids("item=i7", "item=i2"))
     assert batch.features["history/past/lengths"].tolist() == [2, 0]
     assert batch.features["numeric"][0].item() == 3.5
     assert batch.features["numeric"][1].isnan().all()
@@ -169,7 +175,7 @@ def test_lists_bags_and_bins(tmp_path):
     )
     batch = next(iter(loader(tmp_path / "a.parquet", Config(LiRankConfig(schema)))))
     names = ["genres=a", "genres=b", "tags=x", "tags=y", "n=bin 0", "n=bin 1", "tags=x", "n=bin 2"]
-    assert torch.equal(batch.features["ids/ids"], hash_strings(names))
+    assert torch.equal(batch.features["ids/ids"], ids(*names))
     assert batch.features["offsets/ids"].tolist() == [0, 2, 4, 5, 5, 5, 6, 6, 7]
 
 
@@ -185,8 +191,8 @@ def test_oldest_first_histories_are_turned_and_cut(tmp_path):
     converter = Converter(schema, Broken(), max_len=2)
     batch = next(iter(Loader(source, converter, 8, prefetch=0)))
     items = batch.features["history/past/items"]
-    assert torch.equal(items[0], hash_strings(["item=c", "item=b"]))
-    assert items[2, 0] == hash_strings(["item=d"])[0]
+    assert torch.equal(items[0], ids("item=c", "item=b"))
+    assert items[2, 0] == ids("item=d")[0]
 
 
 def test_blocks_hold_every_row_once(tmp_path):

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..models import Categorical, History, Task
+from ..models import Categorical, History, Schema, Task, TimePart
 from ..ops.hashing import hash_strings
 from .errors import DataError
 from .files import Chunk
 from .packages import need
-from .values import MISSING, NUMBER, seconds, zero_or_one
+from .text import (
+    UnreadableColumn,
+    decoded,
+    is_list,
+    is_moment,
+    is_number,
+    spelled,
+    to_numbers,
+    to_text,
+)
+from .times import UNITS, parts, seconds, typed_seconds
+from .values import says, zero_or_one
 
 Bag = tuple[np.ndarray, np.ndarray]  # hashes of all rows one after the other, how many each has
+FEW = 20  # values that a message may list
+INDICATED = ("there", "")  # the ids of an indicator: a value is there, or it is missing
 
 
 def hash_ids(key: str, values: Any) -> np.ndarray:
-    """The ids of values of a column: the hash of ``key=value`` for each.
+    """The ids of values of a column; "" is the id of a missing value.
+
+    What is hashed is the length of the key, the key and the value, ``4:user=anna``: no value of
+    another key gives the same text, whatever signs both hold.
 
     Args:
         key: of the column; columns of one key share their ids.
@@ -29,8 +45,9 @@ def hash_ids(key: str, values: Any) -> np.ndarray:
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     if not isinstance(values, pa.Array):
         values = pa.array([str(value) for value in values], pa.large_string())
-    prefix, empty = (pa.scalar(text, pa.large_string()) for text in (f"{key}=", ""))
-    return hash_strings(pc.binary_join_element_wise(prefix, values, empty)).numpy()
+    start = pa.scalar(f"{len(key)}:{key}=", pa.large_string())
+    named = pc.binary_join_element_wise(start, values, pa.scalar("", pa.large_string()))
+    return hash_strings(named).numpy()
 
 
 def take_bag(bag: Bag, rows: np.ndarray) -> Bag:
@@ -48,30 +65,39 @@ def ranges(firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 class ColumnReader:
-    """Reads the columns of one chunk; rows that do not fit are gathered with what is wrong."""
+    """Reads the columns of one chunk; rows that do not fit are gathered with what is wrong.
 
-    def __init__(self, chunk: Chunk) -> None:
-        self.chunk = chunk
+    Args:
+        chunk: the rows.
+        schema: how their columns are written.
+    """
+
+    def __init__(self, chunk: Chunk, schema: Schema) -> None:
+        self.chunk, self.schema = chunk, schema
         self.broken: dict[int, str] = {}
+        # A typed file says itself which of its texts are missing.
+        self.missing = () if chunk.file.is_parquet else schema.missing
+        self.times = {part.name: part for part in schema.times}
 
-    def _mark(self, rows: Iterator[int] | Sequence[int], message: Any) -> None:
+    def _mark(self, rows: Iterator[int] | Sequence[int], message: Callable[[int], str]) -> None:
         for row in rows:
             self.broken.setdefault(int(row), message(int(row)))
 
-    def _text(self, values: Any, column: str) -> Any:
+    def _read(self, column: str, read: Callable[..., Any], *options: Any) -> Any:
+        """``read`` of the column's values, where what it cannot read is an error with a way out."""
+        try:
+            return read(self.chunk.table[column], *options)
+        except UnreadableColumn as error:
+            raise self._unreadable(column, error) from error
+
+    def _unreadable(self, column: str, error: Exception | str) -> DataError:
+        return DataError(
+            f"{self.chunk.file.path}: column '{column}' {error}; --ignore '{column}' leaves it out"
+        )
+
+    def text(self, column: str) -> Any:
         """One Arrow array of trimmed text, "" where the value is missing."""
-        pa, pc = need("pyarrow"), need("pyarrow.compute")
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
-            file = self.chunk.file.path
-            raise DataError(f"{file}: column '{column}' holds {values.type}, not one value")
-        if pa.types.is_null(values.type) or not pa.types.is_large_string(values.type):
-            values = values.cast(pa.large_string())
-        if isinstance(values, pa.ChunkedArray):
-            values = values.combine_chunks()
-        values = pc.utf8_trim_whitespace(pc.fill_null(values, ""))
-        return pc.if_else(pc.is_in(values, pa.array(MISSING, pa.large_string())), "", values)
+        return self._read(column, to_text, self.missing)
 
     def distinct(self, column: str) -> list[str]:
         """The different values of a column as text; "" where one is missing."""
@@ -79,78 +105,128 @@ class ColumnReader:
 
     def numbers(self, column: str) -> np.ndarray:
         """float64, NaN where missing."""
-        pa, pc = need("pyarrow"), need("pyarrow.compute")
-        values = self.chunk.table[column]
-        if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-            return values.cast(pa.float64()).to_numpy()
-        text = self._text(values, column)
-        number = pc.match_substring_regex(text, NUMBER)
-        good = number.to_numpy(zero_copy_only=False)
-        broken = ~good & pc.not_equal(text, "").to_numpy(zero_copy_only=False)
-        wanted = "where a number was wanted"
-        self._mark(
-            np.flatnonzero(broken), lambda i: f"column '{column}' holds '{text[i]}', {wanted}"
-        )
-        known = pc.if_else(number, text, pa.scalar(None, pa.large_string())).cast(pa.float64())
-        return known.to_numpy(zero_copy_only=False)
+        comma = column in self.schema.decimal_comma
+        numbers, bad = self._read(column, to_numbers, self.schema.missing, comma)
 
-    def times(self, column: str) -> np.ndarray:
-        """Numbers, or seconds since 1970 where the column holds dates; float64.
+        def message(row: int) -> str:
+            held = to_text(self.chunk.table[column].slice(row, 1))[0]
+            wanted = "number was" if np.isnan(numbers[row]) else "finite number was"
+            return f"column '{column}' holds '{held}', where a {wanted} wanted"
+
+        self._mark(np.flatnonzero(bad), message)
+        return np.where(bad, np.nan, numbers)
+
+    def feature(self, name: str) -> np.ndarray:
+        """A numeric feature as float32, NaN where missing: a column of numbers, or an age."""
+        if name in self.times:
+            part = self.times[name]
+            return self._part(part).astype(np.float32)
+        numbers, scaling = self.numbers(name), self.schema.scaling.get(name)
+        if scaling is not None:
+            numbers = (numbers - scaling.center) / scaling.scale
+        with np.errstate(over="ignore"):
+            narrow = numbers.astype(np.float32)
+        beyond = np.isinf(narrow)
+        what = f"column '{name}' holds a number too large for float32"
+        self._mark(np.flatnonzero(beyond), lambda _: what)
+        return np.where(beyond, np.nan, narrow)
+
+    def moments(self, column: str, form: str) -> np.ndarray:
+        """Seconds since 1970, NaN where missing."""
+        values = decoded(self.chunk.table[column])
+        if is_moment(values.type):
+            return typed_seconds(values)
+        if is_number(values.type) and form in UNITS:
+            return self.numbers(column) * UNITS[form]
+        text = self._read(column, to_text, self.schema.missing)
+        found = seconds(text, form)
+        there = need("pyarrow.compute").not_equal(text, "").to_numpy(zero_copy_only=False)
+
+        def message(row: int) -> str:
+            return f"column '{column}' holds '{text[row]}', where a time ({form}) was wanted"
+
+        self._mark(np.flatnonzero(there & np.isnan(found)), message)
+        return found
+
+    def _part(self, part: TimePart) -> np.ndarray:
+        moments = self.moments(part.column, part.form)
+        return parts(moments, [part.part], part.origin)[part.part]
+
+    def order(self, column: str) -> np.ndarray:
+        """What to sort rows by: numbers, or seconds since 1970 where the column holds dates.
 
         Raises:
             DataError: a value is missing, or is neither.
         """
-        pa, pc = need("pyarrow"), need("pyarrow.compute")
-        values = self.chunk.table[column]
-        if pa.types.is_temporal(values.type):
-            values = values.cast(pa.timestamp("us")).cast(pa.int64())
-        text = self._text(values, column)
-        times = seconds(text)
-        if np.isnan(times).any():
-            number = pc.if_else(pc.match_substring_regex(text, NUMBER), text, None)
-            times = number.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        bad = np.flatnonzero(~np.isfinite(times))
+        values = decoded(self.chunk.table[column])
+        text = self._read(column, to_text, self.schema.missing)
+        found = typed_seconds(values) if is_moment(values.type) else seconds(text)
+        if np.isnan(found).any():
+            found, _ = to_numbers(values, self.schema.missing, comma=False)
+        bad = np.flatnonzero(~np.isfinite(found))
         if len(bad):
             value, where = text[int(bad[0])].as_py(), self.chunk.where(int(bad[0]))
             wanted = "where a number or a date like 2024-12-31 was wanted"
-            found = f"holds '{value}', {wanted}" if value else "is missing"
-            raise DataError(f"{where}: the time '{column}' {found}")
-        return times
+            what = f"holds '{value}', {wanted}" if value else "is missing"
+            raise DataError(f"{where}: the time '{column}' {what}")
+        return found
 
     def bag(self, column: Categorical) -> Bag:
-        """Hashes of a categorical column."""
+        """Hashes of a categorical feature."""
         pa, pc = need("pyarrow"), need("pyarrow.compute")
-        values = self.chunk.table[column.name]
-        if column.edges:
-            return self._binned(column), np.ones(len(values), np.int64)
-        if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        name, indicated = column.name, self.schema.indicators
+        if name in self.times or name in indicated or column.edges:
+            made = self._made(column)
+            return made, np.ones(len(made), np.int64)
+        values = self.chunk.table[name]
+        if is_list(values.type):
             values = values.combine_chunks()
             lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
             return self._hashes(values.flatten(), column), lengths.astype(np.int64)
         if column.separator is None:
             return self._hashes(values, column), np.ones(len(values), np.int64)
-        text = self._text(values, column.name)
-        parts = pc.split_pattern(text, column.separator)
-        lengths = pc.list_value_length(parts).to_numpy(zero_copy_only=False).astype(np.int64)
-        flat = pc.utf8_trim_whitespace(parts.flatten())
+        pieces = pc.split_pattern(self.text(name), column.separator)
+        lengths = pc.list_value_length(pieces).to_numpy(zero_copy_only=False).astype(np.int64)
+        flat = pc.utf8_trim_whitespace(pieces.flatten())
         # An empty cell is an empty bag, and two separators in a row enclose nothing.
         there = pc.not_equal(flat, "").to_numpy(zero_copy_only=False)
         row = np.repeat(np.arange(len(lengths)), lengths)
         counts = np.bincount(row[there], minlength=len(lengths)).astype(np.int64)
         return self._hashes(flat.filter(pa.array(there)), column), counts
 
-    def _binned(self, column: Categorical) -> np.ndarray:
-        values = self.numbers(column.name)
-        places = np.searchsorted(column.edges, values, side="right")
-        places[np.isnan(values)] = len(column.edges) + 1
-        names = [f"bin {i}" for i in range(len(column.edges) + 1)]
-        return hash_ids(column.key, [*names, ""])[places]
+    def _made(self, column: Categorical) -> np.ndarray:
+        """One id a row, of a few that are made of what the column holds."""
+        name = column.name
+        if name in self.times:
+            part = self.times[name]
+            values, names = self._part(part), [str(i) for i in range(24)]
+            places = np.where(np.isnan(values), len(names), values)
+        elif name in self.schema.indicators:
+            there = ~np.isnan(self.numbers(self.schema.indicators[name]))
+            names, places = [INDICATED[0]], np.where(there, 0, 1)
+        else:
+            values = self.numbers(name)
+            names = [f"bin {i}" for i in range(len(column.edges) + 1)]
+            places = np.searchsorted(column.edges, values, side="right")
+            places[np.isnan(values)] = len(names)
+        return hash_ids(column.key, [*names, ""])[places.astype(np.int64)]
 
     def _hashes(self, values: Any, column: Categorical) -> np.ndarray:
-        """A hash of ``prefix=value`` each; the distinct values alone are hashed."""
-        encoded = self._text(values, column.name).dictionary_encode()
-        codes = encoded.indices.to_numpy(zero_copy_only=False)
-        return hash_ids(column.key, encoded.dictionary)[codes]
+        """One id each; the distinct values alone are spelled and hashed."""
+        pc = need("pyarrow.compute")
+        values = decoded(values)
+        try:
+            encoded = values.dictionary_encode()
+            texts = to_text(encoded.dictionary, self.missing)
+        except (UnreadableColumn, NotImplementedError) as error:
+            known = isinstance(error, UnreadableColumn)
+            what = error if known else f"holds {values.type}, not one value"
+            raise self._unreadable(column.name, what) from error
+        texts = spelled(texts, column.kind, column.name in self.schema.decimal_comma)
+        # One more id than there are values, for what is missing.
+        ids = np.concatenate([hash_ids(column.key, texts), hash_ids(column.key, [""])])
+        codes = pc.fill_null(encoded.indices, len(texts)).to_numpy(zero_copy_only=False)
+        return ids[codes]
 
     def same_lengths(self, history: History, items: np.ndarray, actions: np.ndarray) -> None:
         """Mark rows with another number of actions than of items."""
@@ -171,27 +247,28 @@ class ColumnReader:
         )
         times = np.where(bad, 0.0, times)
         table = self.chunk.table
-        codes = [self._hashes(table[name], Categorical(name)) for name in clusters]
+        named = [Categorical(name, kind=self.schema.kind(name)) for name in clusters]
+        codes = [self._hashes(table[cluster.name], cluster) for cluster in named]
         columns = np.stack(codes, 1) if codes else np.zeros((len(times), 1), np.int64)
         return torch.from_numpy(times), torch.from_numpy(columns)
 
     def labels(self, task: Task) -> np.ndarray:
         """0 or 1, float64."""
-        encoded = self._text(self.chunk.table[task.source], task.source).dictionary_encode()
+        encoded = self.text(task.source).dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         values = encoded.dictionary.to_pylist()
         if task.positive is None:
-            known = np.array([zero_or_one(v) for v in values], np.float64)
+            known = [zero_or_one(v) for v in values]
         else:
-            known = np.array(
-                [np.nan if v == "" else v == task.positive for v in values], np.float64
-            )
-        labels = known[codes] if len(known) else np.zeros(0)
+            known = [np.nan if v == "" else says(v, task.positive) for v in values]
+        labels = np.array(known, np.float64)[codes] if known else np.zeros(0)
 
         def message(i: int) -> str:
             value = values[codes[i]]
             found = f"is '{value}', where 0 or 1 was wanted" if value else "is missing"
-            return f"the label '{task.source}' {found}"
+            hint = f"; for another value give --label '{task.source}=VALUE'"
+            return f"the label '{task.source}' {found}" + (hint if value and few else "")
 
+        few = 1 < len(values) < FEW
         self._mark(np.flatnonzero(np.isnan(labels)), message)
         return labels

@@ -114,17 +114,17 @@ class Converter:
             DataError: a row does not fit, where such rows are not to be skipped, or a column is
                 of a type that can't be read.
         """
-        reader = ColumnReader(chunk)
+        reader = ColumnReader(chunk, self.schema)
         n = chunk.table.num_rows
-        numeric = [reader.numbers(name) for name in self.schema.numeric]
+        numeric = [reader.feature(name) for name in self.schema.numeric]
         bags = {f"ids/{c.name}": reader.bag(c) for c in self.schema.categorical}
         for history in self.schema.history:
             bags.update(self._history(reader, history))
         if self.schema.popularity:
-            bags["popularity"] = reader.bag(Categorical(self.schema.popularity))
+            bags["popularity"] = reader.bag(self._plain(self.schema.popularity))
         labels = [self._labels(reader, task) for task in self.tasks]
         rows = Rows(
-            np.stack(numeric, 1).astype(np.float32) if numeric else np.zeros((n, 0), np.float32),
+            np.stack(numeric, 1) if numeric else np.zeros((n, 0), np.float32),
             bags,
             np.stack(labels, 1).astype(np.float32) if labels else np.zeros((n, 0), np.float32),
             chunk.first + np.arange(n),
@@ -141,7 +141,7 @@ class Converter:
 
     def dwell_of(self, chunk: Chunk, task: Task) -> tuple[Tensor, Tensor, np.ndarray]:
         """Times and clusters of the rows that have a time, and their row numbers."""
-        reader = ColumnReader(chunk)
+        reader = ColumnReader(chunk, self.schema)
         dwell, columns = reader.dwell(task.source, task.dwell.clusters)
         kept = np.ones(len(dwell), bool)
         kept[list(reader.broken)] = False
@@ -160,13 +160,18 @@ class Converter:
 
     def _history(self, reader: ColumnReader, history: History) -> dict[str, Bag]:
         candidate = next(c for c in self.schema.categorical if c.name == history.candidate)
-        column = Categorical(history.name, prefix=candidate.key, separator=history.separator)
+        separator, kind = history.separator, candidate.kind
+        column = Categorical(history.name, prefix=candidate.key, separator=separator, kind=kind)
         bags = {"items": reader.bag(column)}
         if history.actions:
-            bags["actions"] = reader.bag(Categorical(history.actions, separator=history.separator))
+            bags["actions"] = reader.bag(self._plain(history.actions, separator))
             reader.same_lengths(history, bags["items"][1], bags["actions"][1])
         cut = {k: _newest(bag, self.max_len, history.newest_first) for k, bag in bags.items()}
         return {f"history/{history.name}/{key}": bag for key, bag in cut.items()}
+
+    def _plain(self, name: str, separator: str | None = None) -> Categorical:
+        """A column of ids that has no table of its own."""
+        return Categorical(name, separator=separator, kind=self.schema.kind(name))
 
     def batch(self, rows: Rows) -> Batch:
         """Rows as tensors, named as :class:`lirank_ext.models.LiRank` reads them."""

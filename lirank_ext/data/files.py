@@ -6,18 +6,22 @@ import csv
 import difflib
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .broken import Broken
 from .errors import DataError
 from .packages import need
-from .records import lines, open_bytes, raise_broken, records, sentence
+from .records import is_parquet, lines, open_bytes, raise_broken, records, sentence
+from .values import NUMBER
 
 CSV_BLOCK = 1 << 20  # bytes parsed at a time
 PARQUET_ROWS = 65_536
+LOOKED_AT = 30  # lines of CSV that tell a header from values
+MARK = b"\xef\xbb\xbf"  # that some programs write before UTF-8
 # A quoted field, line breaks and doubled quotes in it included, behind a delimiter.
 QUOTED = rb'(?<![^%s\r\n])"(?:[^"]|"")*"'
 OPENED = rb'(?<![^%s\r\n])"'
@@ -58,37 +62,59 @@ class _Piece(NamedTuple):
 
 
 class File:
-    """One CSV or Parquet file.
+    """One CSV or Parquet file; CSV may be packed as .gz, .bz2, .xz or .zst.
 
     Args:
-        path: ``.parquet`` or ``.pq`` is Parquet; everything else is CSV, ``.gz`` too.
+        path: of the file; what it is shows in its first bytes, whatever its name.
+        names: of the columns, for CSV without a header line.
+        given: columns that the file does not hold, with the text of all their rows or None.
 
     Raises:
         DataError: the file is missing, empty, or not of its kind.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        names: Sequence[str] = (),
+        given: Mapping[str, str | None] | None = None,
+    ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise DataError(f"{path}: no such file")
         if self.path.stat().st_size == 0:
             raise DataError(f"{path}: empty file")
-        self.is_parquet = self.path.suffix.lower() in (".parquet", ".pq")
-        self.delimiter = ","
+        self.is_parquet = is_parquet(self.path)
+        self.delimiter, self.has_header = ",", True
         self._index: list[_Piece] = []
         self._rows = -1
-        self.columns = self._parquet_columns() if self.is_parquet else self._header()
-        twice = {c for c in self.columns if self.columns.count(c) > 1}
+        self.held = self._parquet_columns() if self.is_parquet else self._header(list(names))
+        self.given = {k: v for k, v in (given or {}).items() if k not in self.held}
+        self.columns = [*self.held, *self.given]
+        twice = {c for c in self.held if self.held.count(c) > 1}
         if twice:
-            raise DataError(f"{path}:1: column '{min(twice)}' is there more than once")
+            hint = "" if self.is_parquet else "; if line 1 is no header, give --names A,B,..."
+            what = f"column '{min(twice)}' is there more than once{hint}"
+            raise DataError(f"{path}{'' if self.is_parquet else ':1'}: {what}")
 
-    def _header(self) -> list[str]:
-        header = next((line for line in lines(self.path) if line.strip()), "")
-        self.delimiter = max(",\t;|", key=header.count)  # the first of equals: a comma
-        names = next(csv.reader([header], delimiter=self.delimiter), [])
-        if not any(names):
+    def _header(self, names: list[str]) -> list[str]:
+        first, *rest = [*_first_lines(self.path), ""]
+        self.delimiter, fields = _split(first, len(names))
+        if not any(fields):
             raise DataError(f"{self.path}: no header line")
-        return names
+        if names:
+            self.has_header = fields == names
+            if len(fields) != len(names):
+                what = f"{len(fields)} fields, where there are {len(names)} names"
+                raise DataError(f"{self.path}:1: {what}")
+            return names
+        if _holds_values(fields, _rows(rest, self.delimiter)):
+            shown = ", ".join(f"'{field}'" for field in fields[:3])
+            raise DataError(
+                f"{self.path}:1: no header line: the first line holds values ({shown}...); name "
+                "its columns with --names A,B,..."
+            )
+        return fields
 
     def _parquet_columns(self) -> list[str]:
         return self._parquet().schema_arrow.names
@@ -119,8 +145,9 @@ class File:
         if self.is_parquet:
             return f"{self.path}, row {row + 1}"
         # Records of another length than the header's were skipped and not counted.
-        whole = (r for r in records(self.path, self.delimiter) if len(r[1]) == len(self.columns))
-        line = next((line for i, (line, _) in enumerate(whole) if i == row + 1), None)
+        whole = (r for r in records(self.path, self.delimiter) if len(r[1]) == len(self.held))
+        at = row + self.has_header
+        line = next((line for i, (line, _) in enumerate(whole) if i == at), None)
         return f"{self.path}:{line}" if line else f"{self.path}, row {row + 1}"
 
     def count(self, columns: Sequence[str], skip: bool) -> int:
@@ -128,7 +155,7 @@ class File:
         if self.is_parquet:
             return self._parquet().metadata.num_rows
         if self._rows < 0:
-            one = columns[:1] or self.columns[:1]
+            one = [name for name in columns if name in self.held][:1] or self.held[:1]
             self._rows = sum(table.num_rows for table in self._csv_tables(one, Broken(skip), 0))
         return self._rows
 
@@ -140,10 +167,23 @@ class File:
         What lies before row ``skip`` is passed over where it can be (row groups of Parquet, pieces
         of a CSV file read before): a number in place of a table says how many rows.
         """
+        held = [name for name in columns if name not in self.given] or self.held[:1]
         if self.is_parquet:
-            yield from self._parquet_tables(columns, skip, rows)
+            tables = self._parquet_tables(held, skip, rows)
         else:
-            yield from self._csv_tables(columns, broken, skip)
+            tables = self._csv_tables(held, broken, skip)
+        for table in tables:
+            yield table if isinstance(table, int) else self._with_given(table, columns)
+
+    def _with_given(self, table: Any, columns: Sequence[str]) -> Any:
+        """These columns, those that the file does not hold among them."""
+        pa = need("pyarrow")
+        for name, value in self.given.items():
+            if name in columns:
+                table = table.append_column(
+                    name, pa.repeat(pa.scalar(value, pa.string()), len(table))
+                )
+        return table.select(list(columns))
 
     def _parquet_tables(self, columns: Sequence[str], skip: int, rows: int) -> Iterator[Any]:
         pa, file = need("pyarrow"), self._parquet()
@@ -182,16 +222,18 @@ class File:
                 if offset > self._index[-1].offset:
                     self._index.append(_Piece(offset, row, record))
         except pa.ArrowException as error:
-            raise_broken(self.path, self.delimiter)
+            raise_broken(self.path, self.delimiter, None if self.has_header else len(self.held))
             raise self._unreadable("CSV", error) from error
         except (OSError, EOFError) as error:
             raise self._unreadable("CSV", error) from error
 
     def _body(self) -> int:
-        """The byte behind the header."""
+        """The byte where the records begin."""
         at = 0
         with open_bytes(self.path) as file:
             for line in file:
+                if not self.has_header:
+                    return len(MARK) if line.startswith(MARK) else 0
                 at += len(line)
                 if line.strip():
                     break
@@ -199,8 +241,7 @@ class File:
 
     def _pieces(self, offset: int) -> Iterator[bytes]:
         """Whole records, about a block of bytes at a time."""
-        with open_bytes(self.path) as file:
-            file.seek(offset)
+        with open_bytes(self.path, offset) as file:
             held = b""
             while block := file.read(CSV_BLOCK):
                 held += block
@@ -221,8 +262,9 @@ class File:
         def handle(row: Any) -> str:
             if not broken.skip:
                 return "error"
-            number = record + row.number + 1  # the header is the first
-            found = f"{row.actual_columns} fields, where the header has {row.expected_columns}"
+            number = record + row.number + self.has_header
+            what = "the header has" if self.has_header else "there are names for"
+            found = f"{row.actual_columns} fields, where {what} {row.expected_columns}"
             message = f"{self.path}:{number}: {found}"
             broken.add((self.path, "line", number), lambda: message)
             bad.append(number)
@@ -234,15 +276,50 @@ class File:
         table = reader.read_csv(
             pa.BufferReader(text),
             # One thread, or the handler is not told which row it has.
-            reader.ReadOptions(
-                use_threads=False, block_size=len(text) + 1, column_names=self.columns
-            ),
+            reader.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=self.held),
             reader.ParseOptions(
                 delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=handle
             ),
             reader.ConvertOptions(column_types=kinds, include_columns=list(columns)),
         )
         return table, len(bad)
+
+
+def _first_lines(path: Path) -> list[str]:
+    """The first lines that are not blank; those behind one that is no text are left out."""
+    found: list[str] = []
+    try:
+        for line in islice((line for line in lines(path) if line.strip()), LOOKED_AT):
+            found.append(line)
+    except DataError:
+        if not found:
+            raise
+    return found
+
+
+def _split(line: str, wanted: int) -> tuple[str, list[str]]:
+    """The delimiter of a line and its trimmed fields: as many as wanted, or else the most."""
+    split = {d: (_rows([line], d) or [[]])[0] for d in ",\t;|"}  # the first of equals: a comma
+    best = max(split, key=lambda d: (len(split[d]) == wanted, len(split[d])))
+    return best, [field.strip() for field in split[best]]
+
+
+def _rows(found: list[str], delimiter: str) -> list[list[str]]:
+    """Fields of these lines; a quoted field that goes on behind the last is cut."""
+    try:
+        return [fields for fields in csv.reader(found, delimiter=delimiter) if fields]
+    except csv.Error:
+        return []
+
+
+def _holds_values(first: list[str], rows: list[list[str]]) -> bool:
+    """Whether a first line is no header: it has numbers over numbers, and no name over any."""
+    number = re.compile(NUMBER)
+    rows = [row for row in rows if len(row) == len(first)]
+    columns = [[v.strip() for v in column if v.strip()] for column in zip(*rows, strict=True)]
+    numeric = [bool(c) and all(map(number.match, c)) for c in columns]
+    over = [field for field, is_number in zip(first, numeric, strict=False) if is_number and field]
+    return bool(over) and all(map(number.match, over))
 
 
 def _last_record(text: bytes, delimiter: bytes) -> int:

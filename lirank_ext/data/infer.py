@@ -2,37 +2,78 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..models import Categorical, Schema, Table, Task
+from ..models import Categorical, Scaling, Schema, Table, Task, TimePart
+from ..models.schema import MISSING
 from .broken import Broken
 from .columns import ColumnReader
 from .errors import DataError
 from .files import Chunk
-from .packages import need
+from .profile import MAX_VALUES, Profile, profile
 from .source import Source
-from .values import LABEL_NAMES, MOSTLY, NUMBER, is_id
+from .times import parts
+from .values import LABEL_NAMES, says
 
 SAMPLE_ROWS = 500_000
-MAX_VALUES = 128  # a number with no more distinct values also gets an id per value
-NUM_BINS = 32  # any other also gets an id per quantile bin
-PADDED = r"^0\d+$"
-FILLED = 0.5  # whole numbers that fill so much of their range are codes, not amounts
+NUM_BINS = 32  # a number with many values also gets an id per quantile bin
+ROW_LABELS = re.compile(r"^$|^__index_level_\d+__$|^Unnamed: \d+$")  # as pandas calls them
+UNIQUE = 1000  # rows with a value of their own each, from which nothing is learnt
+FAR = 1000.0  # columns whose middle is so many times their spread lose digits in float32
+SMALL, LARGE = 1e-3, 1e6  # spreads that batch norm takes as they are
+HUGE = 1e30  # logarithms are taken of smaller numbers
+
+
+@dataclass
+class Column:
+    """How a column is read.
+
+    Attributes:
+        name: of the column.
+        role: "label", "number", "id", "time", "ids" for lists, or "left out".
+        why: what says so.
+        example: a value.
+        distinct, missing: how many values and how many missing ones the sample has.
+    """
+
+    name: str
+    role: str
+    why: str
+    example: str = ""
+    distinct: int = 0
+    missing: int = 0
+
+
+HEADINGS = ("column", "read as", "because", "example", ">distinct", ">missing")
+
+
+def cells(column: Column) -> list[str]:
+    """A row of a table under :data:`HEADINGS`."""
+    counts = (f"{column.distinct:,}", f"{column.missing:,}")
+    return [column.name or "(no name)", column.role, column.why, column.example, *counts]
 
 
 @dataclass
 class Inferred:
-    """Columns of some files, table sizes that suit them, and how many distinct ids there are."""
+    """What files hold.
+
+    Attributes:
+        schema: their columns.
+        tables: table sizes that suit them.
+        ids: how many distinct ids there are.
+        columns: how each is read, and which are left out.
+    """
 
     schema: Schema
-    tables: dict[str, Table]
-    ids: int
+    tables: dict[str, Table] = field(default_factory=dict)
+    ids: int = 0
+    columns: list[Column] = field(default_factory=list)
 
 
 def infer(
@@ -42,14 +83,21 @@ def infer(
     numeric: Sequence[str] = (),
     categorical: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    names: Sequence[str] = (),
+    missing: Sequence[str] | None = None,
     broken: Broken | None = None,
 ) -> Inferred:
-    """Look at the first half million rows and say what each column is.
+    """Look at up to half a million rows and say what each column is.
 
-    Text is categorical. Numbers are numeric, and also ids: one for each value where there are at
-    most 128, else one for each of 32 quantile bins. Whole numbers in a column called "id" or
-    "user_id", that fill their range as codes do (0, 1, 2...), or of which one is written with a
-    zero in front (01060), are ids only.
+    - Text, truth values and categories are ids.
+    - Numbers are numeric, and also ids: one for each value where there are at most 128, else one
+      for each of 32 quantile bins.
+    - Whole numbers are ids only where they are names: in a column called "id" or "user_id", of
+      more than 15 digits, filling their range as codes do (0, 1, 2...), far apart and coming
+      again and again, or with a zero in front (01060).
+    - Dates and time stamps give the hour, the day of the week and the age.
+    - Left out: columns with one value, the row labels of a data frame, numbers of rows, and
+      columns with a value of its own in every row.
 
     Args:
         paths: the files.
@@ -57,27 +105,39 @@ def infer(
             or whole tasks.
         numeric, categorical: columns to read as such, whatever they look like.
         ignore: columns to leave out.
+        names: of the columns, for CSV without a header line.
+        missing: texts that stand for a missing value; see :class:`Schema`.
         broken: what to do with broken rows.
 
     Raises:
-        DataError: a column is missing, or nothing is left to learn from.
+        DataError: a column is missing or cannot be read, or nothing is left to learn from.
     """
-    source = Source(paths, [], broken)
+    source = Source(paths, [], broken, names)
     file = source.files[0]
-    tasks = _tasks(file, labels)
+    schema = Schema(missing=list(MISSING if missing is None else missing), names=list(names))
+    schema.tasks = _tasks(file, labels)
     for column in (*numeric, *categorical, *ignore):
         file.check(column)
-    left_out = {*ignore, *(t.source for t in tasks)}
-    columns = [c for c in file.columns if c not in left_out]
-    if not columns:
-        raise DataError(f"{file.path}: no column to learn the label '{tasks[0].source}' from")
-    source.columns = columns
-    sample = _sample(source)
-    schema, ids = Schema(tasks=tasks), 0
-    for column in columns:
-        wanted = "id" if column in categorical else "number" if column in numeric else None
-        ids += _add(schema, column, _Looks(sample, column), wanted)
-    return Inferred(schema, {"ids": table_for(ids)} if schema.categorical else {}, ids)
+    label_columns = {task.source for task in schema.tasks}
+    left_out = {*ignore, *label_columns}
+    wanted = [c for c in file.columns if c not in left_out]
+    if not wanted:
+        raise DataError(f"{file.path}: no column to learn the label '{min(label_columns)}' from")
+    source = Source(paths, [*wanted, *label_columns], broken, names)
+    chunks, complete = _sample(source)
+    found = Inferred(schema)
+    for task in schema.tasks:
+        found.columns.append(_label(chunks, task, schema, complete))
+    for name in ignore:
+        found.columns.append(Column(name, "left out", "--ignore"))
+    for seen in _profiles(chunks, wanted, schema):
+        _Reading(found, seen, complete).add(seen.name in numeric, seen.name in categorical)
+    if not schema.columns:
+        reasons = "; ".join(f"'{c.name}' {c.why}" for c in found.columns if c.role == "left out")
+        raise DataError(f"{file.path}: no column is left to learn from: {reasons}")
+    if schema.categorical:
+        found.tables["ids"] = table_for(found.ids)
+    return found
 
 
 def table_for(ids: int) -> Table:
@@ -114,71 +174,186 @@ def _tasks(file: Any, labels: Sequence[str | Task]) -> list[Task]:
     return tasks
 
 
-def _sample(source: Source) -> Chunk:
-    pa = need("pyarrow")
-    chunks = list(islice(source.blocks(SAMPLE_ROWS), 1))
-    if not chunks:
+def _sample(source: Source) -> tuple[list[Chunk], bool]:
+    """The first rows of every file, and whether these are all there are."""
+    share, complete = max(1, SAMPLE_ROWS // len(source.files)), True
+    chunks: list[Chunk] = []
+    for file in source.files:
+        row = 0
+        for table in file.tables(source.columns, source.broken):
+            if row >= share:
+                complete = False
+                break
+            complete &= row + table.num_rows <= share
+            chunks.append(Chunk(table.slice(0, share - row), 0, row, file))
+            row += table.num_rows
+    if not any(chunk.table.num_rows for chunk in chunks):
         raise DataError(f"{source.files[0].path}: no rows")
-    table = pa.concat_tables([c.table for c in chunks[0]], promote_options="permissive")
-    return Chunk(table, 0, 0, source.files[0])
+    return chunks, complete
 
 
-class _Looks:
-    """What a column of the sample holds."""
+def _label(chunks: list[Chunk], task: Task, schema: Schema, complete: bool) -> Column:
+    """How a label is read.
 
-    def __init__(self, sample: Chunk, column: str) -> None:
-        pa, pc = need("pyarrow"), need("pyarrow.compute")
-        kind = sample.table[column].type
-        self.is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        self.is_category = pa.types.is_dictionary(kind)
-        reader = ColumnReader(sample)
-        if self.is_list:
-            flat = sample.table[column].combine_chunks().flatten()
-            self.distinct, self.values = pc.count_distinct(flat).as_py(), None
+    Raises:
+        DataError: no row has the value that counts as 1.
+    """
+    source = task.source
+    texts = [ColumnReader(chunk, schema).text(source) for chunk in chunks]
+    values = {value for text in texts for value in text.unique().to_pylist()} - {""}
+    absent = sum(text.to_pylist().count("") for text in texts)
+    positive = task.positive
+    if positive is not None and complete and not any(says(v, positive) for v in values):
+        some = ", ".join(f"'{v}'" for v in sorted(values)[:5])
+        path = chunks[0].file.path
+        raise DataError(f"{path}: no label '{source}' is '{positive}' (it holds {some})")
+    why = "--long-dwell" if task.dwell else f"1 where it is '{positive}'" if positive else "--label"
+    return Column(source, "label", why, min(values, default=""), len(values), absent)
+
+
+def _profiles(chunks: list[Chunk], columns: Sequence[str], schema: Schema) -> list[Profile]:
+    """What the columns hold; one that may have either decimal mark has that of the others."""
+    seen = [profile(chunks, column, schema) for column in columns]
+    marks = {p.mark for p in seen if p.kind == "number" and p.mark}
+    if marks != {"comma"}:
+        return seen
+    again = [p.kind == "number" and not p.mark for p in seen]
+    return [
+        profile(chunks, p.name, schema, comma=True) if a else p
+        for p, a in zip(seen, again, strict=True)
+    ]
+
+
+class _Reading:
+    """Adds one column to a schema."""
+
+    def __init__(self, found: Inferred, seen: Profile, complete: bool) -> None:
+        self.found, self.schema, self.seen = found, found.schema, seen
+        self.complete = complete
+
+    def add(self, as_number: bool, as_id: bool) -> None:
+        """Decide, and note why."""
+        seen = self.seen
+        if as_id:
+            self._add_id("--categorical", "ids" if seen.kind == "list" else "id")
+        elif as_number:
+            self._add_number("--numeric", ids=False)
+        elif why := self._why_left_out():
+            self._note("left out", why)
+        elif seen.problem:
+            raise DataError(
+                f"column '{seen.name}': {seen.problem}, as in '{seen.example}': write them as "
+                f"2024-12-31, or give --categorical '{seen.name}' or --ignore '{seen.name}'"
+            )
+        elif seen.kind == "time":
+            self._add_times()
+        elif seen.kind == "list":
+            self._add_id("lists", "ids")
+        elif seen.kind != "number":
+            self._add_id("truth values" if seen.kind == "boolean" else "text", "id")
+        elif why := seen.why_code():
+            self._add_id(why, "id")
+        else:
+            self._add_number("numbers", ids=True)
+
+    def _note(self, role: str, why: str) -> None:
+        seen = self.seen
+        column = Column(seen.name, role, why, seen.example, seen.distinct, seen.missing)
+        self.found.columns.append(column)
+
+    def _why_left_out(self) -> str:
+        seen = self.seen
+        if ROW_LABELS.search(seen.name):
+            return "row labels of a data frame"
+        if not seen.distinct:
+            return "every value is missing"
+        if seen.distinct == 1 and not seen.missing and seen.kind != "list":
+            return "the same value in every row"
+        if seen.counts_up:
+            return "counts the rows"
+        present = seen.rows - seen.missing
+        names = seen.kind == "text" or (seen.kind == "number" and bool(seen.why_code()))
+        if self.complete and names and seen.distinct == present >= UNIQUE:
+            return "a value of its own in every row"
+        return ""
+
+    def _add_id(self, why: str, role: str) -> None:
+        seen = self.seen
+        self.schema.categorical.append(Categorical(seen.name, kind=seen.id_kind))
+        if seen.comma and seen.kind == "number":
+            self.schema.decimal_comma.append(seen.name)
+        self.found.ids += seen.distinct + 1
+        self._note(role, why)
+
+    def _add_number(self, why: str, ids: bool) -> None:
+        seen, schema = self.seen, self.schema
+        schema.numeric.append(seen.name)
+        if seen.comma and seen.kind == "number":
+            schema.decimal_comma.append(seen.name)
+            why += ", with a decimal comma"
+        if len(seen.numbers):
+            if not ids:
+                self._scale()
+            elif seen.is_spread():
+                schema.log.append(seen.name)
+                why += ", over orders of magnitude"
+                self._scale_log()
+            else:
+                self._scale()
+        if ids:
+            self._add_values()
+        elif seen.missing:
+            self._add_indicator(seen.name)
+        self._note("number", why)
+
+    def _add_values(self) -> None:
+        """Ids of a number: one for each value or bin, and one for a missing one."""
+        seen = self.seen
+        if seen.distinct <= MAX_VALUES:
+            self.schema.categorical.append(Categorical(seen.name, kind="number"))
+            self.found.ids += seen.distinct + 1
             return
-        text = reader._text(sample.table[column], column)
-        self.distinct = pc.count_distinct(text).as_py()
-        there = pc.not_equal(text, "").to_numpy(zero_copy_only=False)
-        number = pc.match_substring_regex(text, NUMBER).to_numpy(zero_copy_only=False)
-        # A zero in front, as in the postal code 01060: no amount is written so.
-        self.padded = bool(pc.any(pc.match_substring_regex(text, PADDED)).as_py())
-        self.values = None
-        if there.any() and number.sum() >= MOSTLY * there.sum():
-            numbers = text.filter(pa.array(number)).cast(pa.float64()).to_numpy()
-            self.values = numbers[np.isfinite(numbers)]
+        edges = np.unique(np.quantile(seen.numbers, np.arange(1, NUM_BINS) / NUM_BINS))
+        self.schema.categorical.append(Categorical(seen.name, edges=edges.tolist()))
+        self.found.ids += len(edges) + 2
 
-    def is_code(self, column: str) -> bool:
-        """Names written as whole numbers."""
-        values = self.values
-        if self.padded or self.is_category:
-            return True
-        if np.any(values != np.floor(values)):
-            return False
-        if is_id(column, values):
-            return True
-        distinct = len(np.unique(values))
-        return distinct > MAX_VALUES and distinct >= FILLED * (values.max() - values.min() + 1)
+    def _add_indicator(self, column: str) -> None:
+        name = f"{column} is there"
+        self.schema.indicators[name] = column
+        self.schema.categorical.append(Categorical(name))
+        self.found.ids += 2
 
-    def is_spread(self) -> bool:
-        """Over orders of magnitude: the logarithm is read."""
-        low, middle, high = np.quantile(np.abs(self.values), [0.05, 0.5, 0.99])
-        return high > 100 and high > 20 * max(middle, low, 1e-9)
+    def _scale(self) -> None:
+        """Bring a column to numbers that float32 and batch norm take without loss."""
+        low, middle, high = np.quantile(self.seen.numbers, [0.05, 0.5, 0.95])
+        spread = float(high - low) or float(np.ptp(self.seen.numbers))
+        if not 0 < spread < np.inf:
+            return
+        if abs(middle) > FAR * spread or not SMALL < spread < LARGE:
+            self.schema.scaling[self.seen.name] = Scaling(float(middle), spread)
 
+    def _scale_log(self) -> None:
+        most = float(np.abs(self.seen.numbers).max())
+        if most > HUGE:
+            self.schema.scaling[self.seen.name] = Scaling(scale=most / HUGE)
 
-def _add(schema: Schema, column: str, looks: _Looks, wanted: str | None) -> int:
-    """Add a column; how many distinct ids it brings."""
-    numbers = looks.values is not None and len(looks.values) > 0
-    if wanted == "id" or (wanted is None and (not numbers or looks.is_code(column))):
-        schema.categorical.append(Categorical(column))
-        return looks.distinct
-    schema.numeric.append(column)
-    if wanted == "number" or not numbers:
-        return 0
-    if looks.is_spread():
-        schema.log.append(column)
-    if looks.distinct <= MAX_VALUES:
-        schema.categorical.append(Categorical(column))
-        return looks.distinct
-    edges = np.unique(np.quantile(looks.values, np.arange(1, NUM_BINS) / NUM_BINS))
-    schema.categorical.append(Categorical(column, edges=[float(e) for e in edges]))
-    return len(edges) + 2
+    def _add_times(self) -> None:
+        """The parts of the moments that are not the same for all."""
+        seen, schema = self.seen, self.schema
+        origin = float(seen.moments.max())
+        varying = [
+            name
+            for name, values in parts(seen.moments, ("hour", "weekday", "age"), origin).items()
+            if len(np.unique(values)) > 1
+        ]
+        for part in varying:
+            name = f"{seen.name} {part}"
+            schema.times.append(TimePart(name, seen.name, part, seen.form, origin))
+            if part == "age":
+                schema.numeric.append(name)
+            else:
+                schema.categorical.append(Categorical(name))
+                self.found.ids += 25 if part == "hour" else 8
+        if varying == ["age"] and seen.missing:
+            self._add_indicator(seen.name)
+        self._note("time", ", ".join(varying))

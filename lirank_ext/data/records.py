@@ -1,27 +1,111 @@
-"""The records of a CSV file one by one: slow and exact, for headers and messages."""
+"""The bytes of a file, whatever they are packed in, and the records of CSV one by one.
+
+Reading record by record is slow and exact: it is for headers and messages.
+"""
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
-from collections.abc import Iterator
+import io
+import lzma
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import DataError
+from .packages import need
+
+SKIP = 1 << 20  # bytes decompressed at a time where a place is looked for
+PARQUET = b"PAR1"
+# How packed files begin, whatever they are called, and what opens them.
+PACKED: dict[bytes, Callable[[Path, str], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"\x28\xb5\x2f\xfd": lambda path, _: io.BufferedReader(_Zstandard(path)),
+}
+# What people give where CSV or Parquet is wanted, by how it begins.
+FOREIGN = {
+    b"PK\x03\x04": "a spreadsheet or a zip archive: save it as CSV, or unpack it",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet: save it as CSV",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"ARROW1": "an Arrow file: write it as Parquet",
+    b"ORC": "an ORC file: write it as Parquet",
+    b"Obj\x01": "an Avro file: write it as Parquet",
+    b"SQLite format": "an SQLite database: export the table as CSV",
+    b"{": "JSON: write it as CSV or Parquet",
+    b"[{": "JSON: write it as CSV or Parquet",
+}
 
 
-def raise_broken(path: Path, delimiter: str) -> None:
-    """Find the first broken record of a file and raise it by line."""
-    wanted = None
+class _Zstandard(io.RawIOBase):
+    """A .zst file, through Arrow, as Python before 3.14 has no Zstandard."""
+
+    def __init__(self, path: Path) -> None:
+        pa = need("pyarrow")
+        self.stream = pa.CompressedInputStream(pa.OSFile(str(path), "rb"), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet, by its first bytes or its name.
+
+    Raises:
+        DataError: it is neither Parquet nor text.
+    """
+    with open(path, "rb") as file:
+        start = file.read(16)
+    for begins, what in FOREIGN.items():
+        if start.startswith(begins):
+            raise DataError(f"{path}: {what}")
+    return start.startswith(PARQUET) or path.suffix.lower() in (".parquet", ".pq")
+
+
+def open_bytes(path: Path, offset: int = 0) -> IO[bytes]:
+    """A file's bytes from an offset on, decompressed where they are packed."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    packed = next((p for begins, p in PACKED.items() if start.startswith(begins)), None)
+    file = (packed or Path.open)(path, "rb")
+    if packed is None:
+        file.seek(offset)
+        return file
+    while offset > 0:
+        offset -= len(file.read(min(offset, SKIP))) or offset
+    return file
+
+
+def raise_broken(path: Path, delimiter: str, wanted: int | None = None) -> None:
+    """Find the first broken record of a file and raise it by line.
+
+    Args:
+        path: of the file.
+        delimiter: between fields.
+        wanted: fields of a record; None takes those of the first.
+    """
+    what = "the header has" if wanted is None else "there are names for"
     for line, fields in records(path, delimiter, strict=True):
         wanted = wanted or len(fields)
         if len(fields) != wanted:
-            raise DataError(f"{path}:{line}: {len(fields)} fields, where the header has {wanted}")
+            raise DataError(f"{path}:{line}: {len(fields)} fields, where {what} {wanted}")
 
 
 def records(path: Path, delimiter: str, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of every record: slow and exact, for messages alone."""
+    """Line number and fields of every record."""
     reader = csv.reader(lines(path), delimiter=delimiter, strict=strict)
     line = 1
     try:
@@ -39,16 +123,23 @@ def lines(path: Path) -> Iterator[str]:
     try:
         with open_bytes(path) as file:
             for number, line in enumerate(file, 1):
+                if number == 1:
+                    _check_ends(path, line)
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
-    except (OSError, EOFError) as error:
+        raise DataError(
+            f"{path}:{number}: not UTF-8 text ({error.reason}): save it as UTF-8"
+        ) from error
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(f"{path}:{number + 1}: cannot be read ({error})") from error
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+def _check_ends(path: Path, line: bytes) -> None:
+    """Refuse line ends that nothing else here knows."""
+    if b"\r" in line.rstrip(b"\r\n"):
+        raise DataError(f"{path}:1: lines end with a carriage return alone: save it with newlines")
 
 
 def sentence(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")
+    """The first line of an error's message."""
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -5,29 +5,69 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import unquote
 
 from .broken import Broken
+from .errors import DataError
 from .files import PARQUET_ROWS, Chunk, File
 
 PLACES = 32  # where a shuffled source is read at once; each holds a piece of its file in memory
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+def part_files(path: str | Path) -> list[tuple[Path, dict[str, str | None]]]:
+    """The files of a path, each with the columns that its folders name.
+
+    A folder stands for the files in it and below it, in order of their names; names with a dot or
+    an underscore in front are markers and are left out, as Spark and Hive do. A folder called
+    ``day=2024-12-31`` gives the rows below it a column ``day``.
+
+    Raises:
+        DataError: a folder has no files, or they are not a table by themselves.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [(path, {})]
+    if (path / "_delta_log").is_dir():
+        raise DataError(
+            f"{path}: a Delta table, some of whose files may be out of date: write it as Parquet"
+        )
+    found = []
+    for file in sorted(path.rglob("*")):
+        below = file.relative_to(path).parts
+        if file.is_file() and not any(part.startswith((".", "_")) for part in below):
+            pairs = [part.partition("=") for part in below[:-1]]
+            found.append((file, {unquote(k): _folder_value(v) for k, equals, v in pairs if equals}))
+    if not found:
+        raise DataError(f"{path}: a folder without files")
+    return found
+
+
+def _folder_value(text: str) -> str | None:
+    return None if text == HIVE_NULL else unquote(text)
 
 
 class Source:
     """Files read one after the other.
 
     Args:
-        paths: files, all with the columns wanted.
+        paths: files, or folders of part files, all with the columns wanted.
         columns: to read.
         broken: what to do with rows that do not have the header's fields.
+        names: of the columns, for CSV files without a header line.
 
     Raises:
         DataError: a file or a column is missing.
     """
 
     def __init__(
-        self, paths: Sequence[str | Path], columns: Sequence[str], broken: Broken | None = None
+        self,
+        paths: Sequence[str | Path],
+        columns: Sequence[str],
+        broken: Broken | None = None,
+        names: Sequence[str] = (),
     ) -> None:
-        self.files = [File(path) for path in paths]
+        self.files = [File(part, names, given) for p in paths for part, given in part_files(p)]
         self.columns = list(dict.fromkeys(columns))
         self.broken = Broken() if broken is None else broken
         self._counts: dict[File, int] = {}

@@ -134,7 +134,7 @@ def _table(
     for chunk in Progress("reading", unit="chunks").over(chunks):
         parts.append(converter.rows(chunk))
         if time:
-            times.append(ColumnReader(chunk).times(time))
+            times.append(ColumnReader(chunk, inferred.schema).order(time))
     held = Rows.concatenate(parts)
     labels = held.labels[:, 0]
     if ordered or time:

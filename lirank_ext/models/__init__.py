@@ -16,7 +16,7 @@ from .config import (
 )
 from .lirank import LiRank
 from .presets import preset, with_schema
-from .schema import Categorical, Dwell, History, Schema, Task
+from .schema import Categorical, Dwell, History, Scaling, Schema, Task, TimePart
 
 __all__ = [
     "MLP",
@@ -34,9 +34,11 @@ __all__ = [
     "LiRankConfig",
     "Numeric",
     "Popularity",
+    "Scaling",
     "Schema",
     "Table",
     "Task",
+    "TimePart",
     "preset",
     "with_schema",
 ]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ._parse import ConfigError, check_at_least, refuse_twice, refuse_unknown
+
+# How values become ids. It changes with the rule, so that a model of an older one is refused.
+VERSION = 2
+# Text that stands for a missing value in CSV, which has no other way to say it.
+MISSING = ("?", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "\\N")
+Form = Literal["y-m-d", "d.m.y", "d/m/y", "m/d/y", "yyyymmdd", "s", "ms", "us", "ns"]
+Kind = Literal["text", "number", "boolean", Form]
 
 
 @dataclass
 class Categorical:
-    """A column of ids; every value is hashed as ``prefix=value``.
+    """A column of ids; every value is hashed together with its prefix.
 
     Attributes:
         name: of the column.
@@ -18,6 +26,9 @@ class Categorical:
             member's and a job's title do; the column's name if None.
         separator: splits a cell into several ids, pooled; None takes the cell as one id.
         edges: bounds of bins; the column then holds numbers, and the id is that of the bin.
+        kind: what the values are, so that each has one id however a file spells it. "text" takes
+            text as it is; of "number", 7, 7.0 and "7" are one id; of "boolean", True, true and 1;
+            of a form of dates and times (see :class:`TimePart`), all spellings of one moment.
     """
 
     name: str
@@ -25,6 +36,7 @@ class Categorical:
     prefix: str | None = None
     separator: str | None = None
     edges: list[float] = field(default_factory=list)
+    kind: Kind = "text"
 
     def __post_init__(self) -> None:
         if self.separator == "":
@@ -118,14 +130,60 @@ class Task:
 
 
 @dataclass
+class TimePart:
+    """A feature made of a column of dates or times.
+
+    Attributes:
+        name: of the feature, which ``Schema.numeric`` or ``Schema.categorical`` lists.
+        column: of the times.
+        part: "hour" of the day, "weekday" from Monday as 0, or "age" in days.
+        form: how the column writes them, unless its type says so: the order of day, month and
+            year, or the unit of a number since 1970. Times without a zone are UTC.
+        origin: the moment of age 0, in seconds since 1970.
+    """
+
+    name: str
+    column: str
+    part: Literal["hour", "weekday", "age"]
+    form: Form = "y-m-d"
+    origin: float = 0.0
+
+
+@dataclass
+class Scaling:
+    """What is done to numbers before they become float32: ``(x - center) / scale``.
+
+    Columns far from 0 for their spread, or of a scale that float32 and the batch norm's epsilon
+    do not suit, need it.
+    """
+
+    center: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.scale < float("inf")) or self.center != self.center:
+            raise ConfigError(f"scale: wanted a positive number, got {self.scale}")
+
+
+@dataclass
 class Schema:
-    """The columns of a row.
+    """The columns of a row, and how files write them.
 
     Attributes:
         numeric: columns of numbers.
         log: those of them to map by ``sign(x) log(1 + |x|)`` first: counts and amounts.
         categorical, history, tasks: see there.
         popularity: column whose values get a random effect each; see :class:`Popularity`.
+        times: features made of dates and times.
+        indicators: categorical features that only say whether a column has a value: feature to
+            column. A missing number is otherwise the mean.
+        scaling: of columns of numbers that need it.
+        decimal_comma: columns that write 1.234,5 for a thousand and some.
+        missing: texts that stand for a missing value in columns of CSV, and in any column of
+            numbers; an empty cell always does. Text of a Parquet file is itself: its nulls are
+            what is missing.
+        names: of the columns, for CSV files without a header line.
+        version: of the rule that makes ids of values.
     """
 
     numeric: list[str] = field(default_factory=list)
@@ -134,8 +192,20 @@ class Schema:
     history: list[History] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     popularity: str | None = None
+    times: list[TimePart] = field(default_factory=list)
+    indicators: dict[str, str] = field(default_factory=dict)
+    scaling: dict[str, Scaling] = field(default_factory=dict)
+    decimal_comma: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=lambda: list(MISSING))
+    names: list[str] = field(default_factory=list)
+    version: int = VERSION
 
     def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise ConfigError(
+                f"version: wanted {VERSION}, got {self.version}: values became ids by another "
+                "rule, so the model must be trained again"
+            )
         names = [c.name for c in self.categorical]
         refuse_twice("numeric", self.numeric)
         refuse_twice("categorical", names)
@@ -149,11 +219,17 @@ class Schema:
 
     @property
     def columns(self) -> list[str]:
-        """All columns read as features."""
+        """All columns of a file that are read as features."""
         names = [*self.numeric, *(c.name for c in self.categorical)]
         names += [h.name for h in self.history]
         names += [h.actions for h in self.history if h.actions]
-        return list(dict.fromkeys([*names, *([self.popularity] if self.popularity else [])]))
+        names += [self.popularity] if self.popularity else []
+        made = {**{part.name: part.column for part in self.times}, **self.indicators}
+        return list(dict.fromkeys(made.get(name, name) for name in names))
+
+    def kind(self, column: str) -> str:
+        """What the values of a column are, as its categorical feature says."""
+        return next((c.kind for c in self.categorical if c.name == column and not c.edges), "text")
 
     def tables(self) -> dict[str, list[Categorical]]:
         """The columns of every table, in order."""

@@ -60,7 +60,7 @@ def open_loader(
     settings, schema = config.training, config.model.schema
     converter = Converter(schema, broken, labels, config.model.history.max_len, dwell)
     return Loader(
-        Source(paths, converter.columns, broken),
+        Source(paths, converter.columns, broken, schema.names),
         converter,
         settings.batch_size,
         settings.shuffle_rows,

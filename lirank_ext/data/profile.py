@@ -1,0 +1,237 @@
+"""What a column holds, by a sample of its rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..models import Schema
+from .errors import DataError
+from .files import Chunk
+from .packages import need
+from .text import UnreadableColumn, decoded, is_list, is_moment, is_number, is_text, to_text
+from .times import form_of, form_of_numbers, seconds, typed_seconds
+from .values import EXACT, MOSTLY, is_id_name, plain_numbers, truth
+
+MAX_VALUES = 128  # a number with no more distinct values also gets an id per value
+PADDED = r"^0\d+$"
+FILLED = 0.5  # whole numbers that fill so much of their range are codes, not amounts
+SPARSE = 1000  # whole numbers that lie so far apart, and come again and again, are codes
+COUNTED = 20  # rows that must be numbered one by one before a column is called their number
+EXAMPLE = 24  # characters of an example
+
+
+@dataclass
+class Profile:
+    """What a column holds.
+
+    Attributes:
+        name: of the column.
+        rows, missing, distinct: of the sample; ``distinct`` without the missing ones.
+        example: the first value.
+        kind: "list", "boolean", "time", "number" or "text".
+        numbers: float64, every number of the sample, in no order.
+        moments: seconds since 1970, likewise.
+        form: how times are written.
+        problem: why it cannot be told how.
+        comma: numbers have a decimal comma.
+        mark: what the numbers tell of the decimal mark: "comma", "point", or "" where they fit
+            both, as 1,234 does.
+        is_category: the file says that the values are names of categories.
+        padded: a number is written with a zero in front, as in the postal code 01060.
+        counts_up: every row holds the number after the last row's.
+    """
+
+    name: str
+    rows: int
+    missing: int = 0
+    distinct: int = 0
+    example: str = ""
+    kind: str = "text"
+    numbers: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    moments: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    form: str = "y-m-d"
+    problem: str = ""
+    comma: bool = False
+    mark: str = ""
+    is_category: bool = False
+    padded: bool = False
+    counts_up: bool = False
+
+    @property
+    def id_kind(self) -> str:
+        """How the values are spelled where they are ids: see ``Categorical.kind``."""
+        if self.kind == "time":
+            return self.form
+        known = self.kind in ("number", "boolean") and not self.padded
+        return self.kind if known else "text"
+
+    def why_code(self) -> str:
+        """Why whole numbers are names and not amounts; "" where they are amounts."""
+        values = self.numbers
+        if self.padded:
+            return "numbers with a zero in front"
+        if self.is_category:
+            return "categories"
+        if np.any(values != np.floor(values)):
+            return ""
+        if is_id_name(self.name):
+            return "whole numbers, named as an id"
+        if np.abs(values).max() > EXACT:
+            return "whole numbers of more than 15 digits"
+        if self.distinct <= MAX_VALUES:
+            return ""
+        wide = values.max() - values.min() + 1
+        if self.distinct >= FILLED * wide:
+            return "whole numbers that fill their range"
+        round_share = np.mean(values % 10 == 0)
+        if wide > SPARSE * self.distinct and self._repeats() and round_share < 0.3:
+            return "whole numbers far apart that come again and again"
+        return ""
+
+    def _repeats(self) -> bool:
+        """Values come again more often than amounts spread over the range would."""
+        rows, wide = len(self.numbers), np.ptp(self.numbers)
+        return rows - self.distinct > 10 * rows**2 / wide + 0.05 * rows
+
+    def is_spread(self) -> bool:
+        """Over orders of magnitude: the logarithm is read."""
+        low, middle, high = np.quantile(np.abs(self.numbers), [0.05, 0.5, 0.99])
+        return bool(high > 100 and high > 20 * max(middle, low, 1e-9))
+
+
+def profile(chunks: Sequence[Chunk], column: str, schema: Schema, comma: bool = False) -> Profile:
+    """Look at a column of a sample.
+
+    Args:
+        chunks: the sample.
+        column: its name.
+        schema: says what stands for a missing value.
+        comma: numbers that fit both have a decimal comma.
+
+    Raises:
+        DataError: it holds something that cannot be read.
+    """
+    rows = sum(chunk.table.num_rows for chunk in chunks)
+    seen = Profile(column, rows, comma=comma)
+    parts = [chunk.table[column] for chunk in chunks]
+    types = need("pyarrow").types
+    seen.is_category = all(types.is_dictionary(part.type) for part in parts)
+    try:
+        if any(is_list(part.type) for part in parts):
+            _look_at_lists(seen, parts)
+        else:
+            _look(seen, [decoded(part) for part in parts], chunks, schema)
+    except UnreadableColumn as error:
+        raise DataError(
+            f"{chunks[0].file.path}: column '{column}' {error}; --ignore '{column}' leaves it out"
+        ) from error
+    return seen
+
+
+def _look_at_lists(seen: Profile, parts: Sequence[Any]) -> None:
+    pa, pc = need("pyarrow"), need("pyarrow.compute")
+    if not all(is_list(part.type) or pa.types.is_null(part.type) for part in parts):
+        raise UnreadableColumn("holds lists in one file and single values in another")
+    flat = []
+    for part in parts:
+        seen.missing += part.null_count
+        if is_list(part.type):
+            flat.append(decoded(decoded(part).flatten()))
+    for part in flat:
+        if pa.types.is_floating(part.type) and not pc.all(pc.equal(pc.floor(part), part)).as_py():
+            raise UnreadableColumn(
+                "holds lists of fractions, which are no ids: give each place a column of its own"
+            )
+    text = pa.concat_arrays([to_text(part) for part in flat])
+    seen.kind, seen.distinct = "list", len(text.unique())
+    seen.example = ", ".join(text.slice(0, 3).to_pylist())[:EXAMPLE]
+
+
+def _look(seen: Profile, parts: list[Any], chunks: Sequence[Chunk], schema: Schema) -> None:
+    """Fill in what columns of one value a cell hold."""
+    pa, pc = need("pyarrow"), need("pyarrow.compute")
+    texts = [
+        to_text(part, () if chunk.file.is_parquet else schema.missing)
+        for part, chunk in zip(parts, chunks, strict=True)
+    ]
+    counted = pa.concat_arrays(texts).value_counts()
+    values, counts = counted.field("values"), counted.field("counts")
+    there = pc.not_equal(values, "")
+    seen.missing = seen.rows - (pc.sum(counts.filter(there)).as_py() or 0)
+    values, counts = values.filter(there), counts.filter(there).to_numpy().copy()
+    seen.distinct = len(values)
+    if not len(values):
+        return
+    seen.example = values[0].as_py()[:EXAMPLE]
+    kinds = [part.type for part in parts if not pa.types.is_null(part.type)]
+    if all(map(is_moment, kinds)):
+        seen.kind = "time"
+        moments = np.concatenate([typed_seconds(p) for p in parts if is_moment(p.type)])
+        seen.moments = moments[np.isfinite(moments)]
+        return
+    if pc.all(truth(values).is_valid()).as_py() and _has_words(values):
+        seen.kind = "boolean"
+        return
+    # In numbers "NA" is no text, whatever the file says.
+    counts[pc.is_in(values, pa.array(schema.missing, values.type)).to_numpy(False)] = 0
+    if counts.sum() and _look_for_numbers(seen, values, counts, all(map(is_number, kinds))):
+        seen.counts_up = _counts_up(texts[0])
+        seen.padded = any(map(is_text, kinds)) and bool(
+            pc.any(pc.match_substring_regex(values, PADDED)).as_py()
+        )
+        whole = None
+        if not (is_id_name(seen.name) or seen.is_category or seen.padded):
+            whole = form_of_numbers(seen.name, seen.numbers, seen.distinct)
+        if whole is not None:
+            seen.kind, seen.form = "time", whole
+            seen.moments = seconds(values, whole)
+            seen.moments = seen.moments[np.isfinite(seen.moments)]
+        return
+    form, seen.problem = form_of(values) if re.search(r"\d", seen.example) else (None, "")
+    if form is not None:
+        seen.kind, seen.form = "time", form
+        moments = seconds(values, form)
+        seen.moments = np.repeat(moments, counts)[np.isfinite(np.repeat(moments, counts))]
+
+
+def _has_words(values: Any) -> bool:
+    """Whether truth values are words, not the numbers 1 and 0 alone."""
+    pc = need("pyarrow.compute")
+    return bool(pc.any(pc.match_substring_regex(values, "(?i)true|false")).as_py())
+
+
+def _look_for_numbers(seen: Profile, values: Any, counts: np.ndarray, typed: bool) -> bool:
+    """Whether these are numbers, with a decimal point or a comma, but for a few broken rows."""
+    pa = need("pyarrow")
+    plain = {
+        comma: plain_numbers(values, comma) for comma in ((False,) if typed else (False, True))
+    }
+    known = {comma: p.is_valid().to_numpy(zero_copy_only=False) for comma, p in plain.items()}
+    share = {comma: counts[k].sum() / counts.sum() for comma, k in known.items()}
+    point, comma = share[False], share.get(True, 0.0)
+    if point != comma:
+        seen.mark = "point" if point > comma else "comma"
+        seen.comma = comma > point
+    seen.comma &= not typed
+    if share[seen.comma] < MOSTLY:
+        return False
+    numbers = plain[seen.comma].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    finite = np.isfinite(numbers)
+    if not finite.any():
+        return False
+    seen.kind = "number"
+    seen.numbers = np.repeat(numbers[finite], counts[finite])
+    return True
+
+
+def _counts_up(text: Any) -> bool:
+    """Whether each text is the whole number after the one before."""
+    pa, pc = need("pyarrow"), need("pyarrow.compute")
+    if len(text) < COUNTED or not pc.all(pc.match_substring_regex(text, r"^\d{1,15}$")).as_py():
+        return False
+    return bool((np.diff(text.cast(pa.int64()).to_numpy()) == 1).all())

@@ -17,10 +17,14 @@ from test_training import write_csv  # noqa: E402
 
 import lirank_ext  # noqa: E402
 from lirank_ext.cli import main  # noqa: E402
+from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.labels import parse_labels  # noqa: E402
+from lirank_ext.data.source import Source  # noqa: E402
+from lirank_ext.models import ConfigError, Task  # noqa: E402
 from lirank_ext.training import summary  # noqa: E402
 from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
 from lirank_ext.training.metrics import measure  # noqa: E402
-from lirank_ext.training.session import load_model  # noqa: E402
+from lirank_ext.training.session import load_model, open_loader  # noqa: E402
 from lirank_ext.training.trainer import CHECKPOINT  # noqa: E402
 
 SMALL = ["--set", "model.embedding.dim=4", "--set", "model.mlp.dims=[8]"]
@@ -78,9 +82,6 @@ def test_trained_model_swaps_quantizes_and_serves(data, tmp_path):
     out = tmp_path / "model"
     assert run("train", data, "--label", "click", "--output", out, *SMALL) == 0
     model, config = load_model(out)
-    from lirank_ext.data.broken import Broken
-    from lirank_ext.training.session import open_loader
-
     batch = next(iter(open_loader(config, [data], Broken())))
     with torch.inference_mode():
         before = model.predict(batch.features)
@@ -349,8 +350,53 @@ def test_labels_that_no_row_has_name_those_there_are(data, tmp_path, capsys):
     assert "'0'" in text and "'1'" in text
     monitor = ("--set", "training.monitor=log_loss")
     assert "is 'yes'" in refused(capsys, *train, "--label", "click=yes", *monitor)
-    text = refused(capsys, *train, "--label", "user=nobody")
-    assert "and " in text and " others" in text
+    assert " more" in refused(capsys, *train, "--label", "user=nobody")
+    assert "no label 'age' is >=1000" in refused(capsys, *train, "--label", "age>=1000")
+    assert "every label 'age' is >-1000" in refused(capsys, *train, "--label", "age > -1000")
+    assert "did you mean 'age'" in refused(capsys, *train, "--label", "agee>=4")
+    assert "where a number was wanted" in refused(capsys, *train, "--label", "user>=4")
+    text = refused(capsys, *train, "--label", "user")
+    assert "where 0 or 1 was wanted; the column holds 'u" in text
+    assert "give --label 'user=VALUE'" in text
+    assert "give --label 'age>=NUMBER'" in refused(capsys, *train, "--label", "age")
+
+
+@pytest.mark.parametrize(("sign", "share"), [(">=", 0.3), (">", 0.2), ("<", 0.7), ("<=", 0.8)])
+def test_numbers_become_labels_by_a_threshold(tmp_path, sign, share):
+    """Of ratings 1 to 10 with as many of each."""
+    lines = [f"u{i % 7},{i % 10 + 1}{'.0' * (i % 2)}" for i in range(200)]
+    (tmp_path / "a.csv").write_text("\n".join(["user,rating", *lines]) + "\n")
+    label = f"rating{sign}8"
+    train = ("train", tmp_path / "a.csv", "--label", label, "--output", tmp_path / "m", *SMALL)
+    assert run(*train, "--set", "training.monitor=log_loss") == 0
+    model, config = load_model(tmp_path / "m")
+    assert model.task_names == [label]
+    assert config.model.schema.tasks[0].threshold == f"{sign}8"
+    labels = [b.labels for b in open_loader(config, [tmp_path / "a.csv"], Broken())]
+    assert torch.cat(labels).mean().item() == pytest.approx(share)
+
+
+def test_columns_whose_names_hold_signs_can_be_labels(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,a=b,x>=1,income\n0,1,1,>50\n1,2,0,<=50\n")
+    file = Source([path], []).files[0]
+
+    def parsed(label):
+        task = parse_labels(file, [label])[0]
+        return task.source, task.positive, task.threshold
+
+    assert parsed("a=b") == ("a=b", None, None)
+    assert parsed("a=1") == ("a", "1", None)
+    assert parsed("a=b=2") == ("a=b", "2", None)
+    assert parsed("a=b>1.5") == ("a=b", None, ">1.5")
+    assert parsed("x>=1") == ("x>=1", None, None)
+    assert parsed("income=>50") == ("income", ">50", None)
+    assert parsed("income=<=50") == ("income", "<=50", None)
+    assert parsed("a <= -2e3") == ("a", None, "<=-2e3")
+    with pytest.raises(ConfigError, match="wanted a comparison such as '>=4', got '=4'"):
+        Task("x", threshold="=4")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        Task("x", "x", "1", threshold=">4")
 
 
 def test_sizes_and_seeds_out_of_range_are_one_sentence(data, tmp_path, capsys):

@@ -13,8 +13,8 @@ for name in ("pyarrow", "yaml", "safetensors", "sklearn", "tqdm"):
 from pyarrow import parquet  # noqa: E402
 
 import lirank_ext  # noqa: E402
-from lirank_ext.data.broken import Broken  # noqa: E402
 from lirank_ext.data import ADULT  # noqa: E402
+from lirank_ext.data.broken import Broken  # noqa: E402
 from lirank_ext.models import Categorical, LiRankConfig, Schema, Task, with_schema  # noqa: E402
 from lirank_ext.training.metrics import evaluate  # noqa: E402
 from lirank_ext.training.session import (  # noqa: E402

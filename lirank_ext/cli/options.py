@@ -52,9 +52,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--label",
         action="append",
         default=[],
-        metavar="NAME[=VALUE]",
-        help="label column: 0 or 1, or NAME=VALUE for 1 where it holds VALUE; repeat it for "
-        "several tasks",
+        metavar="LABEL",
+        help="column of 0 and 1, or 'NAME=VALUE' for 1 where it holds VALUE, or 'NAME>=NUMBER'; "
+        "repeat it for several tasks",
     )
     add(
         "--valid",

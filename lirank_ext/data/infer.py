@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,10 +15,10 @@ from .broken import Broken
 from .columns import ColumnReader
 from .errors import DataError
 from .files import Chunk
+from .labels import parse_labels, refuse_equal_labels
 from .profile import MAX_VALUES, Profile, profile
 from .source import Source
 from .times import parts
-from .values import LABEL_NAMES, says
 
 SAMPLE_ROWS = 500_000
 NUM_BINS = 32  # a number with many values also gets an id per quantile bin
@@ -101,8 +100,7 @@ def infer(
 
     Args:
         paths: the files.
-        labels: label columns, ``NAME`` or ``NAME=VALUE`` (1 where the column holds VALUE),
-            or whole tasks.
+        labels: label columns; see :func:`lirank_ext.data.labels.parse_labels`.
         numeric, categorical: columns to read as such, whatever they look like.
         ignore: columns to leave out.
         names: of the columns, for CSV without a header line.
@@ -115,7 +113,7 @@ def infer(
     source = Source(paths, [], broken, names)
     file = source.files[0]
     schema = Schema(missing=list(MISSING if missing is None else missing), names=list(names))
-    schema.tasks = _tasks(file, labels)
+    schema.tasks = parse_labels(file, labels)
     for column in (*numeric, *categorical, *ignore):
         file.check(column)
     label_columns = {task.source for task in schema.tasks}
@@ -150,30 +148,6 @@ def table_for(ids: int) -> Table:
     return Table(buckets, max(1, -(-buckets // 1_000_000)))
 
 
-def _tasks(file: Any, labels: Sequence[str | Task]) -> list[Task]:
-    if not labels:
-        found = next((c for c in file.columns if c.lower() in LABEL_NAMES), None)
-        if found is None:
-            columns = ", ".join(file.columns)
-            raise DataError(f"{file.path}: name the label column with --label (one of {columns})")
-        labels = [found]
-    tasks = []
-    for label in labels:
-        if isinstance(label, Task):
-            for column in (label.source, *(label.dwell.clusters if label.dwell else ())):
-                file.check(column)
-            tasks.append(label)
-            continue
-        name, equals, value = label.partition("=")
-        if label in file.columns or not equals:
-            file.check(label)
-            tasks.append(Task(label))
-        else:
-            file.check(name)
-            tasks.append(Task(label, name, value))
-    return tasks
-
-
 def _sample(source: Source) -> tuple[list[Chunk], bool]:
     """The first rows of every file, and whether these are all there are."""
     share, complete = max(1, SAMPLE_ROWS // len(source.files)), True
@@ -196,18 +170,17 @@ def _label(chunks: list[Chunk], task: Task, schema: Schema, complete: bool) -> C
     """How a label is read.
 
     Raises:
-        DataError: no row has the value that counts as 1.
+        DataError: the sample is the whole data, and all of its rows have the same label.
     """
     source = task.source
     texts = [ColumnReader(chunk, schema).text(source) for chunk in chunks]
     values = {value for text in texts for value in text.unique().to_pylist()} - {""}
     absent = sum(text.to_pylist().count("") for text in texts)
-    positive = task.positive
-    if positive is not None and complete and not any(says(v, positive) for v in values):
-        some = ", ".join(f"'{v}'" for v in sorted(values)[:5])
-        path = chunks[0].file.path
-        raise DataError(f"{path}: no label '{source}' is '{positive}' (it holds {some})")
-    why = "--long-dwell" if task.dwell else f"1 where it is '{positive}'" if positive else "--label"
+    if complete:
+        comma = source in schema.decimal_comma
+        refuse_equal_labels(chunks[0].file.path, task, sorted(values), comma)
+    wanted = task.threshold or (task.positive and f"'{task.positive}'")
+    why = "--long-dwell" if task.dwell else f"1 where it is {wanted}" if wanted else "--label"
     return Column(source, "label", why, min(values, default=""), len(values), absent)
 
 

@@ -16,7 +16,7 @@ import torch
 from ..data.broken import Broken
 from ..data.errors import DataError
 from ..data.features import Converter
-from ..data.labels import check_labels
+from ..data.label_check import check_labels
 from ..data.loader import Loader, Split
 from ..data.source import Source
 from ..models import ConfigError, LiRank
@@ -112,7 +112,7 @@ def open_data(
         broken = Broken(settings.bad_rows == "skip")
     split = None if valid_paths else Split(settings.valid, seed=settings.seed)
     train = open_loader(config, paths, broken, split=split, shuffle=True)
-    check_labels(train.source, config.model.schema.tasks)
+    check_labels(train.source, config.model.schema)
     total = train.source.count()
     if not total:
         raise DataError(f"{paths[0]}: no rows")

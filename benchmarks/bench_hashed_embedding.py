@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 from .. import hashed_embedding_bag, pack_rows, quantize_rows, quantized_hashed_embedding_bag
 from ..ops._hashed_reference import rows_of
 from ..ops._hashed_registry import of_rows_op
-from ..ops.hashing import murmur_hash_reference
+from ..ops.hashing import murmur
 from .harness import Workload
 
 REMAINDERS = 1000
@@ -59,7 +59,7 @@ def _bagged(
     ids: Tensor, offsets: Tensor, tables: list[Tensor], buckets: int, train: bool = False
 ) -> Tensor:
     """Four pooled look-ups; to train, with sparse gradients for the quotient tables."""
-    hashes, parts = murmur_hash_reference(ids), []
+    hashes, parts = murmur(ids, 0), []
     for half, pair in ((hashes & 0xFFFFFFFF, tables[:2]), (hashes >> 32 & 0xFFFFFFFF, tables[2:])):
         bucket = half % buckets
         rows = (bucket // REMAINDERS, bucket % REMAINDERS)

@@ -14,7 +14,7 @@ import torch
 
 from lirank_ext import hash_strings, murmur_hash
 from lirank_ext.benchmarks.harness import Workload
-from lirank_ext.ops.hashing import hash_strings_reference, murmur_hash_reference
+from lirank_ext.library.op import OPS
 
 SIZES = (4096, 1 << 18, 1 << 22)
 # mmh3 in a Python loop and the peers that read objects take 0.2 to 1 us a key.
@@ -38,16 +38,16 @@ def workloads(device: str, peers: bool, quick: bool) -> Iterator[Workload]:
 def _ids(size: int, device: str) -> Workload:
     generator = torch.Generator().manual_seed(size)
     ids = torch.randint(-(1 << 62), 1 << 62, (size,), generator=generator).to(device)
-    compiled = torch.compile(murmur_hash_reference)
+    compiled = torch.compile(OPS["murmur_hash"].reference)
     return Workload(
         "murmur_hash",
         f"{size} ids",
         {
             "lirank": lambda: murmur_hash(ids),
-            "eager": lambda: murmur_hash_reference(ids),
+            "eager": lambda: OPS["murmur_hash"].reference(ids),
             "compile": lambda: compiled(ids),
         },
-        expect=lambda: murmur_hash_reference(ids),
+        expect=lambda: OPS["murmur_hash"].reference(ids),
         bytes=16 * size,
         items=size,
         unit="id",
@@ -70,12 +70,12 @@ def _pair(keys: list[str], device: str) -> Workload:
     data, offsets = _tensors(keys, device)
     providers = {"lirank": lambda: hash_strings((data, offsets))}
     if len(keys) <= MOST_OBJECTS:
-        providers["eager"] = lambda: hash_strings_reference(data, offsets)
+        providers["eager"] = lambda: OPS["hash_strings"].reference(data, offsets)
     return Workload(
         "hash_strings",
         f"{len(keys)} keys, bytes and offsets",
         providers,
-        expect=lambda: hash_strings_reference(data, offsets),
+        expect=lambda: OPS["hash_strings"].reference(data, offsets),
         bytes=16 * len(keys) + data.numel(),
         items=len(keys),
         unit="key",
@@ -83,7 +83,7 @@ def _pair(keys: list[str], device: str) -> Workload:
 
 
 def _objects(keys: list[str], peers: bool) -> Workload:
-    wanted = hash_strings_reference(*_tensors(keys, "cpu"))
+    wanted = OPS["hash_strings"].reference(*_tensors(keys, "cpu"))
     providers = {"lirank": lambda: hash_strings(keys)}
     if peers:
         providers |= _peers(keys, wanted)

@@ -20,7 +20,7 @@ import torch
 
 from lirank_ext.benchmarks.harness import Workload
 from lirank_ext.nn import StaticVocabulary
-from lirank_ext.ops.static_vocabulary import reference
+from lirank_ext.ops.static_vocabulary import vocabulary_lookup
 
 SIZES = (100_000, 10_000_000)
 LOOK_UPS = 1 << 18
@@ -126,7 +126,7 @@ def _ids(size: int, device: str, peers: bool) -> Workload:
     here, there = vocabulary.to(device), asked.to(device)
     providers: dict[str, Callable[[], Any]] = {
         "lirank": lambda: here.lookup(there),
-        "eager": lambda: reference(there, here.table),
+        "eager": lambda: vocabulary_lookup.op.reference(there, here.table),
     }
     if peers and device == "cpu":
         providers |= _peers(keys, rows, asked)

@@ -32,7 +32,7 @@ PYBIND11_MODULE(_C, m) {
         return lirank::move_to_huge_pages((const void*)start, bytes);
       },
       nogil(), "Bytes of [start, start + bytes) for which huge pages were asked.");
-  // String hashing for lirank_ext/ops/_text.py; see bindings_text.h.
+  // String hashing for lirank_ext/ops/hashing_text.py; see bindings_text.h.
   m.def("hash_sequence", &lirank::hash_sequence);
   m.def("hash_fixed_width", &lirank::hash_fixed_width);
   lirank::bind_vocabulary(m);

@@ -18,6 +18,7 @@ Kernels run on torch's current device, which ``lirank_ext.library.gpu.launcher``
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,12 +105,32 @@ def choose(
 def _fastest(candidates: Sequence[Candidate], run: Callable[[Candidate], None]) -> int:
     """By the GPU's time alone: called one by one, a launch costs the host more than the kernel
     takes, and a plan of two kernels would never be chosen."""
-    torch.cuda.synchronize()  # graphs are captured on another stream than the inputs came from
-    times = [
-        triton.testing.do_bench_cudagraph(lambda c=c: run(c), rep=10, return_mode="median")
-        for c in candidates
-    ]
+    if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING", "0") != "0":
+        return 0  # without the caching allocator nothing can be captured, so nothing is timed
+    times = [_replayed(lambda c=c: run(c)) for c in candidates]
     return times.index(min(times))
+
+
+def _replayed(call: Callable[[], None], calls: int = 8, replays: int = 5) -> float:
+    """Milliseconds of so many calls in a graph, the median of a few replays."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()  # compiles, and loads what a capture must not load
+        # Other threads may allocate meanwhile: their calls are not part of this capture.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            for _ in range(calls):
+                call()
+        times = []
+        for _ in range(replays + 1):
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            graph.replay()
+            last.record()
+            last.synchronize()
+            times.append(first.elapsed_time(last))
+    torch.cuda.current_stream().wait_stream(stream)
+    return statistics.median(times[1:])
 
 
 def size_class(n: int) -> int:

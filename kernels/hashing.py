@@ -15,9 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.library._old_checks import check_dtype
-from lirank_ext.ops.hashing import _check_pair, _check_seed
-
 from ._bags import OFFSETS, findings, report
 from ._launch import launch
 
@@ -101,22 +98,19 @@ def _murmur_hash(ids, out, n, seed: tl.int64, BLOCK: tl.constexpr):
     tl.store(out + at, h.to(tl.int64, bitcast=True), mask=at < n)
 
 
-def murmur_hash(ids: Tensor, seed: int = 0) -> Tensor:
+def murmur_hash(a) -> Tensor:
     """The op on a GPU."""
-    _check_seed("murmur_hash", seed)
-    check_dtype("murmur_hash", "ids", ids, torch.int64)
-    ids = ids.contiguous()
+    ids = a.ids.contiguous()
     out, n = torch.empty_like(ids), ids.numel()
-    launch(_murmur_hash, (triton.cdiv(n, 1024),), ids, out, n, seed, BLOCK=1024, num_warps=4)
+    launch(_murmur_hash, (triton.cdiv(n, 1024),), ids, out, n, a.seed, BLOCK=1024, num_warps=4)
     return out
 
 
-def hash_strings(bytes: Tensor, offsets: Tensor, seed: int = 0) -> Tensor:
+def hash_strings(a) -> Tensor:
     """The op on a GPU; a key whose offsets do not fit is counted, and gets 0."""
-    _check_pair(bytes, offsets, seed)
-    text, offsets = bytes.contiguous(), offsets.contiguous()
+    text, offsets = a.bytes.contiguous(), a.offsets.contiguous()
     n = offsets.shape[0] - 1
     out = torch.empty(n, dtype=torch.int64, device=offsets.device)
-    args = (text, offsets, out, findings(out.device), n, text.numel(), seed)
+    args = (text, offsets, out, findings(out.device), n, text.numel(), a.seed)
     launch(_hash_strings, (triton.cdiv(n, 32),), *args, BLOCK=32, num_warps=1)
     return out

@@ -21,22 +21,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.ops.static_vocabulary import (
-    KEYS_PER_PART,
-    MAGIC,
-    MOST_KEYS,
-    MOST_TAG_BITS,
-    _check_types,
-    _refuse_table,
-)
-
 from ._bags import VOCABULARY, findings, report
 from ._launch import launch
 from ._rowwise import aligned
 from .hashing import _finalize
 
-_MAGIC, _MOST_KEYS = tl.constexpr(MAGIC), tl.constexpr(MOST_KEYS)
-_MOST_PARTS, _MOST_TAG_BITS = tl.constexpr(MOST_KEYS // KEYS_PER_PART), tl.constexpr(MOST_TAG_BITS)
+_MAGIC = tl.constexpr(int.from_bytes(b"LIRVOC01", "little"))
+_MOST_KEYS, _MOST_PARTS = tl.constexpr(1 << 40), tl.constexpr(1 << 25)
+_MOST_TAG_BITS = tl.constexpr(32)
 
 
 @triton.jit
@@ -132,16 +124,13 @@ def _vocabulary_lookup(
         tl.store(out + at, tl.full((BLOCK,), oov, tl.int64), mask=at < n)
 
 
-def vocabulary_lookup(keys: Tensor, table: Tensor, oov: int = -1) -> Tensor:
+def vocabulary_lookup(a) -> Tensor:
     """The op on a GPU; no scratch. A table that lies on an odd address is copied.
 
     One program at least is launched, so that a damaged table is found where there are no keys.
     """
-    _check_types(keys, table)
-    if table.shape[0] < 64:
-        _refuse_table("too few bytes")
-    keys, table = keys.contiguous(), aligned(table)
+    keys, table = a.keys.contiguous(), aligned(a.table)
     out, n = torch.empty_like(keys), keys.numel()
-    args = (keys, table, out, findings(keys.device), n, table.numel(), oov)
+    args = (keys, table, out, findings(keys.device), n, table.numel(), a.oov)
     launch(_vocabulary_lookup, (max(1, triton.cdiv(n, 256)),), *args, BLOCK=256, num_warps=4)
     return out

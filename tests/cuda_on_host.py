@@ -27,11 +27,11 @@ def sparse_calls():
     for case in all_cases("hashed_embedding_bag", 0):
         if not case.grad:
             continue
-        bound = dict(zip(NAMES, case.args, strict=False))
-        dim, m = case.args[2].shape[1], case.args[3].shape[0]
-        bags = torch.ops.lirank.hashed_embedding_bag(*case.args).shape[0]
+        bound = dict(zip(NAMES, case.call, strict=False))
+        dim, m = case.call[2].shape[1], case.call[3].shape[0]
+        bags = torch.ops.lirank.hashed_embedding_bag(*case.call).shape[0]
         generator = torch.Generator().manual_seed(1)
-        grad = torch.randn(bags, dim, generator=generator).to(case.args[2].dtype)
+        grad = torch.randn(bags, dim, generator=generator).to(case.call[2].dtype)
         rest = (bound.get(name, default) for name, default in DEFAULTS.items())
         weights, seed, mode, last, prehashed = rest
         for dtype in (grad.dtype, torch.float16):

@@ -11,7 +11,7 @@ from conftest import needs_library
 from lirank_ext import hash_strings, murmur_hash
 from lirank_ext.library import load
 from lirank_ext.library.op import implementations
-from lirank_ext.ops import _text
+from lirank_ext.ops import hashing_text
 
 SEEDS = (0, 1, 42, 0x9747B28C, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
 TEXT = ["", "a", "member:1234", "müller", "Ελλάδα", "日本語" * 9, "🙂 ok", "x" * 100, "\0", "a\0b"]
@@ -32,7 +32,7 @@ def as_pair(keys):
 def path(request, monkeypatch):
     """Both ways from Python's strings to hashes."""
     if request.param == "references":
-        monkeypatch.setattr(_text, "extension", None)
+        monkeypatch.setattr(hashing_text, "extension", None)
     elif load.extension is None:
         pytest.skip(f"the C++ library is absent: {load.why_no_extension}")
 
@@ -191,10 +191,10 @@ def test_arrow_binary_and_refusals(path):
 def test_arrow_text_is_not_copied():
     pa = pytest.importorskip("pyarrow")
     array = pa.array(["aa", "b", "ccc"], type=pa.large_string())
-    data, offsets = _text._arrow_pair(array)
+    data, offsets = hashing_text._arrow_pair(array)
     assert data.data_ptr() == array.buffers()[2].address
     assert offsets.data_ptr() == array.buffers()[1].address
-    data, offsets = _text._arrow_pair(array[1:])
+    data, offsets = hashing_text._arrow_pair(array[1:])
     assert data.data_ptr() == array.buffers()[2].address + 2
     assert offsets.tolist() == [0, 1, 4]
 

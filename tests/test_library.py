@@ -34,11 +34,11 @@ def few(cases, each=4):
 
 def holds_nan(case):
     """opcheck takes NaN for unequal to itself."""
-    return any(a.isnan().any() for a in case.args if isinstance(a, torch.Tensor))
+    return any(a.isnan().any() for a in case.call if isinstance(a, torch.Tensor))
 
 
 def numel(case):
-    return sum(a.numel() for a in case.args if isinstance(a, torch.Tensor))
+    return sum(a.numel() for a in case.call if isinstance(a, torch.Tensor))
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -100,8 +100,8 @@ SMALL = [c for c in GOOD if numel(c) < 2000 and not holds_nan(c)]
 def test_opcheck(case):
     op = OPS[case.op].overload
     args = tuple(
-        a.detach().clone().requires_grad_() if i in case.grad else a
-        for i, a in enumerate(case.args)
+        a.detach().clone().requires_grad_() if i in case.trained else a
+        for i, a in enumerate(case.call)
     )
     torch.library.opcheck(op, args)
 
@@ -111,7 +111,7 @@ def test_compiled_in_one_graph_gives_the_same(case):
     torch.compiler.reset()  # one code object for all cases: its recompilations are limited
     op = OPS[case.op].overload
     compiled = torch.compile(lambda *args: op(*args), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*case.args), op(*case.args), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(compiled(*case.call), op(*case.call), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -67,9 +67,7 @@ def recorded(bags, count):
     gradients, whose size is data, are missing.
     """
     from lirank_ext.benchmarks.triton_resources import _t
-    from lirank_ext.kernels import _launch, hashed_embedding, hashing
-    from lirank_ext.kernels import quantized_embedding as q
-    from lirank_ext.kernels import static_vocabulary as v
+    from lirank_ext.kernels import _launch
 
     ids, offsets = _t(count, dtype=torch.int64), _t(bags, dtype=torch.int64)
     ends, rows, weights = _t(8 * bags + 1, dtype=torch.int64), _t(8).long(), _t(count)
@@ -79,32 +77,32 @@ def recorded(bags, count):
     grad, rule, last = _t(bags, 32), (700, 32, 8), (False, False)
     backward = (grad, ids, offsets, weights, 700, 7, 0, "sum", *last)
     calls = [
-        (q.quantize_rows, _t(bags, 32)),
-        (q.dequantize_rows, codes, row, row),
-        (q.pack_rows, codes, row, row),
-        (q.unpack_rows, _t(bags, 40, dtype=torch.uint8), 32),
-        (q.quantized_embedding_bag, packed, ids, offsets, 32),
-        (q.quantized_embedding_bag_backward, grad, packed, ids, offsets, 32, 8, False),
-        (q.quantized_embedding_bags, flat, rows, rows, ids, ends, 8, "sum", weights,
+        ("quantize_rows", _t(bags, 32)),
+        ("dequantize_rows", codes, row, row),
+        ("pack_rows", codes, row, row),
+        ("unpack_rows", _t(bags, 40, dtype=torch.uint8), 32),
+        ("quantized_embedding_bag", packed, ids, offsets, 32),
+        ("quantized_embedding_bag_backward", grad, packed, ids, offsets, 32, 8, False),
+        ("quantized_embedding_bags", flat, rows, rows, ids, ends, 8, "sum", weights,
          torch.float32, 256),
-        (q.quantized_embedding_bags_backward, _t(bags, 256), flat, rows, rows, ids, ends, 8),
-        (hashed_embedding.hashed_embedding_bag, ids, offsets, *tables, 700),
-        (hashed_embedding.hashed_embedding_bag_of_rows, _t(4, count).long(), offsets, *tables),
-        (hashed_embedding.hashed_embedding_bag_backward, *backward),
-        (hashed_embedding.hashed_embedding_bag_backward_weights, grad, ids, offsets, *tables, 700,
+        ("quantized_embedding_bags_backward", _t(bags, 256), flat, rows, rows, ids, ends, 8),
+        ("hashed_embedding_bag", ids, offsets, *tables, 700),
+        ("hashed_embedding_bag_of_rows", _t(4, count).long(), offsets, *tables),
+        ("hashed_embedding_bag_backward", *backward),
+        ("hashed_embedding_bag_backward_weights", grad, ids, offsets, *tables, 700,
          0, *last),
-        (hashed_embedding.quantized_hashed_embedding_bag, ids, offsets, *four, *rule),
-        (hashed_embedding.quantized_hashed_embedding_bag_backward, grad, ids, offsets, *four,
+        ("quantized_hashed_embedding_bag", ids, offsets, *four, *rule),
+        ("quantized_hashed_embedding_bag_backward", grad, ids, offsets, *four,
          *rule, 0, *last),
-        (hashing.murmur_hash, ids),
-        (hashing.hash_strings, _t(count, dtype=torch.uint8), offsets),
-        (v.vocabulary_lookup, ids, _t(500, dtype=torch.uint8)),
+        ("murmur_hash", ids),
+        ("hash_strings", _t(count, dtype=torch.uint8), offsets),
+        ("vocabulary_lookup", ids, _t(500, dtype=torch.uint8)),
     ]  # fmt: skip
-    named = {call[0].__name__ for call in calls} | {"hashed_embedding_bag_backward_sparse"}
+    named = {call[0] for call in calls} | {"hashed_embedding_bag_backward_sparse"}
     assert named == {name for name, op in OPS.items() if op.family in FAMILIES}
     with _launch.recording() as launches:
-        for launcher, *args in calls:
-            launcher(*args)
+        for name, *args in calls:
+            gpu.launcher(OPS[name])(*args)
     return launches
 
 

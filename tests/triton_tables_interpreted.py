@@ -14,15 +14,10 @@ import traceback
 
 import torch
 
-from lirank_ext.kernels import (
-    _launch,
-    _runs,
-    hashed_embedding,
-    hashing,
-    quantized_embedding,
-    static_vocabulary,
-)
+from lirank_ext.kernels import _launch, _runs
+from lirank_ext.library import gpu
 from lirank_ext.library.device_errors import check_errors, take_findings
+from lirank_ext.library.op import OPS
 from lirank_ext.nn.static_vocabulary import StaticVocabulary
 from lirank_ext.ops import _hashed_reference as hashed
 from lirank_ext.ops import _quantized_reference as quantized
@@ -35,6 +30,11 @@ CHECKS = {}
 def check(function):
     CHECKS[function.__name__] = function
     return function
+
+
+def launch(name, *args, **kwargs):
+    """The op by its Triton launcher, whatever device the tensors are on."""
+    return gpu.launcher(OPS[name])(*args, **kwargs)
 
 
 def generator():
@@ -73,7 +73,7 @@ def many(sizes, bits, lengths, dtype=torch.int64):
 @check
 def many_tables_of_one_bag_each():
     args = many([(9, 1), (1, 33), (5, 300), (4, 64)], 4, [3], torch.int32)
-    out = quantized_embedding.quantized_embedding_bags(*args, total_dim=398)
+    out = launch("quantized_embedding_bags", *args, total_dim=398)
     close(out, quantized.quantized_embedding_bags(*args))
 
 
@@ -81,7 +81,7 @@ def many_tables_of_one_bag_each():
 def more_tables_than_one_block_of_descriptors():
     args = many([(2, 1 + t % 3) for t in range(130)], 8, [1])
     close(
-        quantized_embedding.quantized_embedding_bags(*args),
+        launch("quantized_embedding_bags", *args),
         quantized.quantized_embedding_bags(*args),
     )
 
@@ -93,7 +93,7 @@ def strided_ids_and_half_weights_of_many_tables():
     weights = torch.randn(2 * len(ids), generator=generator()).half()[::2]
     args = (*tables, ids, offsets, bits, "sum", weights)
     close(
-        quantized_embedding.quantized_embedding_bags(*args),
+        launch("quantized_embedding_bags", *args),
         quantized.quantized_embedding_bags(*args),
     )
 
@@ -105,12 +105,12 @@ def a_bad_index_reads_nothing_and_is_counted():
     bad[8] = 5  # in the first bag of table 1, which has 5 rows
     zero = torch.ones(len(ids))
     zero[8] = 0
-    out = quantized_embedding.quantized_embedding_bags(*tables, bad, offsets, bits)
+    out = launch("quantized_embedding_bags", *tables, bad, offsets, bits)
     assert "indices[8] = 5 is out of range for table 1 with 5 rows" in found_wrong()
     wanted = quantized.quantized_embedding_bags(*tables, ids, offsets, bits, "sum", zero)
     close(out, wanted)
     grad = torch.randn(out.shape, generator=generator())
-    got = quantized_embedding.quantized_embedding_bags_backward(grad, *tables, bad, offsets, bits)
+    got = launch("quantized_embedding_bags_backward", grad, *tables, bad, offsets, bits)
     assert "indices[8] = 5" in found_wrong() and got[8] == 0
     wanted = quantized.quantized_embedding_bags_backward(grad, *tables, ids, offsets, bits)
     close(got, wanted * zero)
@@ -120,7 +120,7 @@ def a_bad_index_reads_nothing_and_is_counted():
 def every_bad_index_is_counted():
     packed = table(generator(), 6, 16, 8)
     ids = torch.tensor([6, 1, -1, 1 << 40, 2, -(1 << 63)])
-    out = quantized_embedding.quantized_embedding_bag(packed, ids, None, 16)
+    out = launch("quantized_embedding_bag", packed, ids, None, 16)
     assert "4 such findings" in found_wrong()
     wanted = quantized.quantized_embedding_bag(packed, ids.clamp(0, 5), None, 16)
     wanted[[0, 2, 3, 5]] = 0
@@ -140,9 +140,7 @@ def rows_and_dims_that_do_not_fit_read_nothing():
         (packed[:-16], rows, dims, 34),
     ]
     for p, r, d, width in wrong:
-        out = quantized_embedding.quantized_embedding_bags(
-            p, r, d, ids, offsets, bits, total_dim=width
-        )
+        out = launch("quantized_embedding_bags", p, r, d, ids, offsets, bits, total_dim=width)
         assert "'packed'" in found_wrong() and out.shape == (3, width) and not out.any()
 
 
@@ -153,8 +151,8 @@ def a_table_at_an_odd_address():
     assert moved.data_ptr() % 8
     ids = torch.tensor([0, 5, 3])
     wanted = quantized.quantized_embedding_bag(packed, ids, None, 20, 4)
-    close(quantized_embedding.quantized_embedding_bag(moved, ids, None, 20, 4), wanted)
-    got = quantized_embedding.unpack_rows(moved, 20, 4)
+    close(launch("quantized_embedding_bag", moved, ids, None, 20, 4), wanted)
+    got = launch("unpack_rows", moved, 20, 4)
     assert all(map(torch.equal, got, quantized.unpack_rows(packed, 20, 4)))
 
 
@@ -168,7 +166,7 @@ def rows_beyond_two_billion_bytes():
     args = (ids, None, dim, 8, "sum", weights)
     wanted = quantized.quantized_embedding_bag(few, torch.tensor([[1, 0]]), None, dim, 8, "sum",
                                                weights)  # fmt: skip
-    close(quantized_embedding.quantized_embedding_bag(packed, *args), wanted)
+    close(launch("quantized_embedding_bag", packed, *args), wanted)
     flat = (
         packed.view(-1),
         torch.tensor([rows]),
@@ -176,7 +174,7 @@ def rows_beyond_two_billion_bytes():
         ids[0],
         torch.tensor([0, 2]),
     )
-    got = quantized_embedding.quantized_embedding_bags(*flat, 8, "sum", weights[0], total_dim=dim)
+    got = launch("quantized_embedding_bags", *flat, 8, "sum", weights[0], total_dim=dim)
     close(got, wanted)
 
 
@@ -184,10 +182,10 @@ def rows_beyond_two_billion_bytes():
 def rows_of_codes_are_those_of_the_reference():
     codes = torch.randint(-8, 8, (5, 33), generator=generator(), dtype=torch.int8)
     scale, mid = torch.rand(5, generator=generator()), torch.randn(5, generator=generator())
-    got = quantized_embedding.dequantize_rows(codes.t().contiguous().t(), scale, mid)
+    got = launch("dequantize_rows", codes.t().contiguous().t(), scale, mid)
     assert torch.equal(got, quantized.dequantize_rows(codes, scale, mid))
     codes[3, 32] = 8
-    quantized_embedding.pack_rows(codes, scale, mid, 4)
+    launch("pack_rows", codes, scale, mid, 4)
     assert "row 3" in found_wrong()
 
 
@@ -213,9 +211,7 @@ def runs_across_many_chunks():
         for sparse in ("", "_sparse"):
             name = f"hashed_embedding_bag_backward{sparse}"
             args = backward_args(whole_numbers(50, 5), ids, offsets, whole_numbers(150))
-            for got, wanted in zip(
-                getattr(hashed_embedding, name)(*args), getattr(hashed, name)(*args), strict=True
-            ):
+            for got, wanted in zip(launch(name, *args), getattr(hashed, name)(*args), strict=True):
                 assert torch.equal(got, wanted)
     finally:
         _runs.CHUNK = before
@@ -236,7 +232,7 @@ def sparse_gradients():
         backward_args(torch.randn(0, 3), ids[:0], None),
     ]
     for args in calls:
-        got = hashed_embedding.hashed_embedding_bag_backward_sparse(*args)
+        got = launch("hashed_embedding_bag_backward_sparse", *args)
         wanted = hashed.hashed_embedding_bag_backward_sparse(*args)
         tolerance = 2.0**-9 if args[0].dtype == torch.float16 else 2.0**-17
         for a, b in zip(got, wanted, strict=True):
@@ -250,7 +246,7 @@ def rows_of_32_bits_rise():
     ids = torch.randint(-(1 << 62), 1 << 62, (9,), generator=generator())
     ids[4] = -1  # as a hash: the last row of both
     args = (torch.randn(9, 2), ids, None, None, 1 << 32, 1, 0, "sum", False, True)
-    got = hashed_embedding.hashed_embedding_bag_backward_sparse(*args)
+    got = launch("hashed_embedding_bag_backward_sparse", *args)
     wanted = hashed.hashed_embedding_bag_backward_sparse(*args)
     assert torch.equal(got[0], wanted[0]) and torch.equal(got[3], wanted[3])
     assert int(got[0][-1]) == (1 << 32) - 1
@@ -264,7 +260,7 @@ def a_nan_stays_in_the_rows_of_its_bag():
     grad[17] = torch.nan
     args = backward_args(grad, ids, None)
     for got, wanted in zip(
-        hashed_embedding.hashed_embedding_bag_backward(*args),
+        launch("hashed_embedding_bag_backward", *args),
         hashed.hashed_embedding_bag_backward(*args),
         strict=True,
     ):
@@ -277,9 +273,9 @@ def bad_offsets_are_counted_and_lead_nowhere():
     ids = torch.randint(-50, 50, (10,), generator=generator())
     for offsets in ([0, 7, 3], [1, 2, 3], [0, 4, 1 << 40], [0, -5, 3]):
         args = backward_args(whole_numbers(3, 2), ids, torch.tensor(offsets))
-        hashed_embedding.hashed_embedding_bag_backward(*args)
+        launch("hashed_embedding_bag_backward", *args)
         assert "'offsets'" in found_wrong()
-        hashed_embedding.hashed_embedding_bag_backward_sparse(*args)
+        launch("hashed_embedding_bag_backward_sparse", *args)
         assert "'offsets'" in found_wrong()
 
 
@@ -290,13 +286,13 @@ def rows_given():
     rows = torch.stack([torch.randint(0, len(t), (12,), generator=g) for t in tables])
     offsets, weights = torch.tensor([0, 3, 3, 9]), torch.randn(12, generator=g)
     args = (offsets, *tables, "sum", weights)
-    got = hashed_embedding.hashed_embedding_bag_of_rows(rows, *args)
+    got = launch("hashed_embedding_bag_of_rows", rows, *args)
     close(got, hashed.hashed_embedding_bag_of_rows(rows, *args))
     bad = rows.clone()
     bad[3, 10] = 3
     left_out = weights.clone()
     left_out[10] = 0
-    got = hashed_embedding.hashed_embedding_bag_of_rows(bad, *args)
+    got = launch("hashed_embedding_bag_of_rows", bad, *args)
     assert "row 10" in found_wrong()
     close(got, hashed.hashed_embedding_bag_of_rows(rows, offsets, *tables, "sum", left_out))
 
@@ -312,19 +308,19 @@ def strings_under_all_seeds():
     offsets = torch.tensor([0, *map(len, keys)]).cumsum(0)
     for seed in (0, 1, (1 << 32) - 1):
         wanted = [mmh3.hash64(key, seed, signed=True)[0] for key in keys]
-        assert hashing.hash_strings(data, offsets, seed).tolist() == wanted
+        assert launch("hash_strings", data, offsets, seed).tolist() == wanted
 
 
 @check
 def a_key_with_bad_offsets_gets_0_and_its_neighbours_their_hash():
     data = torch.arange(40, dtype=torch.uint8)
     offsets = torch.tensor([0, 5, 3, 9, 41])
-    got = hashing.hash_strings(data, offsets)
+    got = launch("hash_strings", data, offsets)
     assert "2 such findings" in found_wrong()
     assert got[1] == 0 and got[3] == 0
     for i, (begin, end) in ((0, (0, 5)), (2, (3, 9))):
         key = data[begin:end]
-        assert got[i] == hashing.hash_strings(key, torch.tensor([0, len(key)]))[0]
+        assert got[i] == launch("hash_strings", key, torch.tensor([0, len(key)]))[0]
 
 
 @check
@@ -338,11 +334,12 @@ def no_damaged_vocabulary_leads_outside():
         damaged = whole.clone()
         at = int(torch.randint(64, tags, (1,), generator=g))
         damaged[at : at + 2] = torch.randint(0, 256, (2,), generator=g).byte()
-        rows = static_vocabulary.vocabulary_lookup(keys, damaged, -9)
+        rows = launch("vocabulary_lookup", keys, damaged, -9)
         assert ((rows == -9) | ((rows >= 0) & (rows < 60))).all()
     found_wrong()
     assert torch.equal(
-        static_vocabulary.vocabulary_lookup(keys, whole), vocabulary.reference(keys, whole)
+        launch("vocabulary_lookup", keys, whole),
+        vocabulary.vocabulary_lookup.op.reference(keys, whole),
     )
 
 
@@ -350,7 +347,7 @@ def no_damaged_vocabulary_leads_outside():
 def a_damaged_vocabulary_is_found_without_keys():
     table = StaticVocabulary.build(torch.arange(100)).table.clone()
     table[:8] = 0
-    static_vocabulary.vocabulary_lookup(torch.empty(0, dtype=torch.int64), table)
+    launch("vocabulary_lookup", torch.empty(0, dtype=torch.int64), table)
     assert "'table'" in found_wrong()
 
 

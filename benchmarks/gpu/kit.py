@@ -128,13 +128,13 @@ def _calls(ops: list[str]):
             continue
 
         def call(case=case):
-            given = list(case.args)
-            for name in case.grad:
+            given = list(case.call)
+            for name in case.trained:
                 given[name] = given[name].detach().clone().requires_grad_()
             out = OPS[case.op].overload(*given)
             out = out if isinstance(out, torch.Tensor) else out[0]
             if case.grad:
-                torch.autograd.grad(out, [given[n] for n in case.grad], out.detach(),
+                torch.autograd.grad(out, [given[n] for n in case.trained], out.detach(),
                                     allow_unused=True)  # fmt: skip
 
         yield call

@@ -156,22 +156,23 @@ def op(function=None, *, name=None, family=None, internal=False):
         try:
             return run(*args, **kwargs)
         except RuntimeError as error:
-            known = _PYTHON_ERRORS.get(_found(str(error)))
-            if known is None:
-                raise
-            raise known(str(error)) from None
+            raise _python_error(made, error, args, kwargs) from None
 
     call.__signature__ = inspect.signature(function)
     call.op, call.check, call.fake, call.backward = made, made.check, made.fake, made.backward
     return call
 
 
-# C++ ops raise RuntimeError alone; what they say tells which error Python users expect.
-_PYTHON_ERRORS = {"out of range": IndexError, "got row": ValueError}
-
-
-def _found(text: str) -> str | None:
-    return next((part for part in _PYTHON_ERRORS if part in text), None)
+def _python_error(op: Op, error: RuntimeError, args: tuple, kwargs: dict) -> Exception:
+    """What the reference would raise: C++ ops raise RuntimeError alone."""
+    try:
+        op.bind(*args, **kwargs)
+    except (TypeError, ValueError) as refusal:
+        return refusal
+    for text, known in (("out of range", IndexError), ("got row", ValueError)):
+        if text in str(error):
+            return known(str(error))
+    return error
 
 
 def implementations(op_name: str) -> dict[str, Callable[..., Any]]:

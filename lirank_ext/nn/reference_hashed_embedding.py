@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from ..ops.hashing import murmur_hash_reference
+from ..ops.hashing import murmur
 from .hashed_embedding import HashedParameters
 
 
@@ -21,7 +21,7 @@ class ReferenceHashedEmbeddingBag(HashedParameters):
         if offsets is None and ids.dim() == 1:  # a plain look-up: bags of one
             ids = ids.unsqueeze(1)
             per_sample_weights = None if per_sample_weights is None else per_sample_weights[:, None]
-        hashes = ids if self.prehashed else murmur_hash_reference(ids, self.seed)
+        hashes = ids if self.prehashed else murmur(ids, self.seed)
         offsets = None if offsets is None else offsets.to(ids.dtype)
 
         def pool(table: Tensor, rows: Tensor, sparse: bool) -> Tensor:

@@ -14,7 +14,7 @@ from ..library._old_checks import (
     check_index_dtype,
 )
 from . import _quantized_reference as quantized
-from .hashing import murmur_hash_reference
+from .hashing import murmur
 
 TABLES = ("quotient_b", "remainder_b", "quotient_c", "remainder_c")
 HALF = 0xFFFFFFFF
@@ -104,7 +104,7 @@ def rows_of(ids: Tensor, num_buckets: int, num_remainders: int, seed: int, preha
 
     Integer division throughout: a float32 one picks the wrong quotient for 8.5 % of ids.
     """
-    hashes = ids if prehashed else murmur_hash_reference(ids, seed)
+    hashes = ids if prehashed else murmur(ids, seed)
     rows = []
     for half in (hashes & HALF, (hashes >> 32) & HALF):
         bucket = half % num_buckets

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library._old_checks import check, check_device, check_dim, check_dtype, refuse
-from ..library.op import register
-from ._text import hash_text
+from ..library.checks import check, check_device, check_dim, check_dtype, refuse
+from ..library.op import op
+from .hashing_text import hash_text
 
 C1 = 0x87C37B91114253D5 - (1 << 64)
 C2 = 0x4CF5AD432745937F
@@ -17,6 +17,7 @@ F1 = 0xFF51AFD7ED558CCD - (1 << 64)
 F2 = 0xC4CEB9FE1A85EC53 - (1 << 64)
 
 
+@op
 def murmur_hash(ids: Tensor, seed: int = 0) -> Tensor:
     """Low 64 bits of MurmurHash3_x64_128 over each id's 8 little-endian bytes.
 
@@ -34,8 +35,18 @@ def murmur_hash(ids: Tensor, seed: int = 0) -> Tensor:
     Raises:
         ValueError, TypeError, RuntimeError: ``ids`` is not int64, or ``seed`` out of range.
     """
-    _check_seed("murmur_hash", seed)
-    return _murmur_hash(ids, seed)
+    return murmur(ids, seed)
+
+
+@murmur_hash.check
+def _(a) -> None:
+    check_seed(a, a.seed)
+    check_dtype(a, "ids", torch.int64)
+
+
+@murmur_hash.fake
+def _(a):
+    return torch.empty_like(a.ids, memory_format=torch.contiguous_format)
 
 
 def hash_strings(strings: Any, seed: int = 0) -> Tensor:
@@ -59,7 +70,7 @@ def hash_strings(strings: Any, seed: int = 0) -> Tensor:
         ValueError, TypeError, RuntimeError: a missing key, a key that is no text, a lone
             surrogate (which has no UTF-8), offsets that do not fit, or ``seed`` out of range.
     """
-    _check_seed("hash_strings", seed)
+    check_seed("hash_strings", seed)
     if isinstance(strings, (tuple, list)) and any(isinstance(s, Tensor) for s in strings[:2]):
         if len(strings) != 2 or not all(isinstance(s, Tensor) for s in strings):
             wanted = "wanted the two tensors (bytes, offsets)"
@@ -68,20 +79,46 @@ def hash_strings(strings: Any, seed: int = 0) -> Tensor:
     return hash_text(strings, seed, _hash_strings)
 
 
-def _check_seed(op: str, seed: int) -> None:
-    check(0 <= seed < 1 << 32, op, "seed", "a number from 0 to 2^32 - 1", seed)
+def check_seed(a: Any, seed: int) -> None:
+    if isinstance(seed, float):
+        refuse(a, "seed", f"wanted an int, got {seed}", TypeError)
+    check(0 <= seed < 1 << 32, a, "seed", "a number from 0 to 2^32 - 1", seed)
 
 
-def _check_pair(data: Tensor, offsets: Tensor, seed: int) -> None:
-    """What can be checked without reading the offsets."""
-    op = "hash_strings"
-    _check_seed(op, seed)
-    check_dtype(op, "bytes", data, torch.uint8)
-    check_dim(op, "bytes", data, 1)
-    check_dtype(op, "offsets", offsets, torch.int64)
-    check_dim(op, "offsets", offsets, 1)
-    check(offsets.shape[0] > 0, op, "offsets", "at least one offset", offsets)
-    check_device(op, "offsets", offsets, data.device)
+@op(name="hash_strings")
+def _hash_strings(bytes: Tensor, offsets: Tensor, seed: int = 0) -> Tensor:
+    """The definition: blocks of 16 bytes, one after another, then the rest of each key."""
+    _check_offsets(bytes, offsets)
+    start, end = offsets[:-1], offsets[1:]
+    length = end - start
+    h1, h2 = torch.full_like(length, seed), torch.full_like(length, seed)
+    alive, block = (length >= 16).nonzero().squeeze(1), 0
+    while alive.numel():
+        at = start[alive] + 16 * block
+        k1, k2 = _mixed(*_words(bytes, at, at + 16))
+        a, b = h1[alive] ^ k1, h2[alive]
+        h1[alive] = a = (rotate(a, 27) + b) * 5 + 0x52DCE729
+        h2[alive] = (rotate(b ^ k2, 31) + a) * 5 + 0x38495AB5
+        block += 1
+        alive = alive[length[alive] >= 16 * (block + 1)]
+    k1, k2 = _mixed(*_words(bytes, start + length // 16 * 16, end))
+    return _low_half(h1 ^ k1, h2 ^ k2, length)
+
+
+@_hash_strings.check
+def _(a) -> None:
+    check_seed(a, a.seed)
+    check_dtype(a, "bytes", torch.uint8)
+    check_dim(a, "bytes", 1)
+    check_dtype(a, "offsets", torch.int64)
+    check_dim(a, "offsets", 1)
+    check(a.offsets.shape[0] > 0, a, "offsets", "at least one offset")
+    check_device(a, "offsets", a.bytes.device)
+
+
+@_hash_strings.fake
+def _(a):
+    return a.offsets.new_empty(a.offsets.shape[0] - 1)
 
 
 def _check_offsets(data: Tensor, offsets: Tensor) -> None:
@@ -117,10 +154,8 @@ def _low_half(h1: Tensor, h2: Tensor, length: Tensor | int) -> Tensor:
     return finalize(h1) + finalize(h2 + h1)
 
 
-def murmur_hash_reference(ids: Tensor, seed: int = 0) -> Tensor:
-    """The definition for 8 bytes; products and sums wrap around at 2^64 as unsigned ones do."""
-    _check_seed("murmur_hash", seed)
-    check_dtype("murmur_hash", "ids", ids, torch.int64)
+def murmur(ids: Tensor, seed: int) -> Tensor:
+    """The hash of 8 bytes; products and sums wrap around at 2^64 as unsigned ones do."""
     ids = ids.contiguous()
     h1 = rotate(ids * C1, 31) * C2 ^ seed
     return _low_half(h1, torch.full_like(ids, seed), 8)
@@ -137,46 +172,3 @@ def _words(data: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mixed(k1: Tensor, k2: Tensor) -> tuple[Tensor, Tensor]:
     return rotate(k1 * C1, 31) * C2, rotate(k2 * C2, 33) * C1
-
-
-def hash_strings_reference(data: Tensor, offsets: Tensor, seed: int = 0) -> Tensor:
-    """The definition: blocks of 16 bytes, one after another, then the rest of each key."""
-    _check_pair(data, offsets, seed)
-    _check_offsets(data, offsets)
-    start, end = offsets[:-1], offsets[1:]
-    length = end - start
-    h1, h2 = torch.full_like(length, seed), torch.full_like(length, seed)
-    alive, block = (length >= 16).nonzero().squeeze(1), 0
-    while alive.numel():
-        at = start[alive] + 16 * block
-        k1, k2 = _mixed(*_words(data, at, at + 16))
-        a, b = h1[alive] ^ k1, h2[alive]
-        h1[alive] = a = (rotate(a, 27) + b) * 5 + 0x52DCE729
-        h2[alive] = (rotate(b ^ k2, 31) + a) * 5 + 0x38495AB5
-        block += 1
-        alive = alive[length[alive] >= 16 * (block + 1)]
-    k1, k2 = _mixed(*_words(data, start + length // 16 * 16, end))
-    return _low_half(h1 ^ k1, h2 ^ k2, length)
-
-
-def _murmur_hash_fake(ids, seed=0):
-    _check_seed("murmur_hash", seed)
-    check_dtype("murmur_hash", "ids", ids, torch.int64)
-    return torch.empty_like(ids, memory_format=torch.contiguous_format)
-
-
-def _hash_strings_fake(data, offsets, seed=0):
-    _check_pair(data, offsets, seed)
-    return offsets.new_empty(offsets.shape[0] - 1)
-
-
-_murmur_hash = register(
-    "murmur_hash(Tensor ids, int seed=0) -> Tensor",
-    reference=murmur_hash_reference,
-    fake=_murmur_hash_fake,
-)
-_hash_strings = register(
-    "hash_strings(Tensor bytes, Tensor offsets, int seed=0) -> Tensor",
-    reference=hash_strings_reference,
-    fake=_hash_strings_fake,
-)

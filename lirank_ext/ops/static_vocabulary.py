@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..library._old_checks import check_device, check_dim, check_dtype, refuse
-from ..library.op import register
+from ..library.checks import check_device, check_dim, check_dtype, refuse
+from ..library.op import op
 from .hashing import finalize, shift_right
 
 MAGIC = int.from_bytes(b"LIRVOC01", "little")
 KEYS_PER_PART, MOST_KEYS, MOST_TAG_BITS = 1 << 15, 1 << 40, 32
+HEADER_BYTES = 64
 PILOT = 0x9E3779B97F4A7C15 - (1 << 64)
 SLOT = 0xD6E8FEB86659FD93 - (1 << 64)
 TAG = 0xA0761D6478BD642F - (1 << 64)
@@ -42,6 +43,7 @@ class Layout(NamedTuple):
     size: int
 
 
+@op
 def vocabulary_lookup(keys: Tensor, table: Tensor, oov: int = -1) -> Tensor:
     """Row of each key in the table that ``lirank_ext.nn.StaticVocabulary`` builds.
 
@@ -60,18 +62,52 @@ def vocabulary_lookup(keys: Tensor, table: Tensor, oov: int = -1) -> Tensor:
     Raises:
         ValueError, TypeError, RuntimeError: dtypes do not fit, or ``table`` is no such table.
     """
-    return _op(keys, table, oov)
+    h, table, flat = read_header(table), table.contiguous(), keys.reshape(-1)
+    base, at = _row_base(table, h), layout(h)
+    hashes = hash_keys(flat, h.seed)
+    part = part_of(hashes, h.parts)
+    pilot = table[at.pilots + part * h.buckets + bucket_of(hashes, h.buckets)].long()
+    first = base[part]
+    size = base[part + 1] - first
+    slot = slot_of(hashes, pilot, size + h.spare)
+    beyond = slot - size
+    led = at.remap + 2 * (part * h.spare + beyond.clamp(min=0))
+    led = table[led].long() | table[led + 1].long() << 8
+    row = first + torch.where(beyond < 0, slot, led)
+    known = row < h.keys
+    if h.tag_bits:
+        bit = torch.where(known, row, 0) * h.tag_bits
+        five = torch.arange(5, device=keys.device)
+        stored = (table[(at.tags + bit // 8).unsqueeze(1) + five].long() << 8 * five).sum(1)
+        stored = stored >> bit % 8 & (1 << h.tag_bits) - 1
+        known = known & (stored == tag_of(hashes, h.tag_bits))
+    return torch.where(known, row, oov).reshape(keys.shape)
+
+
+@vocabulary_lookup.check
+def _(a) -> None:
+    check_dtype(a, "keys", torch.int64)
+    check_dtype(a, "table", torch.uint8)
+    check_dim(a, "table", 1)
+    check_device(a, "table", a.keys.device)
+    if a.table.shape[0] < HEADER_BYTES:
+        _refuse_table("too few bytes")
+
+
+@vocabulary_lookup.fake
+def _(a):
+    return torch.empty_like(a.keys, memory_format=torch.contiguous_format)
 
 
 def layout(header: Header) -> Layout:
     def up(size: int) -> int:
         return (size + 7) // 8 * 8
 
-    pilots = 64 + 8 * (header.parts + 1)
+    pilots = HEADER_BYTES + 8 * (header.parts + 1)
     remap = pilots + up(header.parts * header.buckets)
     tags = remap + up(2 * header.parts * header.spare)
     size = tags + up((header.keys * header.tag_bits + 7) // 8) + 8
-    return Layout(64, pilots, remap, tags, size)
+    return Layout(HEADER_BYTES, pilots, remap, tags, size)
 
 
 def new_header(keys: int, tag_bits: int, seed: int, string_seed: int) -> Header:
@@ -82,14 +118,6 @@ def new_header(keys: int, tag_bits: int, seed: int, string_seed: int) -> Header:
     return Header(MAGIC, keys, parts, buckets, mean // 100 + 4, tag_bits, seed, string_seed)
 
 
-def _check_types(keys: Tensor, table: Tensor) -> None:
-    op = "vocabulary_lookup"
-    check_dtype(op, "keys", keys, torch.int64)
-    check_dtype(op, "table", table, torch.uint8)
-    check_dim(op, "table", table, 1)
-    check_device(op, "table", table, keys.device)
-
-
 def _refuse_table(what: str) -> None:
     text = f"wanted the table of a StaticVocabulary, got {what}"
     refuse("vocabulary_lookup", "table", text)
@@ -97,9 +125,9 @@ def _refuse_table(what: str) -> None:
 
 def read_header(table: Tensor) -> Header:
     """The header of a table whose sizes fit; else ValueError."""
-    if table.shape[0] < 64:
+    if table.shape[0] < HEADER_BYTES:
         _refuse_table("too few bytes")
-    h = Header(*table[:64].clone().view(torch.int64).tolist())
+    h = Header(*table[:HEADER_BYTES].clone().view(torch.int64).tolist())
     if h.magic != MAGIC:
         _refuse_table("bytes that do not begin with LIRVOC01")
     sane = 0 <= h.keys <= MOST_KEYS and 1 <= h.parts <= MOST_KEYS // KEYS_PER_PART
@@ -112,7 +140,7 @@ def read_header(table: Tensor) -> Header:
 
 
 def _row_base(table: Tensor, h: Header) -> Tensor:
-    base = table[64 : layout(h).pilots].clone().view(torch.int64)
+    base = table[HEADER_BYTES : layout(h).pilots].clone().view(torch.int64)
     size = base.diff()
     good = (base[0] == 0) & (base[-1] == h.keys) & (size >= 0).all()
     if not (good & (size <= (1 << 16) - h.spare).all()):
@@ -142,40 +170,3 @@ def slot_of(hashes: Tensor, pilots: Tensor, slots: Tensor | int) -> Tensor:
 
 def tag_of(hashes: Tensor, tag_bits: int) -> Tensor:
     return shift_right(hashes * TAG, 64 - tag_bits) if tag_bits else hashes * 0
-
-
-def reference(keys: Tensor, table: Tensor, oov: int = -1) -> Tensor:
-    """The definition: part, bucket, pilot, slot, row, tag."""
-    _check_types(keys, table)
-    h, table, flat = read_header(table), table.contiguous(), keys.reshape(-1)
-    base, at = _row_base(table, h), layout(h)
-    hashes = hash_keys(flat, h.seed)
-    part = part_of(hashes, h.parts)
-    pilot = table[at.pilots + part * h.buckets + bucket_of(hashes, h.buckets)].long()
-    first = base[part]
-    size = base[part + 1] - first
-    slot = slot_of(hashes, pilot, size + h.spare)
-    beyond = slot - size
-    led = at.remap + 2 * (part * h.spare + beyond.clamp(min=0))
-    led = table[led].long() | table[led + 1].long() << 8
-    row = first + torch.where(beyond < 0, slot, led)
-    known = row < h.keys
-    if h.tag_bits:
-        bit = torch.where(known, row, 0) * h.tag_bits
-        five = torch.arange(5, device=keys.device)
-        stored = (table[(at.tags + bit // 8).unsqueeze(1) + five].long() << 8 * five).sum(1)
-        stored = stored >> bit % 8 & (1 << h.tag_bits) - 1
-        known = known & (stored == tag_of(hashes, h.tag_bits))
-    return torch.where(known, row, oov).reshape(keys.shape)
-
-
-def _fake(keys, table, oov=-1):
-    _check_types(keys, table)
-    return torch.empty_like(keys, memory_format=torch.contiguous_format)
-
-
-_op = register(
-    "vocabulary_lookup(Tensor keys, Tensor table, int oov=-1) -> Tensor",
-    reference=reference,
-    fake=_fake,
-)

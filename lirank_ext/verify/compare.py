@@ -174,7 +174,7 @@ def _raise_late_errors(args: tuple) -> None:
 def _with_grad(case: Case, args: tuple, wide: bool) -> tuple:
     """Fresh leaves for the arguments whose gradients are wanted."""
     made = list(args)
-    for i in case.grad:
+    for i in case.trained:
         leaf = _widen(args[i]) if wide else args[i]
         made[i] = leaf.detach().clone().requires_grad_()
     return tuple(made)
@@ -186,10 +186,12 @@ def _check_backward(case: Case, reference, implementation, args: tuple, wide: tu
     generator = torch.Generator().manual_seed(1)
     g = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.device)
     g = g.to(out.dtype)
-    got = torch.autograd.grad(out, [fast[i] for i in case.grad], g, allow_unused=True)
-    need = torch.autograd.grad(wanted, [slow[i] for i in case.grad], g.double(), allow_unused=True)
+    got = torch.autograd.grad(out, [fast[i] for i in case.trained], g, allow_unused=True)
+    need = torch.autograd.grad(
+        wanted, [slow[i] for i in case.trained], g.double(), allow_unused=True
+    )
     outcomes = []
-    for i, a, b in zip(case.grad, got, need, strict=True):
+    for i, a, b in zip(case.trained, got, need, strict=True):
         b = torch.zeros_like(slow[i]) if b is None else b
         if a is None:
             outcomes.append(Outcome(case, problem=f"gradient of argument {i} is missing"))
@@ -200,7 +202,7 @@ def _check_backward(case: Case, reference, implementation, args: tuple, wide: tu
 
 def _check_forward(case: Case, reference, implementation, args: tuple, wide: tuple) -> Outcome:
     wanted = _outputs(reference(*wide))
-    meta = (_map(a, lambda t: t.to("meta")) for a in case.args)
+    meta = (_map(a, lambda t: t.to("meta")) for a in case.call)
     promised = _outputs(OPS[case.op].overload(*meta))
     _poison(wanted)
     got = _outputs(implementation(*args))
@@ -254,7 +256,7 @@ def check_case(case: Case, implementation: Callable[..., Any], device: str = "cp
         The outcome; an exception where a result was wanted is a failure.
     """
     # A copy with strides and shared storage kept: what changes it must not spoil the next row.
-    args = tuple(_map(a, lambda t: t.to(device)) for a in copy.deepcopy(case.args))
+    args = tuple(_map(a, lambda t: t.to(device)) for a in copy.deepcopy(case.call))
     before = _bits(args)
     try:
         outcome = _check(case, implementation, args)

@@ -6,12 +6,15 @@ written once, so that a user's ``verify`` and the test suite look at the same in
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from ...library.op import OPS
 
 
 @dataclass
@@ -21,8 +24,9 @@ class Case:
     Attributes:
         op: name of the op.
         label: what is particular about this input, in a few words.
-        args: arguments in the order of the op's schema (float tensors in any float dtype).
-        grad: positions in ``args`` whose gradients are checked; empty for forward only.
+        args: arguments by name (float tensors in any float dtype). A tuple in the order of the
+            op's schema in families that do not name them yet.
+        grad: names of the arguments whose gradients are checked; empty for forward only.
         exact: results must be bit-equal to the reference on the same (not upcast) inputs.
         raises: where set, the call must be refused with a message holding this text.
         tolerance: allowed error relative to the largest magnitude of the result, as a
@@ -32,13 +36,40 @@ class Case:
 
     op: str
     label: str
-    args: tuple[Any, ...]
-    grad: tuple[int, ...] = ()
+    args: dict[str, Any] | tuple[Any, ...]
+    grad: tuple[str | int, ...] = ()
     exact: bool = False
     raises: str | None = None
     tolerance: float = 64.0
     big: bool = False
-    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def call(self) -> tuple[Any, ...]:
+        """The arguments in the order of the schema, up to the last one given."""
+        if isinstance(self.args, tuple):
+            return self.args
+        call = OPS[self.op].call(**self.args)
+        return call[: 1 + max(map(call._fields.index, self.args))]
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """Where in ``call`` the arguments of ``grad`` are."""
+        if all(isinstance(g, int) for g in self.grad):
+            return self.grad
+        return tuple(map(OPS[self.op].call._fields.index, self.grad))
+
+
+OPTIONS = ("grad", "exact", "raises", "tolerance", "big")
+
+
+def cases_of(op: str) -> Callable[..., Case]:
+    """``case(label, *, grad=(), exact=False, ..., **args)`` for one op: see :class:`Case`."""
+    return functools.partial(_case, op)
+
+
+def _case(op: str, label: str, /, **given: Any) -> Case:
+    options = {name: given.pop(name) for name in OPTIONS if name in given}
+    return Case(op, label, given, **options)
 
 
 STEMS = (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from . import Case
+from . import Case, cases_of
 
-OP = "isotonic_calibration"
 LOWER, STEP = -4.0, 0.25
+TRAINED = ("logits", "weight", "bias")
+case = cases_of("isotonic_calibration")
 
 
 def _inputs(generator, size, buckets, dtype=torch.float32, features=False):
@@ -21,40 +22,44 @@ def _inputs(generator, size, buckets, dtype=torch.float32, features=False):
     logits = ((within.floor() + (within - within.floor()) * 0.8 + 0.1) * STEP + LOWER).to(dtype)
     weight = torch.randn(buckets, generator=generator).to(dtype)
     bias = torch.randn((), generator=generator).to(dtype)
-    embedding = None
+    made = {"logits": logits, "weight": weight, "bias": bias, "lower": LOWER, "step": STEP}
     if features:
-        embedding = torch.randn((*size, buckets), generator=generator).to(dtype)
-    return logits, weight, bias, LOWER, STEP, embedding
+        made["embedding"] = torch.randn((*size, buckets), generator=generator).to(dtype)
+    return made
 
 
 def cases(generator: torch.Generator) -> list[Case]:
-    found = []
+    made = []
     for size, buckets in [((0,), 8), ((1,), 1), ((7,), 5), ((33, 3), 40), ((1000,), 500)]:
         for features in (False, True):
-            args = _inputs(generator, size, buckets, features=features)
-            grad = (0, 1, 2, 5) if features else (0, 1, 2)
+            inputs = _inputs(generator, size, buckets, features=features)
+            grad = (*TRAINED, "embedding") if features else TRAINED
             label = f"logits {size}, k={buckets}" + (", embedding" if features else "")
-            found.append(Case(OP, label, args, grad))
+            made.append(case(label, **inputs, grad=grad))
     long = _inputs(generator, (40_000,), 64)
-    found.append(Case(OP, "several tasks", long, (0, 1, 2), tolerance=256.0, big=True))
+    made.append(case("several tasks", **long, grad=TRAINED, tolerance=256.0, big=True))
     double = _inputs(generator, (50,), 9, torch.float64, features=True)
-    found.append(Case(OP, "float64", double, (0, 1, 2, 5)))
+    made.append(case("float64", **double, grad=(*TRAINED, "embedding")))
     for dtype in (torch.bfloat16, torch.float16):
-        found.append(Case(OP, str(dtype), _inputs(generator, (50,), 9, dtype)))
-    logits, weight, bias, *rest = _inputs(generator, (40,), 12)
-    strided = torch.stack([logits, logits], 1)[:, 0]
-    found.append(Case(OP, "strided", (strided, weight.flip(0), bias, *rest), (0, 1, 2)))
+        made.append(case(str(dtype), **_inputs(generator, (50,), 9, dtype)))
+    good = _inputs(generator, (40,), 12)
+    logits, weight = good["logits"], good["weight"]
     far = torch.tensor([-1e30, 1e30, -torch.inf, torch.inf, LOWER - 1e-3])
-    found.append(Case(OP, "far outside", (far, weight, bias, *rest), (0, 1, 2)))
-    found.append(Case(OP, "NaN stays NaN", (far * torch.nan, weight, bias, *rest)))
-    found.append(Case(OP, "all slopes clipped", (logits, -weight.abs(), bias, *rest), (0, 1, 2)))
-    refused = [
-        ("no buckets", (logits, weight[:0], bias, *rest), "weight"),
-        ("step 0", (logits, weight, bias, LOWER, 0.0, None), "step"),
-        ("dtypes differ", (logits, weight.double(), bias, *rest), "weight"),
-        ("bias of two", (logits, weight, torch.zeros(2), *rest), "bias"),
-        ("integer logits", (logits.long(), weight, bias, *rest), "logits"),
-        ("embedding narrow", (logits, weight, bias, LOWER, STEP, torch.zeros(40, 3)), "embedding"),
-    ]
-    found += [Case(OP, label, args, raises=f"'{name}'") for label, args, name in refused]
-    return found
+    changed = {
+        "strided": {"logits": torch.stack([logits, logits], 1)[:, 0], "weight": weight.flip(0)},
+        "far outside": {"logits": far},
+        "all slopes clipped": {"weight": -weight.abs()},
+    }
+    made += [case(label, **good | change, grad=TRAINED) for label, change in changed.items()]
+    made.append(case("NaN stays NaN", **good | {"logits": far * torch.nan}))
+    refused = {
+        "no buckets": {"weight": weight[:0]},
+        "step 0": {"step": 0.0},
+        "dtypes differ": {"weight": weight.double()},
+        "bias of two": {"bias": torch.zeros(2)},
+        "integer logits": {"logits": logits.long()},
+        "embedding narrow": {"embedding": torch.zeros(40, 3)},
+    }
+    for label, change in refused.items():
+        made.append(case(label, **good | change, raises=f"'{next(iter(change))}'"))
+    return made

@@ -14,13 +14,15 @@ constexpr int kBlock = 256;  // threads
 constexpr unsigned kWarp = 0xffffffffu;
 
 #if !defined(LIRANK_LAUNCH)
-#define LIRANK_LAUNCH(kernel, grid, stream, params) kernel<<<grid, kBlock, 0, stream>>>(params)
+#define LIRANK_LAUNCH(kernel, grid, threads, stream, params) \
+  kernel<<<grid, threads, 0, stream>>>(params)
 #endif
 
 template <typename Params>
-cudaError_t launch(void (*kernel)(Params), dim3 grid, cudaStream_t stream, const Params& params) {
+cudaError_t launch(void (*kernel)(Params), dim3 grid, cudaStream_t stream, const Params& params,
+                   int threads = kBlock) {
   if (grid.x == 0 || grid.y == 0) return cudaSuccess;
-  LIRANK_LAUNCH(kernel, grid, stream, params);
+  LIRANK_LAUNCH(kernel, grid, threads, stream, params);
   return cudaGetLastError();
 }
 
@@ -100,18 +102,20 @@ __device__ inline uint4 packed_16(const Sum* x) {
   return {w[0], w[1], w[2], w[3]};
 }
 
-// 16 bytes of results at a time where they lie so, else one by one.
+// 16 bytes of results at a time.
+template <int columns, typename Out, typename Sum>
+__device__ inline void store_whole(Out* to, const Sum (&total)[columns]) {
+  constexpr int kEach = 16 / (int)sizeof(Out);
+  static_assert(columns % kEach == 0, "whole parts of 16 bytes");
+#pragma unroll
+  for (int c = 0; c < columns; c += kEach) store_16(to + c, packed_16<Out>(total + c));
+}
+
+// So where they lie so, else one by one.
 template <int columns, typename Out, typename Sum>
 __device__ inline void store_columns(Out* to, const Sum (&total)[columns], int64_t left) {
-  constexpr int kEach = 16 / (int)sizeof(Out);
-  if constexpr (columns % kEach == 0) {
-    if (left >= columns && (uintptr_t)to % 16 == 0) {
-#pragma unroll
-      for (int c = 0; c < columns; c += kEach) {
-        store_16(to + c, packed_16<Out>(total + c));
-      }
-      return;
-    }
+  if constexpr (columns % (16 / (int)sizeof(Out)) == 0) {
+    if (left >= columns && (uintptr_t)to % 16 == 0) return store_whole<columns>(to, total);
   }
 #pragma unroll
   for (int c = 0; c < columns; ++c)

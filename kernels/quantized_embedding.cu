@@ -1,6 +1,7 @@
 // Row-wise quantized tables on the GPU. Layout: csrc/quantized_embedding_layout.h.
 #include "quantized_embedding.cuh"
 
+#include "async_copy.cuh"
 #include "codes.cuh"
 
 namespace lirank::gpu {
@@ -11,14 +12,16 @@ struct Table {
   int64_t rows, column;
   int dim, code_bytes, code_stride, pair_stride;
   int readable;  // code_bytes, but 0 where there are no rows: then `codes` and `pairs` are zeros
-  bool wide;     // 16 bytes a load
+  bool wide;     // 16 bytes a load, and results on 16 bytes
 };
 
 __device__ uint4 no_row;  // what is read in place of rows of a table that has none
 
-__device__ Table table_at(const uint8_t* base, int64_t rows, int64_t dim, int64_t column,
-                          int bits) {
-  const rowwise::Layout l = rowwise::layout(dim, bits);
+__device__ Table table_at(const PoolParams& p, const uint8_t* base, int64_t rows, int64_t dim,
+                          int64_t column) {
+  const rowwise::Layout l = rowwise::layout(dim, p.set.bits);
+  const int64_t each = p.element == Element::float32 ? 4 : 2;
+  const int64_t places = (int64_t)base | (int64_t)p.out | column * each | p.set.width * each;
   const bool none = rows == 0;
   const uint8_t* nothing = (const uint8_t*)&no_row;
   return {none ? nothing : base,
@@ -30,7 +33,7 @@ __device__ Table table_at(const uint8_t* base, int64_t rows, int64_t dim, int64_
           none ? 0 : (int)l.code_stride,
           none ? 0 : (int)l.pair_stride,
           none ? 0 : (int)l.code_bytes,
-          l.apart && (uintptr_t)base % 16 == 0};
+          l.apart && places % 16 == 0};
 }
 
 // Where table `index` lies, found by one warp: the tables before it are summed, 32 at a time, so
@@ -45,7 +48,7 @@ __device__ const Table* find_table(const PoolParams& p, int64_t index) {
   __syncthreads();
   if (s.rows == nullptr) {
     if (threadIdx.x == 0) {
-      table = table_at(s.packed, s.one_rows, s.one_dim, 0, s.bits);
+      table = table_at(p, s.packed, s.one_rows, s.one_dim, 0);
       fits = true;
     }
   } else if (threadIdx.x < 32) {
@@ -68,7 +71,7 @@ __device__ const Table* find_table(const PoolParams& p, int64_t index) {
     if (threadIdx.x == 0) {
       fits = !bad && width == s.width && (s.bytes == all_tight || s.bytes == all_aligned);
       const uint8_t* base = s.packed + (s.bytes == all_aligned ? aligned : tight);
-      if (fits) table = table_at(base, s.rows[index], s.dims[index], column, s.bits);
+      if (fits) table = table_at(p, base, s.rows[index], s.dims[index], column);
       if (!fits && blockIdx.x == 0 && index == 0)
         report(p.errors, Wrong::tables, width, s.width, all_tight, s.bytes);
     }
@@ -118,14 +121,46 @@ __device__ __forceinline__ void report_rows(const PoolParams& p, const Table& t,
   }
 }
 
-constexpr int kRows = 4;      // rows that a group of lanes has in flight
-constexpr int kResident = 2;  // blocks a multiprocessor
+constexpr int kRows = 4;          // rows that a group of lanes asks for at once
+constexpr int kPoolBlock = 128;   // threads
+constexpr int kPoolResident = 5;  // blocks a multiprocessor: 28 KB each, 96 registers a thread
+
+// Rows on their way, each thread's own part of them: those of four ids while four others are added.
+struct Ring {
+  uint4 codes[2][kRows][kPoolBlock];
+  rowwise::Pair pairs[2][kRows][kPoolBlock];
+  float weights[2][kRows][kPoolBlock];
+};
+
+// Asks for the rows of four ids; zeros come where an id is out of range, which is reported.
+template <int bytes, typename Id>
+__device__ __forceinline__ void ask_for_rows(const PoolParams& p, const Table& t, int64_t index,
+                                             Ring& ring, int half, const Id (&row)[kRows],
+                                             int64_t i, int64_t last, int at) {
+  const bool mine = at < t.code_bytes;
+  bool bad = false;
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) {
+    if (i + k >= last) break;
+    const int64_t r = row[k];
+    const bool good = (uint64_t)r < (uint64_t)t.rows;
+    bad = bad || !good;
+    copy_async<bytes>(&ring.codes[half][k][threadIdx.x], t.codes + r * t.code_stride + at,
+                      good && mine);
+    copy_async<8>(&ring.pairs[half][k][threadIdx.x], t.pairs + r * t.pair_stride, good);
+    if (p.bags.weights)
+      copy_async<4>(&ring.weights[half][k][threadIdx.x], (const float*)p.bags.weights + i + k,
+                    true);
+  }
+  commit_copies();
+  if (bad && at == 0) report_rows<Id>(p, t, index, i, i + kRows < last ? i + kRows : last);
+}
 
 // Pooled rows of `left` items from `item` on, whose ids lie one behind the other; the columns of
 // one lane from byte `at` of the row on.
 template <int bits, int bytes, typename Id, typename Out>
 __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, int64_t index,
-                                         int64_t item, int left, Range ids, int at) {
+                                         Ring& ring, int64_t item, int left, Range ids, int at) {
   constexpr int kColumns = bytes * 8 / bits;
   float total[kColumns] = {}, mids = 0;
   int64_t end = left > 1 ? start_of(p.bags, item + 1) : ids.end;
@@ -139,7 +174,11 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
     for (int c = 0; c < kColumns; ++c) total[c] = (total[c] + mids) * d;
     const int first = at * 8 / bits;
     Out* out = (Out*)p.out + (item - index * p.bags.bags) * p.set.width + t.column + first;
-    if (first < t.dim) store_columns<kColumns>(out, total, t.dim - first);
+    if (bytes == 16) {  // rows of whole 64 columns, results on 16 bytes
+      if (first < t.dim) store_whole<kColumns>(out, total);
+    } else if (first < t.dim) {
+      store_columns<kColumns>(out, total, t.dim - first);
+    }
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) total[c] = 0;
     mids = 0;
@@ -148,89 +187,59 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
   };
   Id next[kRows];
   read_ids(p.bags, ids.begin, ids.end, next);
+  ask_for_rows<bytes>(p, t, index, ring, 0, next, ids.begin, ids.end, at);
+  read_ids(p.bags, ids.begin + kRows, ids.end, next);
+  int half = 0;
 #pragma unroll 1
-  for (int64_t i = ids.begin; left > 0; i += kRows) {
-    Id row[kRows];
-    Words<bytes> codes[kRows];
-    rowwise::Pair pair[kRows];
-#pragma unroll
-    for (int k = 0; k < kRows; ++k) row[k] = next[k];
-    const bool bad = read_rows<bytes>(t, row, at, codes, pair) && i < ids.end;
-    read_ids(p.bags, i + kRows, ids.end, next);
-    if (bad && at == 0) report_rows<Id>(p, t, index, i, i + kRows < ids.end ? i + kRows : ids.end);
-    if (p.bags.weights) {
-#pragma unroll
-      for (int k = 0; k < kRows; ++k) {
-        const float w = i + k < ids.end ? __ldg((const float*)p.bags.weights + i + k) : 0.0f;
-        pair[k] = {__fmul_rn(pair[k].scale, w), __fmul_rn(pair[k].mid, w)};
+  for (int64_t i = ids.begin; left > 0; half ^= 1) {
+    ask_for_rows<bytes>(p, t, index, ring, half ^ 1, next, i + kRows, ids.end, at);
+    read_ids(p.bags, i + 2 * kRows, ids.end, next);
+    wait_for_copies<1>();
+#pragma unroll 1
+    for (int k = 0; k < kRows; ++k, ++i) {
+      while (i == end) finish();
+      if (left == 0) break;
+      Words<bytes> codes;
+      memcpy(&codes, &ring.codes[half][k][threadIdx.x], bytes);
+      rowwise::Pair pair = ring.pairs[half][k][threadIdx.x];
+      if (p.bags.weights) {
+        const float w = ring.weights[half][k][threadIdx.x];
+        pair = {__fmul_rn(pair.scale, w), __fmul_rn(pair.mid, w)};
       }
-    }
-    // One copy of `finish` for the five places where a bag may end: with one in each place the code
-    // was larger than the cache of instructions.
-    const auto add = [&](int k) {
-    // Codes are widened here and not above the switch, where four rows of floats would spill.
-#pragma unroll
-      for (int w = 0; w < bytes / 4; ++w) asm volatile("" : "+r"(codes[k].w[w]));
-      mids = __fadd_rn(mids, pair[k].mid);
-      add_codes<bits, bytes>(codes[k], pair[k].scale, total);
-    };
-    for (int k = 0;; finish()) {
-      switch (k) {
-        case 0:
-          if (i == end) break;
-          add(0);
-          [[fallthrough]];
-        case 1:
-          if (i + (k = 1) == end) break;
-          add(1);
-          [[fallthrough]];
-        case 2:
-          if (i + (k = 2) == end) break;
-          add(2);
-          [[fallthrough]];
-        case 3:
-          if (i + (k = 3) == end) break;
-          add(3);
-          [[fallthrough]];
-        case 4:
-          if (i + (k = 4) == end) break;
-          k = 5;
-      }
-      if (k == 5) break;
+      mids = __fadd_rn(mids, pair.mid);
+      add_codes<bits, bytes>(codes, pair.scale, total);
     }
   }
 }
 
-// Whether the offsets around `count` items from `item` on fit the ids.
-__device__ inline bool items_fit(const Bags& b, int64_t item, int64_t count) {
-  if (b.fixed >= 0) return true;
-  int64_t before = start_of(b, item);
-  bool good = before >= 0 && (item > 0 || before == 0);
-#pragma unroll 4
-  for (int64_t k = 1; k <= count; ++k) {
-    const int64_t start = start_of(b, item + k);
-    good = good && start >= before;
-    before = start;
+// Whether the offsets around `count` items from `item` on fit the ids; the lanes of a group share
+// the work, all lanes of the warp take part.
+__device__ inline bool items_fit(const Bags& b, int64_t item, int count, int lane, int lanes) {
+  bool good = true;
+  for (int k = lane; k < count && b.fixed < 0; k += lanes) {
+    const int64_t begin = start_of(b, item + k), end = start_of(b, item + k + 1);
+    good = good && begin >= 0 && end >= begin && end <= b.count && (item + k > 0 || begin == 0);
   }
-  return good && before <= b.count;
+  return __all_sync(kWarp, good);
 }
 
 template <int bits, int bytes, typename Id, typename Out>
-__device__ void pool_table(const PoolParams& p, const Table& t, int64_t index) {
+__device__ void pool_table(const PoolParams& p, const Table& t, int64_t index, Ring& ring) {
   const int lanes = lanes_for((t.code_bytes + bytes - 1) / bytes);
-  const int lane = threadIdx.x % lanes, groups = kBlock / lanes;
-  const int64_t bags = p.bags.bags;
-  for (int64_t bag = ((int64_t)blockIdx.x * groups + threadIdx.x / lanes) * p.run; bag < bags;
-       bag += (int64_t)gridDim.x * groups * p.run) {
-    const int count = bag + p.run < bags ? p.run : (int)(bags - bag);
-    const bool good = items_fit(p.bags, index * bags + bag, count);
+  const int lane = threadIdx.x % lanes, groups = kPoolBlock / lanes;
+  const int64_t bags = p.bags.bags, step = (int64_t)gridDim.x * groups * p.run;
+  // Whole warps go round together, some groups in the end without a bag.
+  for (int64_t base = (int64_t)blockIdx.x * groups * p.run; base < bags; base += step) {
+    const int64_t bag = base + threadIdx.x / lanes * p.run;
+    const int count = bag >= bags ? 0 : bag + p.run < bags ? p.run : (int)(bags - bag);
+    const bool good = items_fit(p.bags, index * bags + bag, count, lane, lanes);
     for (int done = 0; done < count;) {  // one turn, but for bad offsets: then a turn a bag
       const int64_t item = index * bags + bag + done;
       const int each = good ? count : 1;
       const Range ids = good ? Range{start_of(p.bags, item), start_of(p.bags, item + count)}
                              : range_of(p.bags, item, p.errors, lane == 0);
-      for (int base = 0; base < t.code_bytes; base += lanes * bytes)
-        pool_run<bits, bytes, Id, Out>(p, t, index, item, each, ids, base + lane * bytes);
+      for (int from = 0; from < t.code_bytes; from += lanes * bytes)
+        pool_run<bits, bytes, Id, Out>(p, t, index, ring, item, each, ids, from + lane * bytes);
       done += each;
     }
   }
@@ -239,36 +248,38 @@ __device__ void pool_table(const PoolParams& p, const Table& t, int64_t index) {
 template <typename Out>
 __device__ void zero_all(const PoolParams& p) {
   const int64_t n = p.bags.bags * p.set.width;
-  for (int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x; i < n;
-       i += (int64_t)gridDim.x * kBlock)
+  for (int64_t i = (int64_t)blockIdx.x * kPoolBlock + threadIdx.x; i < n;
+       i += (int64_t)gridDim.x * kPoolBlock)
     put((Out*)p.out + i, 0.0f);
 }
 
 // quantized_embedding_bag(s): pooled rows of all tables in one launch.
 //
-// The grid is (blocks, tables), 256 threads a block, as many blocks as the device holds four times.
-// A group of 1 to 32 lanes, the power of two that covers the row, owns a run of 1 to 8 neighboring
-// bags: 8 where bags hold one or two ids, so that the offsets and the ids of many are asked for
-// together. The ids of a run lie one behind the other, and the group walks through them four at a
-// time, whatever bags they belong to. Every lane asks for 16 bytes of codes (8-bit rows
-// on whole cache lines) or 8, of four ids, and for their pairs and the next four ids, before it
-// uses the first; results are written where a bag ends. Ids are checked and reported after the
-// loads are on their way. The sums of a lane's columns stay in registers: pooled = sum scale * code
-// + sum mid, in the order of the ids, so that results do not depend on grid or device.
+// The grid is (blocks, tables), 128 threads a block, as many blocks as the device holds. A group of
+// 1 to 32 lanes, the power of two that covers the row, owns a run of neighboring bags, 32 at most.
+// The ids of a run lie one behind the other, and the group walks through them four at a time,
+// whatever bags they belong to: results are written where a bag ends. Every lane asks for its 16
+// bytes of codes (8-bit rows on whole cache lines) or 8, and for the pair, of the next four ids by
+// asynchronous copies into its own place in shared memory, and for the four ids after those, before
+// it adds the four that have arrived. What is on its way takes no registers, so that a
+// multiprocessor holds 20 warps with up to eight rows a group on their way. The sums of a lane's
+// columns stay in registers: pooled = sum scale * code + sum mid, in the order of the ids, so that
+// results do not depend on grid or device.
 //
 // Bytes: code_bytes + 8 a row, an id each, the result once. DRAM moves sectors of 32 bytes: 160
 // for the 136 of a 128-wide int8 row outside the cache. The floor on an H100 by its datasheet (3.35
 // TB/s) for 1,048,570 rows of 160 bytes is 0.050 ms, of which L2 keeps what zipf 1.05 repeats.
-// Instructions: 3 a code, 9.5 of 28.7 T lane-instructions a second at that rate. Not yet measured.
+// Instructions: 3 a code, 9.5 of 28.7 T lane-instructions a second at that rate.
 //
 // Assumes that rows and pairs start on 8 bytes (quantized_embedding_layout.h).
-// Tried in SASS and dropped: one id after another, each checked and weighted before the next (the
-// weight's multiplication waits for a row before the next one is asked for, one row in flight).
-// 16 bytes of 4-bit codes a lane (32 sums a lane spill).
+// Tried and dropped: one id after another, each checked and weighted before the next (0.128 ms for
+// 52,428 bags of 20 on an H100; the weight's multiplication waits for a row before the next one is
+// asked for); four rows in registers (0.093 ms; 127 registers, 16 warps a multiprocessor).
 // Dropped on paper: one bag a warp (at D = 32 three of four lanes idle), ids by shuffle (a shuffle
 // costs what a broadcast load from L1 does), descriptors of tables in a workspace (an allocation).
 template <int bits, typename Id, typename Out>
-__global__ void __launch_bounds__(kBlock, kResident) pool_kernel(const PoolParams p) {
+__global__ void __launch_bounds__(kPoolBlock, kPoolResident) pool_kernel(const PoolParams p) {
+  __shared__ Ring ring;
   for (int64_t index = blockIdx.y; index < p.set.tables; index += gridDim.y) {
     const Table* found = find_table(p, index);
     if (found == nullptr) {
@@ -277,9 +288,9 @@ __global__ void __launch_bounds__(kBlock, kResident) pool_kernel(const PoolParam
     }
     const Table& t = *found;
     if (bits == 8 && t.wide)
-      pool_table<bits, bits == 8 ? 16 : 8, Id, Out>(p, t, index);
+      pool_table<bits, bits == 8 ? 16 : 8, Id, Out>(p, t, index, ring);
     else
-      pool_table<bits, 8, Id, Out>(p, t, index);
+      pool_table<bits, 8, Id, Out>(p, t, index, ring);
   }
 }
 
@@ -354,11 +365,11 @@ template <int bits, typename Id>
 cudaError_t pool_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
   switch (p.element) {
     case Element::float16:
-      return launch(pool_kernel<bits, Id, __half>, grid, stream, p);
+      return launch(pool_kernel<bits, Id, __half>, grid, stream, p, kPoolBlock);
     case Element::bfloat16:
-      return launch(pool_kernel<bits, Id, __nv_bfloat16>, grid, stream, p);
+      return launch(pool_kernel<bits, Id, __nv_bfloat16>, grid, stream, p, kPoolBlock);
     default:
-      return launch(pool_kernel<bits, Id, float>, grid, stream, p);
+      return launch(pool_kernel<bits, Id, float>, grid, stream, p, kPoolBlock);
   }
 }
 
@@ -374,28 +385,27 @@ cudaError_t weights_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) 
                          : launch(weight_gradient_kernel<bits, int32_t>, grid, stream, p);
 }
 
-// Groups of lanes that a block has for a table of middling width.
-int64_t groups_of(const PoolParams& p) {
-  const int64_t dim = p.set.width / p.set.tables,
-                bytes = rowwise::layout(dim, p.set.bits).code_bytes;
-  return kBlock / lanes_for(p.set.bits == 8 && bytes % 64 == 0 ? bytes / 16 : bytes / 8);
+// Groups of lanes that so many threads are, for a table of middling width.
+int64_t groups_of(const PoolParams& p, int threads) {
+  const int64_t dim = p.set.width / p.set.tables;
+  const int64_t bytes = rowwise::layout(dim, p.set.bits).code_bytes;
+  return threads / lanes_for(p.set.bits == 8 && bytes % 64 == 0 ? bytes / 16 : bytes / 8);
 }
 
-// Neighboring bags that a group takes at once: many where bags hold few ids, if the device is full
-// even so.
+// Neighboring bags that a group takes at once: as many as leave each group on the device four runs,
+// so that the first rows of a run, which are waited for, are few among all.
 int run_of(const PoolParams& p) {
-  const int64_t items = p.bags.bags * p.set.tables, ids = p.bags.count;
-  int run = ids <= 2 * items ? 8 : ids <= 4 * items ? 4 : ids <= 8 * items ? 2 : 1;
-  while (run > 1 && items / run < 2 * multiprocessors() * groups_of(p)) run /= 2;
-  return run;
+  const int64_t groups = kPoolResident * multiprocessors() * groups_of(p, kPoolBlock);
+  const int64_t run = p.bags.bags * p.set.tables / (4 * groups);
+  return (int)(run < 1 ? 1 : run < 32 ? run : 32);
 }
 
-// Each block finds its table once, so blocks are only as many as keep the device busy.
-dim3 bag_grid(const PoolParams& p) {
+// Each block finds its table once, so blocks are only as many as the device holds.
+dim3 bag_grid(const PoolParams& p, int64_t bags_a_block, int64_t resident) {
   if (p.bags.bags == 0) return dim3(0);
   const int64_t tables = p.set.tables < 65535 ? p.set.tables : 65535;
-  const int64_t most = (8 * multiprocessors() + tables - 1) / tables;
-  return dim3(blocks_for(p.bags.bags, groups_of(p) * p.run, most), (unsigned)tables);
+  const int64_t most = (resident * multiprocessors() + tables - 1) / tables;
+  return dim3(blocks_for(p.bags.bags, bags_a_block, most), (unsigned)tables);
 }
 
 }  // namespace
@@ -403,13 +413,13 @@ dim3 bag_grid(const PoolParams& p) {
 cudaError_t quantized_embedding_bags_launch(const PoolParams& params, cudaStream_t stream) {
   PoolParams p = params;
   p.run = run_of(p);
-  return p.set.bits == 8 ? pool_launch<8>(p, bag_grid(p), stream)
-                         : pool_launch<4>(p, bag_grid(p), stream);
+  const dim3 grid = bag_grid(p, groups_of(p, kPoolBlock) * p.run, kPoolResident);
+  return p.set.bits == 8 ? pool_launch<8>(p, grid, stream) : pool_launch<4>(p, grid, stream);
 }
 
 cudaError_t quantized_embedding_bags_backward_launch(const PoolParams& p, cudaStream_t stream) {
-  return p.set.bits == 8 ? weights_launch<8>(p, bag_grid(p), stream)
-                         : weights_launch<4>(p, bag_grid(p), stream);
+  const dim3 grid = bag_grid(p, groups_of(p, kBlock), 8);
+  return p.set.bits == 8 ? weights_launch<8>(p, grid, stream) : weights_launch<4>(p, grid, stream);
 }
 
 }  // namespace lirank::gpu

@@ -222,8 +222,8 @@ def test_a_damaged_file_is_one_clear_sentence(tmp_path):
     refused(whole[:-1], "is damaged: it holds")
     refused(whole + b"\0", "is damaged: it holds")
     refused(whole[:30], "is damaged: ")
-    refused(b"", "is not the file of a vocabulary")
-    refused(b"PK" + whole, "is not the file of a vocabulary")
+    refused(b"", "is not a vocabulary file")
+    refused(b"PK" + whole, "is not a vocabulary file")
     with pytest.raises(FileNotFoundError):
         StaticVocabulary.load(tmp_path / "none")
 

@@ -336,7 +336,7 @@ class _VectorCrossNet(nn.Module):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: _CrossNetV2(), "whole matrices"),
+        (lambda: _CrossNetV2(), "one matrix product each"),
         (lambda: _VectorCrossNet(), "bias is outside the product"),
         (lambda: _StackedCrossNet(6, 2, "vector"), "bias is outside the product"),
         (lambda: _LowRankMixtureCrossNet(6, 2, 2, 3, nn.Softmax(1)), "not known to be elementwise"),
@@ -354,7 +354,7 @@ def test_what_has_no_faster_equal_is_left_with_the_reason(make, reason):
 def test_another_version_with_other_parameters_is_left():
     model = Ranker(_LowRankCrossNet(6, 2, 2))
     model.cross.bias = parameters(6, 1, count=2)
-    assert "other parameters than expected" in swap(model).left[0].reason
+    assert "differ from those that swap expects" in swap(model).left[0].reason
     del model.cross.bias
     assert "no 'bias'" in swap(model).left[0].reason
 
@@ -517,7 +517,7 @@ def test_a_convert_may_leave_a_module():
     swap.register(MyCross, mine)
     assert swap(nn.Sequential(MyCross())).left[0].reason == "too narrow to gain"
     swap.register(MyCross, lambda m: m)
-    assert "returned it" in swap(nn.Sequential(MyCross())).left[0].reason
+    assert "returned the module itself" in swap(nn.Sequential(MyCross())).left[0].reason
 
 
 @pytest.mark.parametrize(

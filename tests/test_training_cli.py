@@ -395,7 +395,7 @@ def test_columns_whose_names_hold_signs_can_be_labels(tmp_path):
     assert parsed("a <= -2e3") == ("a", None, "<=-2e3")
     with pytest.raises(ConfigError, match="wanted a comparison such as '>=4', got '=4'"):
         Task("x", threshold="=4")
-    with pytest.raises(ConfigError, match="exclude each other"):
+    with pytest.raises(ConfigError, match="wanted one of threshold"):
         Task("x", "x", "1", threshold=">4")
 
 

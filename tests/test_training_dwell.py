@@ -167,7 +167,7 @@ def test_thresholds_are_those_of_the_module(tmp_path):
 
 
 def test_configurations_name_their_mistakes():
-    with pytest.raises(ConfigError, match="has no positive value"):
+    with pytest.raises(ConfigError, match="either positive or dwell"):
         Task("t", "c", "yes", dwell=Dwell())
     with pytest.raises(ConfigError, match=r"quantile: wanted a number in \(0, 1\)"):
         Dwell(quantile=1.0)

@@ -1,1 +1,1 @@
-"""Models converted in place: modules swapped for faster equals, tables quantized."""
+"""Converts models in place: ``swap`` puts in faster modules, ``quantize`` shrinks tables."""

@@ -1,4 +1,4 @@
-"""``lirank_ext.quantize``: embedding tables to int8 or int4 rows, in place."""
+"""``lirank_ext.quantize`` converts a model's embedding tables to int8 or int4 rows, in place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TWINS = {
     HashedEmbeddingBag: QuantizedHashedEmbeddingBag,
     ReferenceHashedEmbeddingBag: QuantizedHashedEmbeddingBag,
 }
-# Rows compared at a time: 16 MB of float32 at width 64, whatever the table's length.
+# Rows to compare at a time. At width 64 they take 16 MB of float32.
 CHUNK = 65_536
 
 
@@ -31,14 +31,15 @@ class QuantizeRow:
     """One table that ``quantize`` replaced or left.
 
     Attributes:
-        paths: of the table's parameter; several where modules or parameters are shared.
-        source: type of the module that holds it.
-        target: the type it has now, or None where it was left.
+        paths: paths of the table's parameter. There are several if modules or parameters are
+            shared.
+        source: type of the module that holds the table.
+        target: type of the module after the call, or None if the table was left.
         rows, dim: shape of the table.
-        bytes_before, bytes_after: of the table; equal where it was left.
-        max_error: largest difference between a value and what the quantized row gives for it.
-        worst_row: the row with that value.
-        reason: why the table was left; else empty.
+        bytes_before, bytes_after: size of the table. They are equal if the table was left.
+        max_error: largest difference between a value and its dequantized value.
+        worst_row: the row of that value.
+        reason: why the table was left, otherwise empty.
     """
 
     paths: tuple[str, ...]
@@ -59,7 +60,7 @@ class QuantizeRow:
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """What ``quantize`` did; prints as a table."""
+    """The result of ``quantize``, which prints as a table."""
 
     rows: tuple[QuantizeRow, ...]
     bits: int
@@ -74,12 +75,12 @@ class QuantizeReport:
 
     @property
     def bytes_before(self) -> int:
-        """Of all embedding tables, those left included."""
+        """Size of all embedding tables before, including those that were left."""
         return sum(row.bytes_before for row in self.rows)
 
     @property
     def bytes_after(self) -> int:
-        """Of all embedding tables, those left included."""
+        """Size of all embedding tables after, including those that were left."""
         return sum(row.bytes_after for row in self.rows)
 
     @property
@@ -104,27 +105,28 @@ def _cells(row: QuantizeRow) -> tuple[str, ...]:
 
 
 def quantize(model: nn.Module, bits: int = 8) -> QuantizeReport:
-    """Replace, in place, every embedding table of a model by its quantized twin, for serving.
+    """Replace every embedding table of a model by its quantized twin, in place, for serving.
 
-    ``nn.Embedding``, ``nn.EmbeddingBag`` and ``HashedEmbeddingBag`` (also its eager reference)
-    become ``QuantizedEmbedding``, ``QuantizedEmbeddingBag`` and ``QuantizedHashedEmbeddingBag``:
-    each row is stored as ``bits``-bit codes with its own scale and middle. Their results have
-    the dtype that the table had, and follow the model's (``model.bfloat16()``). They have no
-    gradient.
+    ``nn.Embedding``, ``nn.EmbeddingBag`` and ``HashedEmbeddingBag`` (or its eager reference) become
+    ``QuantizedEmbedding``, ``QuantizedEmbeddingBag`` and ``QuantizedHashedEmbeddingBag``. Each row
+    is stored as ``bits``-bit codes with its own scale and middle. The results have the dtype of the
+    table, and follow later conversions of the model such as ``model.bfloat16()``. Quantized tables
+    have no gradient.
 
-    A module at several paths is replaced once, at all of them, and a parameter that several
-    tables share is stored once. Left with the reason: ``max_norm`` (rows change as they are
-    read), mode "max", a bag's ``padding_idx``, weights tied to something else, float64 tables,
-    rows that are not finite, subclasses, modules with hooks, and the model
-    itself. ``padding_idx`` of an ``nn.Embedding`` only concerns its gradient.
+    A module at several paths is replaced once, at all of them. A parameter that several tables
+    share is stored once. The following are left unchanged, and the report says why: tables with
+    ``max_norm`` (it changes rows when they are read), with mode "max" or with weights that are tied
+    to a module that stays, bags with a ``padding_idx``, float64 tables, tables with rows that are
+    not finite, subclasses, modules with hooks, and the model itself. The ``padding_idx`` of an
+    ``nn.Embedding`` is no obstacle, because it only affects the gradient.
 
     Args:
         model: any module.
         bits: 8 or 4.
 
     Returns:
-        The report: ``rows``, ``replaced``, ``left``, ``bytes_before``, ``bytes_after``,
-        ``max_error``; ``print(report)`` shows a table.
+        The report, with ``rows``, ``replaced``, ``left``, ``bytes_before``, ``bytes_after`` and
+        ``max_error``. ``print(report)`` shows it as a table.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -169,17 +171,17 @@ def _quantized(module: nn.Module, is_model: bool, bits: int) -> nn.Module:
         raise Leave(f"it is the model itself: use {twin.__name__}.from_float")
     refuse_hooks(module)
     if getattr(module, "max_norm", None) is not None:
-        raise Leave("max_norm changes rows as they are read")
+        raise Leave("max_norm changes rows when they are read")
     if isinstance(module, nn.EmbeddingBag) and module.padding_idx is not None:
-        raise Leave("padding_idx of a bag: leave padding out of the bags instead")
+        raise Leave("it has a padding_idx: leave padding out of the bags instead")
     if getattr(module, "mode", "sum") == "max":
-        raise Leave("mode 'max'; 'sum' and 'mean' are there")
+        raise Leave("mode 'max' is not supported, only 'sum' and 'mean'")
     dtypes = {getattr(module, name).dtype for name in table_names(module)}
     if not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
         kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise Leave(f"its rows are {kinds}, whose precision sums of quantized rows do not have")
+        raise Leave(f"its rows are {kinds}: wanted float32, float16 or bfloat16")
     if any(getattr(module, name).is_meta for name in table_names(module)):
-        raise Leave("it is on the meta device: there are no values")
+        raise Leave("it is on the meta device and has no values")
     try:
         return twin.from_float(module, bits).train(module.training)
     except ValueError as error:  # a row that is not finite
@@ -187,7 +189,7 @@ def _quantized(module: nn.Module, is_model: bool, bits: int) -> nn.Module:
 
 
 def _users(modules: Iterable[Found]) -> dict[Tensor, list[tuple[nn.Module, tuple[str, ...]]]]:
-    """The modules that hold each parameter, and its paths there."""
+    """The modules that hold each parameter, and the parameter's paths in them."""
     users: dict[Tensor, list[tuple[nn.Module, tuple[str, ...]]]] = {}
     for found in modules:
         for name, parameter in found.module._parameters.items():
@@ -202,7 +204,7 @@ def _leave_tied(
     reasons: dict[nn.Module, str],
     users: dict[Tensor, list[tuple[nn.Module, tuple[str, ...]]]],
 ) -> None:
-    """Leave a table that something which stays uses too; store a shared one once."""
+    """Leave tables that a module which stays also uses, and store shared tables once."""
     left = -1
     while left != len(reasons):  # a module that is left may tie another
         left = len(reasons)
@@ -252,7 +254,7 @@ def _report(
 
 def _largest_error(weight: Tensor, packed: Tensor, bits: int) -> tuple[float, int]:
     """The largest difference to the dequantized table, and its row."""
-    # Unpacked whole: where a row's scale lies depends on the number of rows.
+    # The whole table is unpacked, because the place of a row's scale depends on the number of rows.
     codes, scale, mid = unpack_rows(packed, weight.shape[1], bits)
     worst, row = 0.0, 0
     for start in range(0, len(weight), CHUNK):

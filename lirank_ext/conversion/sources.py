@@ -1,7 +1,8 @@
-"""The types that ``swap`` knows and what becomes of each: ours, TorchRec, FuxiCTR, DeepCTR-Torch.
+"""The module types that ``swap`` knows, and how each of them is converted.
 
-Types of other packages go by package and class name, so that none is imported here. Their
-parameters are handed on as they are: optimizers and frozen layers notice nothing.
+They come from this package, TorchRec, FuxiCTR and DeepCTR-Torch. Types of other packages are
+recognized by package and class name, so none of them is imported here. The new modules hold the
+same parameter objects, so optimizers and frozen layers are not affected.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from .surgery import Leave
 
 Convert = Callable[[nn.Module], nn.Module]
 
-# Reference module to its fast twin. The two have the same parameters and attributes, so that the
-# class is all that changes.
+# Maps a reference module to its fast twin. Both have the same parameters and attributes, so only
+# the class changes.
 TWINS: dict[type[nn.Module], type[nn.Module]] = {
     ReferenceLowRankCross: LowRankCross,
     ReferenceAttentionCross: AttentionCross,
@@ -44,12 +45,12 @@ ELEMENTWISE = (
 )
 ELEMENTWISE_MODULES = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU)
 
-# What a user may well expect to be replaced, by its name.
+# Names of types that a user may expect ``swap`` to replace.
 CANDIDATE = re.compile(r"cross_?(net|layer)|dcn|low_?rank|isotonic|hash\w*embedding", re.I)
 
 
 def name_of(module: nn.Module) -> str:
-    """A type of another package by package and class, whatever file a version keeps it in."""
+    """Package and class of a module's type, without the file, which may differ by version."""
     return _name(type(module))
 
 
@@ -58,7 +59,7 @@ def _name(kind: type) -> str:
 
 
 def known_base(module: nn.Module, user_types: tuple[type, ...]) -> type | None:
-    """The known type that the module's own type derives from."""
+    """The known type that the module's type derives from, or None."""
     for kind in type(module).__mro__[1:]:
         if kind in TWINS or kind in user_types or _name(kind) in FOREIGN:
             return kind
@@ -67,7 +68,7 @@ def known_base(module: nn.Module, user_types: tuple[type, ...]) -> type | None:
 
 def _expect(fits: bool, what: str) -> None:
     if not fits:
-        raise Leave(f"this version of it has other parameters than expected: {what}")
+        raise Leave(f"its parameters differ from those that swap expects: {what}")
 
 
 def _stack(module: nn.Module, name: str, dims: int) -> list[Tensor]:
@@ -86,7 +87,7 @@ def _low_rank(module: nn.Module) -> nn.Module:
     dim, rank = w[0].shape
     for tensors, shape in ((w, (dim, rank)), (v, (rank, dim)), (bias, (dim,))):
         _expect(len(tensors) == len(w) and all(t.shape == shape for t in tensors), f"{shape}")
-    with torch.device("meta"):  # neither memory nor random numbers
+    with torch.device("meta"):  # takes no memory and draws no random numbers
         net = LowRankCrossNet(dim, rank, len(w))
     for layer, *tensors in zip(net.layers, v, w, bias, strict=True):
         layer.v, layer.u, layer.bias = tensors
@@ -94,7 +95,7 @@ def _low_rank(module: nn.Module) -> nn.Module:
 
 
 def _full_rank(module: nn.Module) -> nn.Module:
-    """TorchRec's CrossNet and DeepCTR-Torch's: kernels (d, d), bias (d, 1)."""
+    """TorchRec's and DeepCTR-Torch's CrossNet: kernels (d, d), bias (d, 1)."""
     if getattr(module, "parameterization", "matrix") == "vector":
         raise Leave("its kernels are vectors and its bias is outside the product (DCN-V1)")
     kernels, bias = _stack(module, "kernels", 2), _stack(module, "bias", 2)
@@ -134,7 +135,7 @@ def _mixture(module: nn.Module) -> nn.Module:
 
 
 def _hand_over(net: nn.Module, **held: nn.Module | nn.Parameter) -> nn.Module:
-    """Put the parameters of the source where the new net has lists of its own."""
+    """Replace the new net's parameter lists by those of the source."""
     for name, value in held.items():
         delattr(net, name)
         setattr(net, name, value)
@@ -142,7 +143,7 @@ def _hand_over(net: nn.Module, **held: nn.Module | nn.Parameter) -> nn.Module:
 
 
 def _already_fast(module: nn.Module) -> nn.Module:
-    raise Leave("its layers have whole matrices and one product each: nothing here is faster")
+    raise Leave("its layers are one matrix product each, and nothing here is faster")
 
 
 def _vector(module: nn.Module) -> nn.Module:

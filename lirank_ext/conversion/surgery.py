@@ -1,4 +1,4 @@
-"""What ``swap`` and ``quantize`` share: finding modules by path and exchanging them."""
+"""Finds the modules of a model by path and exchanges them, for ``swap`` and ``quantize``."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ HOOKS = (
 
 
 class Leave(Exception):
-    """A module stays as it is; the message says why."""
+    """Raised to leave a module as it is. The message says why."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A module of a model and every path that leads to it; the model itself has the path ""."""
+    """A module of a model and every path that leads to it. The model itself has the path ""."""
 
     module: nn.Module
     paths: tuple[str, ...]
 
 
 def find(model: nn.Module) -> list[Found]:
-    """Every module once, parents before their children, with all its paths."""
+    """List every module once, with all its paths. Parents come before their children."""
     paths: dict[nn.Module, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(path)
@@ -40,27 +40,30 @@ def find(model: nn.Module) -> list[Found]:
 
 
 def exchange(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Put ``new[module]`` wherever ``module`` stood below ``model``."""
+    """Replace ``module`` by ``new[module]`` everywhere in ``model``."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:
-                # Not setattr: a container such as ParameterList has its own, and the child's
-                # place in the order stays.
+                # Not setattr, because containers such as ParameterList define their own. This also
+                # preserves the order of the children.
                 parent._modules[name] = new[child]
 
 
 def refuse_hooks(module: nn.Module) -> None:
-    """Leave a module with hooks alone: they hold what is about to go."""
+    """Leave a module that has hooks, because they refer to the module that would be replaced."""
     for path, inner in module.named_modules():
         for kind in HOOKS:
-            # A ParameterList and the like have none of their own; a pruned module has.
+            # Pruning adds such hooks. Some containers do not have every attribute.
             if getattr(inner, kind, None):
                 where = f" (in '{path}')" if path else ""
                 raise Leave(f"it has {kind.strip('_').replace('_', ' ')}{where}; remove them first")
 
 
 def type_name(module: nn.Module | type) -> str:
-    """The class with its package: ``torchrec.LowRankCrossNet``; plain for torch's and ours."""
+    """The class with its package, as in ``torchrec.LowRankCrossNet``.
+
+    Classes of torch and of this package have no prefix.
+    """
     kind = module if isinstance(module, type) else type(module)
     package, name = kind.__module__.split(".")[0], kind.__qualname__.rpartition(".")[2]
     return name if package in ("torch", "lirank_ext") else f"{package}.{name}"

@@ -1,4 +1,4 @@
-"""``lirank_ext.swap``: replace modules by their faster equals, in place."""
+"""``lirank_ext.swap`` replaces modules by faster equivalents, in place."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ _registered: dict[type[nn.Module], Convert] = {}
 
 @dataclass(frozen=True)
 class SwapRow:
-    """One module that ``swap`` replaced, or left though it looks like a candidate.
+    """One module that ``swap`` replaced, or a candidate that it left.
 
     Attributes:
-        paths: where it stands in the model; several for a shared module, "" for the model.
-        source: its type.
-        target: the type it has now, or None where it was left.
-        reason: why it was left, or what to know of a replacement; may be empty.
+        paths: paths of the module in the model. A shared module has several. The model itself has
+            the path "".
+        source: type of the module.
+        target: type of the module after the call, or None if it was left.
+        reason: why the module was left, or a note about the replacement. It may be empty.
     """
 
     paths: tuple[str, ...]
@@ -39,7 +40,7 @@ class SwapRow:
 
 @dataclass(frozen=True)
 class SwapReport:
-    """What ``swap`` did, or would do; prints as a table."""
+    """What ``swap`` did, or would do in a dry run. It prints as a table."""
 
     rows: tuple[SwapRow, ...]
     dry_run: bool = False
@@ -65,33 +66,34 @@ class SwapReport:
 
 
 def swap(model: nn.Module, dry_run: bool = False) -> SwapReport:
-    """Replace, in place, every module of a model that has a faster equal here.
+    """Replace every module of a model that has a faster equivalent here, in place.
 
-    - this package's ``Reference*`` modules: the object stays and its class changes, so that
-      parameters, hooks and other references to it keep working, the model itself included;
+    - This package's ``Reference*`` modules: the object stays and only its class changes, so
+      parameters, hooks and other references to it keep working. This works for the model itself
+      too.
     - TorchRec ``LowRankCrossNet``, ``LowRankMixtureCrossNet`` and ``CrossNet``, FuxiCTR
       ``CrossNetMix``, DeepCTR-Torch ``CrossNetMix`` and ``CrossNet(parameterization="matrix")``:
-      a module of ``lirank_ext.nn`` that holds the same parameters. Keys of the state dict
-      change. ``CrossNetMix`` drops the batch axis of a single row; its replacement keeps it;
-    - your own types, through ``swap.register(source_type, convert)``.
+      they become a module of ``lirank_ext.nn`` that holds the same parameters. The keys of the
+      state dict change. ``CrossNetMix`` drops the batch axis of a single row, its replacement does
+      not.
+    - Your own types, once you call ``swap.register(source_type, convert)``.
 
-    Outputs agree to float32 rounding. Optimizers keep working, as parameters are the same
-    objects; training or evaluation mode, ``requires_grad``, device and dtype stay. A module at
-    several paths is replaced once, at all of them. Subclasses of a known type are left, as
-    their forward may differ, and so are modules with hooks that a new object would lose.
+    Outputs agree up to float32 rounding. Optimizers keep working, because the parameters are the
+    same objects. Training mode, ``requires_grad``, device and dtype do not change. A module at
+    several paths is replaced once, at all of them. Subclasses of a known type are left, because
+    their forward may differ. Modules with hooks are left too, because a new object would lose them.
 
     Args:
         model: any module.
-        dry_run: report what would be replaced, and change nothing. The ``convert`` functions
-            do run.
+        dry_run: report what would be replaced, but change nothing. The ``convert`` functions do
+            run.
 
     Returns:
-        The report: ``rows``, ``replaced``, ``left``; ``print(report)`` shows a table.
+        The report, with ``rows``, ``replaced`` and ``left``. ``print(report)`` shows it as a table.
 
     Raises:
-        TypeError: ``model`` is not a module, or a ``convert`` returned something else.
-        RuntimeError: a ``convert`` failed; the message names the module and the model is
-            unchanged.
+        TypeError: ``model`` is not a module, or a ``convert`` did not return a module.
+        RuntimeError: a ``convert`` failed. The message names the module. The model is unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"swap: model: wanted a torch.nn.Module, got {type(model).__name__}")
@@ -114,10 +116,10 @@ def swap(model: nn.Module, dry_run: bool = False) -> SwapReport:
 
 
 def use_references(model: nn.Module) -> nn.Module:
-    """Undo :func:`swap` for this package's modules: the eager PyTorch layers compute again.
+    """Undo :func:`swap` for this package's modules, so that the eager PyTorch layers run again.
 
     Args:
-        model: changed in place; its parameters stay the same objects.
+        model: the model to change in place. Its parameters stay the same objects.
 
     Returns:
         The model.
@@ -131,7 +133,7 @@ def use_references(model: nn.Module) -> nn.Module:
 def register(
     source_type: type[nn.Module], convert: Convert | None = None
 ) -> Convert | Callable[[Convert], Convert]:
-    """Teach ``swap`` a type: ``swap.register(MyCross, convert)``, or as a decorator::
+    """Add a type to ``swap``, by ``swap.register(MyCross, convert)`` or as a decorator::
 
         @lirank_ext.swap.register(MyCross)
         def convert(module):
@@ -139,19 +141,19 @@ def register(
             made.v, made.u, made.bias = module.down, module.up, module.bias
             return made
 
-    Hand parameters on as they are where shapes match: an optimizer made before keeps working.
+    Pass on the parameter objects where shapes match, so that an existing optimizer keeps working.
     ``convert`` must not change the module it is given. It may ``raise swap.Leave("why")``.
-    A type registered again takes the new function; subclasses are not included.
+    Registering a type again replaces its function. Subclasses are not included.
 
     Args:
         source_type: the module type to replace.
-        convert: from a module of that type to its replacement.
+        convert: a function from a module of that type to its replacement.
 
     Returns:
         ``convert``, or the decorator.
 
     Raises:
-        TypeError: ``source_type`` is not a module type or ``convert`` cannot be called.
+        TypeError: ``source_type`` is not a module type, or ``convert`` is not callable.
     """
     if not (isinstance(source_type, type) and issubclass(source_type, nn.Module)):
         raise TypeError(
@@ -175,7 +177,7 @@ def _plan(
     new: dict[nn.Module, nn.Module],
     classes: dict[nn.Module, type[nn.Module]],
 ) -> SwapRow | None:
-    """Decide on one module; None where it is no candidate."""
+    """Decide what to do with one module. The result is None if it is not a candidate."""
     module, source = found.module, type_name(found.module)
     convert = _registered.get(type(module))
     kind = TWINS.get(type(module)) if convert is None else None
@@ -188,7 +190,7 @@ def _plan(
             _leave_candidate(module, is_model=module is model)
             return None
         if module is model:
-            raise Leave("it is the model itself, which only its owner can replace: wrap it")
+            raise Leave("it is the model itself, which swap cannot replace: wrap it in a module")
         refuse_hooks(module)
         made = _converted(module, convert, found.paths[0])
     except Leave as reason:
@@ -197,7 +199,7 @@ def _plan(
     kept = set(map(id, made.parameters()))
     same = all(id(p) in kept for p in module.parameters())
     note = NOTES.get(name_of(module), "")
-    note = note if same else "it has other parameters: hand them to the optimizer again"
+    note = note if same else "it has new parameters: pass them to the optimizer again"
     return SwapRow(found.paths, source, type_name(made), note)
 
 
@@ -222,7 +224,7 @@ def _converted(module: nn.Module, convert: Convert, path: str) -> nn.Module:
 def _settled(source: nn.Module, made: nn.Module) -> nn.Module:
     """Give a new module the mode, device, dtype and frozen state of its source."""
     if source in set(made.modules()):
-        raise Leave("its convert returned it, or a module that holds it")
+        raise Leave("its convert returned the module itself, or a module that contains it")
     made.train(source.training)
     held = {id(p) for p in source.parameters()}
     example = next((p for p in source.parameters() if p.is_floating_point()), None)
@@ -239,11 +241,11 @@ def _settled(source: nn.Module, made: nn.Module) -> nn.Module:
 
 
 def _leave_candidate(module: nn.Module, is_model: bool) -> None:
-    """Say why a module that looks like a source stays; nothing where it does not."""
+    """Raise ``Leave`` with the reason if a module looks like a candidate, otherwise do nothing."""
     base = known_base(module, tuple(_registered))
     if base is not None:
-        raise Leave(f"a subclass of {type_name(base)}, whose forward may differ: swap.register")
+        raise Leave(f"a subclass of {type_name(base)}, whose forward may differ: use swap.register")
     kind = type(module)
     other = kind.__module__.split(".")[0] not in ("torch", "lirank_ext") and not is_model
     if other and CANDIDATE.search(kind.__qualname__):
-        raise Leave("not a type that swap knows: swap.register(type, convert) adds it")
+        raise Leave("swap does not know this type: add it with swap.register(type, convert)")

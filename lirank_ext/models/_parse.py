@@ -1,4 +1,4 @@
-"""Dataclasses from plain YAML values, with refusals that name the key."""
+"""Builds dataclasses from plain YAML values. Errors name the key."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot be used; the message is one sentence naming the key."""
+    """A configuration that cannot be used. The message is one sentence that names the key."""
 
 
 def parse(kind: type[T], data: Any, where: str = "") -> T:
     """Build a dataclass from nested dicts and lists.
 
-    A class with a ``name`` field also takes the name alone: ``user`` for ``{name: user}``.
+    A class with a ``name`` field also accepts just the name: ``user`` means ``{name: user}``.
 
     Args:
         kind: the dataclass.
-        data: what YAML gave.
+        data: the value that was read from YAML.
         where: the key of ``data``, for messages.
 
     Raises:
@@ -41,7 +41,7 @@ def parse(kind: type[T], data: Any, where: str = "") -> T:
     values = {}
     for key, value in data.items():
         if key not in fields:
-            hint = did_you_mean(key, fields) or f"; there are: {', '.join(fields)}"
+            hint = did_you_mean(key, fields) or f"; known keys: {', '.join(fields)}"
             raise ConfigError(f"unknown key '{_join(where, key)}'{hint}")
         values[key] = _value(hints[key], value, _join(where, key))
     for name, field in fields.items():
@@ -66,7 +66,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return None
         return _value(next(i for i in inner if i is not type(None)), value, where)
     if origin is typing.Literal:
-        if isinstance(value, bool):  # what YAML makes of a bare on or off
+        if isinstance(value, bool):  # YAML reads a bare on or off as a bool
             value = "on" if value else "off"
         if value not in inner:
             hint = did_you_mean(value, map(str, inner))
@@ -87,7 +87,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _plain(hint: type, value: Any, where: str) -> Any:
-    """bool, int, float or str; a whole number is a float, and so is YAML's text ``1e-3``."""
+    """Check a bool, int, float or str.
+
+    A whole number is accepted as a float, and so is ``1e-3``, which YAML reads as text.
+    """
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)
@@ -102,7 +105,7 @@ def _plain(hint: type, value: Any, where: str) -> Any:
 def refuse_twice(what: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"{what}: '{name}' is there more than once")
+            raise ConfigError(f"{what}: '{name}' occurs more than once")
 
 
 def check_at_least(least: float, **values: float | None) -> None:
@@ -123,17 +126,17 @@ def refuse_unknown(where: str, what: str, name: str, known: Sequence[str]) -> No
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
+    """Read the keys and values of a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or holds something else.
+        ConfigError: the file cannot be read, is not YAML, or does not hold keys and values.
     """
     import yaml
 
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except RecursionError as error:
-        raise ConfigError(f"{path}: too many levels of brackets") from error
+        raise ConfigError(f"{path}: nested too deeply") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
@@ -147,7 +150,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def override(data: dict, key: str, text: str) -> None:
-    """Set ``a.b.c`` in nested dicts to a value written as in YAML.
+    """Set ``a.b.c`` in nested dicts to a value given as YAML text.
 
     Raises:
         ConfigError: a part of the key holds a plain value, or the text is not YAML.

@@ -1,4 +1,4 @@
-"""Parts of a LiRank model that a configuration switches on and off."""
+"""The parts of a LiRank model that a configuration switches on and off."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_table(block: Embedding, table: str) -> HashedEmbeddingBag:
 
 
 class CrossStack(nn.Module):
-    """Cross layers of one kind, one after the other."""
+    """Cross layers of one kind, applied one after the other."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class CrossStack(nn.Module):
 
 
 def make_cross(width: int, block: Cross) -> nn.Module | None:
-    """The stacks that are on, for an input of this width; None for none."""
-    # A rank above the width costs more than a full matrix and adds nothing.
+    """The enabled cross stacks for an input of this width, or None if there are none."""
+    # A rank above the width costs more than a full matrix and gains nothing.
     rank = min(block.rank, width)
     attention_rank = min(block.attention_rank or block.rank, width)
     attention_rank -= attention_rank % block.token_dim
@@ -59,7 +59,7 @@ def make_cross(width: int, block: Cross) -> nn.Module | None:
 
 
 class Interactions(nn.Module):
-    """Cross net and gated MLP side by side on one input; the input itself where both are off."""
+    """A cross net and a gated MLP on the same input, or the input itself if both are off."""
 
     def __init__(self, width: int, cross: Cross, mlp: MLP) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Interactions(nn.Module):
 
 
 class SharedHead(nn.Module):
-    """One set of interactions for all tasks, then a multi-task head."""
+    """One :class:`Interactions` for all tasks, then a multi-task head."""
 
     def __init__(
         self, width: int, groups: list[list[int]], cross: Cross, mlp: MLP, head: Head
@@ -111,7 +111,7 @@ def make_head(width: int, groups: list[list[int]], head: Head) -> nn.Module:
 
 
 class SeparateHead(nn.Module):
-    """Interactions and a tower of its own for every group of tasks."""
+    """Separate :class:`Interactions` and a separate tower for every group of tasks."""
 
     column: Tensor
 
@@ -137,13 +137,14 @@ class SeparateHead(nn.Module):
 
 
 class HistoryFeature(nn.Module):
-    """Past items, looked up in the candidate's table, encoded beside the candidate."""
+    """Encodes past items together with the candidate. Items are looked up in its table."""
 
     def __init__(self, block: HistoryBlock, dim: int, has_actions: bool) -> None:
         super().__init__()
         action_dim = block.action_dim if has_actions else 1
         fused = 2 * dim + action_dim
-        # The heads must divide the width: a linear map to the next multiple where they don't.
+        # The heads must divide the width. If they do not, the steps are projected to the next
+        # multiple.
         width = block.width or -(-fused // block.num_heads) * block.num_heads
         self.actions = (
             HashedEmbeddingBag(action_dim, 1000, 1, prehashed=True) if has_actions else None
@@ -181,6 +182,6 @@ class HistoryFeature(nn.Module):
 
 
 def look_up(table: HashedEmbeddingBag, ids: Tensor) -> Tensor:
-    """(B, L) hashes -> (B, L, dim): every id a bag of its own."""
+    """(B, L) hashes -> (B, L, dim). Every id is a bag of its own."""
     offsets = torch.arange(ids.numel(), device=ids.device)
     return table(ids.reshape(-1), offsets).unflatten(0, ids.shape)

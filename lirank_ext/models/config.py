@@ -1,7 +1,7 @@
-"""The blocks that a LiRank model is made of.
+"""The configuration of a LiRank model, one dataclass for each of its blocks.
 
-The paper leaves many numbers open; each is a field with a default, and the docstrings say which
-are the paper's. Every block can be switched off, so that an ablation is a configuration.
+The paper leaves many numbers open. Each of them is a field with a default, and the docstrings say
+which defaults are the paper's. Every block can be switched off, so an ablation is a configuration.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from .schema import Schema
 
 @dataclass
 class Table:
-    """Size of a hashed table: rows are ``ceil(num_buckets / num_remainders) + num_remainders``,
-    twice. None takes that of :class:`Embedding`."""
+    """Size of a hashed table, ``2 * (ceil(num_buckets / num_remainders) + num_remainders)`` rows.
+
+    None takes the value of :class:`Embedding`.
+    """
 
     num_buckets: int | None = None
     num_remainders: int | None = None
@@ -27,19 +29,20 @@ class Table:
 
 @dataclass
 class Embedding:
-    """Hashed ids. The paper: width 30, a compression of 1000, sums.
+    """Embeddings of hashed ids. The paper uses width 30, a compression of 1000 and sums.
 
     Attributes:
-        enabled: False drops every id, and the histories with them.
+        enabled: False drops every id, and with them the histories.
         dim: width of an embedding.
-        num_buckets, num_remainders: of a table; with the paper's 2^32 buckets a table of width
+        num_buckets, num_remainders: size of a table. With the paper's 2^32 buckets a table of width
             30 takes 1 GB, so the default is smaller (a free choice).
         mode: how the ids of a cell are pooled.
-        dropout: probability of dropping a whole column in training, so that none is relied on
-            alone (a free choice).
-        init_norm: of an id's embedding before training, about (a free choice). An id that was
-            not trained on keeps it: at 1 it speaks as loudly as a known one.
-        tables: sizes of tables of their own.
+        dropout: probability of dropping a whole column in training, so that the model does not
+            depend on a single column (a free choice).
+        init_norm: approximate norm of an id's embedding before training (a free choice). An id that
+            training never sees keeps it. With a norm of 1, such an id contributes as much as a
+            trained one.
+        tables: sizes of individual tables, by name.
     """
 
     enabled: bool = True
@@ -61,7 +64,7 @@ class Embedding:
 
 @dataclass
 class Numeric:
-    """Numeric columns. The paper: batch norm."""
+    """Numeric columns. The paper uses batch norm."""
 
     enabled: bool = True
     batch_norm: bool = True
@@ -69,12 +72,12 @@ class Numeric:
 
 @dataclass
 class Cross:
-    """Residual DCN. The paper: two layers, two stacks in parallel; the rest is free.
+    """Residual DCN. The paper uses two layers and two parallel stacks. The rest is a free choice.
 
     Attributes:
-        low_rank, attention: which stacks there are; none of both is no cross net.
-        rank: width between the low-rank maps, cut to the input's where that is smaller.
-        merge: of both stacks.
+        low_rank, attention: which stacks to build. If both are False there is no cross net.
+        rank: width between the low-rank maps, at most the width of the input.
+        merge: how the outputs of both stacks are merged.
         num_layers, attention_rank, temperature, learn_temperature, token_dim, skip: as in
             :class:`lirank_ext.nn.ResidualCrossNet`.
     """
@@ -97,7 +100,7 @@ class Cross:
 
 @dataclass
 class MLP:
-    """Gated MLP beside the cross net. The paper's base: four layers of 100."""
+    """Gated MLP, parallel to the cross net. The paper's base model has four layers of 100."""
 
     enabled: bool = True
     dims: list[int] = field(default_factory=lambda: [100] * 4)
@@ -113,11 +116,12 @@ class MLP:
 
 @dataclass
 class HistoryBlock:
-    """Encoder of histories. The paper: two layers, the last five steps, up to 100.
+    """Encoder of histories. The paper uses two layers, the last five steps and up to 100 steps.
 
     Attributes:
-        action_dim: width of an action's embedding (free); 1 where a history has no actions.
-        width: project the steps to this width, which num_heads must divide; None keeps the sum
+        action_dim: width of an action's embedding (a free choice). It is 1 for a history without
+            actions.
+        width: project the steps to this width, which num_heads must divide. None keeps the sum
             of the three embeddings, rounded up to a multiple of num_heads.
         num_layers, num_heads, last, max_len, feed_forward, dropout, positions: as in
             :class:`lirank_ext.nn.HistoryEncoder`.
@@ -147,18 +151,20 @@ class HistoryBlock:
 
 @dataclass
 class Head:
-    """From interactions to a logit per task. The paper compares all four kinds.
+    """Maps the interactions to a logit per task. The paper compares all four kinds.
 
     Attributes:
-        kind: "hard" a tower per task; "grouped" a tower per group; "mmoe"; "ple".
-        interactions: "shared" has one cross net and MLP for all tasks, "per_tower" one for each
-            tower, as Ads and Jobs have ("hard" and "grouped" alone).
-        groups: names of the tasks of each group; None: one group per task.
-        shared_dims: of a bottom below the towers ("hard" and "grouped", "shared").
-        tower_dims: hidden widths of a tower; [] is a linear one.
-        gate, batch_norm, dropout: of towers and experts.
-        expert_dims, num_experts, num_layers, num_own_experts, num_shared_experts: of "mmoe" and
-            "ple".
+        kind: "hard" has a tower per task, "grouped" a tower per group of tasks. "mmoe" and "ple"
+            mix experts.
+        interactions: "shared" has one cross net and one MLP for all tasks. "per_tower" has both for
+            each tower, as Ads and Jobs do, and is only possible with "hard" and "grouped".
+        groups: names of the tasks of each group. None makes one group per task.
+        shared_dims: widths of the layers that the towers share. They need "hard" or "grouped", and
+            "shared" interactions.
+        tower_dims: hidden widths of a tower. With [] a tower is a linear layer.
+        gate, batch_norm, dropout: options of towers and experts.
+        expert_dims, num_experts, num_layers, num_own_experts, num_shared_experts: options of "mmoe"
+            and "ple".
     """
 
     kind: Literal["hard", "grouped", "mmoe", "ple"] = "hard"
@@ -179,20 +185,20 @@ class Head:
         check_share(dropout=self.dropout)
         if self.interactions == "per_tower" and self.kind in ("mmoe", "ple"):
             raise ConfigError(
-                f"interactions: 'per_tower' goes with 'hard' or 'grouped', not with '{self.kind}'"
+                f"interactions: 'per_tower' needs kind 'hard' or 'grouped', got '{self.kind}'"
             )
         if self.shared_dims and self.interactions == "per_tower":
-            raise ConfigError("shared_dims: towers with interactions of their own share no layer")
+            raise ConfigError(f"shared_dims: wanted [] with 'per_tower', got {self.shared_dims}")
 
 
 @dataclass
 class Calibration:
-    """Isotonic calibration of every logit. Range and step are free.
+    """Isotonic calibration of every logit. Range and step are free choices.
 
     Attributes:
-        lower, upper, step: of the buckets, in logit units.
-        columns: categorical columns whose embeddings shift the buckets' weights (the paper's
-            e_i: device, channel...).
+        lower, upper, step: range and width of the buckets, in logit units.
+        columns: categorical columns whose embeddings shift the buckets' weights. They are the
+            paper's e_i, such as device or channel.
     """
 
     enabled: bool = True
@@ -204,7 +210,8 @@ class Calibration:
 
 @dataclass
 class Popularity:
-    """Random effects of the popularity column, fitted after training; see ``RandomEffect``."""
+    """Random effects of the popularity column. They are fitted after training; see
+    :class:`lirank_ext.nn.RandomEffect`."""
 
     enabled: bool = True
     l2: float = 1.0
@@ -216,7 +223,8 @@ class Popularity:
 
 @dataclass
 class Explore:
-    """A posterior of each task's last layer, for Thompson sampling; see ``NeuralLinear``."""
+    """A posterior of each task's last layer, for Thompson sampling; see
+    :class:`lirank_ext.nn.NeuralLinear`."""
 
     enabled: bool = False
     prior_precision: float = 1.0
@@ -227,7 +235,7 @@ class LiRankConfig:
     """Columns and blocks of a :class:`lirank_ext.models.LiRank`.
 
     Raises:
-        ConfigError: parts do not fit together.
+        ConfigError: a block names a column, table or task that the schema does not have.
     """
 
     schema: Schema = field(default_factory=Schema)
@@ -240,7 +248,8 @@ class LiRankConfig:
     calibration: Calibration = field(default_factory=Calibration)
     popularity: Popularity = field(default_factory=Popularity)
     explore: Explore = field(default_factory=Explore)
-    # One of the paper's models, by name; ``presets.py``, which builds them of this class, sets it.
+    # Returns one of the paper's models by name. ``presets.py`` sets it, because the presets are
+    # built from this class.
     preset: ClassVar[Callable[..., LiRankConfig]]
 
     def __post_init__(self) -> None:
@@ -265,24 +274,24 @@ class LiRankConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LiRankConfig:
-        """From nested dicts, as YAML gives them.
+        """Build a configuration from nested dicts, as YAML gives them.
 
         Raises:
-            ConfigError: a key is unknown (with the nearest one), a value of the wrong type, or
-                parts do not fit together.
+            ConfigError: a key is unknown (the message suggests the nearest one), a value has the
+                wrong type, or a block names something that the schema does not have.
         """
         return parse(cls, data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dicts that :meth:`from_dict` takes back."""
+        """Return nested dicts that :meth:`from_dict` accepts."""
         return dataclasses.asdict(self)
 
     @classmethod
     def load(cls, path: str | Path) -> LiRankConfig:
-        """From a YAML file.
+        """Read a configuration from a YAML file.
 
         Raises:
-            ConfigError: as :meth:`from_dict`, or the file cannot be read.
+            ConfigError: as in :meth:`from_dict`, or the file cannot be read.
         """
         try:
             return cls.from_dict(read_yaml(path))
@@ -291,7 +300,7 @@ class LiRankConfig:
             raise ConfigError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
     def save(self, path: str | Path) -> None:
-        """As a YAML file."""
+        """Write the configuration to a YAML file."""
         import yaml
 
         Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")

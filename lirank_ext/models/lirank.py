@@ -1,4 +1,4 @@
-"""The LiRank ranker: one module that a configuration turns into Feed, Jobs or Ads."""
+"""The LiRank ranker, one module that a configuration turns into the Feed, Jobs or Ads model."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ Features = Mapping[str, Tensor]
 class LiRank(nn.Module):
     """Predicts every task of a row from numbers, hashed ids and histories.
 
-    Numbers (batch norm) ‖ pooled embeddings of the hashed ids ‖ encoded histories are the input
-    of a cross net (low rank and attention in parallel) and a gated MLP side by side; their
-    results go through the towers to a logit per task, to which a random effect of the popularity
-    column is added; an isotonic layer calibrates it. The paper names these parts; their order is
-    only in its figure 8, and this one is a reconstruction.
+    The input is the concatenation of numbers (after batch norm), pooled embeddings of the hashed
+    ids, and encoded histories. A cross net (low rank and attention in parallel) and a gated MLP
+    both read it. Towers map their outputs to a logit per task. A random effect of the popularity
+    column is added to each logit, and an isotonic layer calibrates the sum. The paper names these
+    parts, but shows their order only in its figure 8. The order here is a reconstruction.
 
-    Features are a dictionary of tensors, as ``lirank_ext.training`` makes them of a file:
+    Features are a dictionary of tensors, as ``lirank_ext.data`` makes them from a file:
 
     ==========================  =============================================================
     ``numeric``                 (B, columns) float, NaN where missing
     ``ids/<table>``             (n,) int64 hashes of the bags of B rows times C columns
     ``offsets/<table>``         (B * C,) int64, column by column within a row
-    ``history/<name>/items``    (B, L) int64 hashes, newest first, padded behind
-    ``history/<name>/actions``  the same, where the history has actions
+    ``history/<name>/items``    (B, L) int64 hashes, newest first, padded at the end
+    ``history/<name>/actions``  the same, if the history has actions
     ``history/<name>/lengths``  (B,) int64
     ``popularity``              (B,) int64 hashes
     ==========================  =============================================================
 
     Args:
-        config: columns and blocks.
+        config: columns and blocks of the model.
 
     Raises:
-        ConfigError: no task, nothing to read, or a block is out of range.
+        ConfigError: there is no task or no column to read, or a value of a block is out of range.
 
     Source: LiRank (arXiv 2402.06859).
     """
@@ -92,13 +92,13 @@ class LiRank(nn.Module):
         self._build_corrections(config)
 
     def _groups(self, config: LiRankConfig) -> list[list[int]]:
-        """Task numbers of every tower."""
+        """The task numbers of every tower."""
         if config.head.kind != "grouped" or config.head.groups is None:
             return [[t] for t in range(len(self.task_names))]
         return [[self.task_names.index(name) for name in g] for g in config.head.groups]
 
     def _build_corrections(self, config: LiRankConfig) -> None:
-        """What comes after the logits: random effects, calibration, posteriors."""
+        """Build the random effects, the calibration and the posteriors."""
         self.effects = self.calibration = self.posteriors = None
         tasks = range(len(self.task_names))
         if config.popularity.enabled and config.schema.popularity:
@@ -115,10 +115,10 @@ class LiRank(nn.Module):
         if config.explore.enabled:
             precision = config.explore.prior_precision
             widths = [_last(self.head.towers[self._tower(t)]).in_features for t in tasks]
-            # One more than the tower's width: the intercept.
+            # One more than the tower's width, for the intercept.
             self.posteriors = nn.ModuleList(NeuralLinear(w + 1, 1, precision) for w in widths)
 
-        # What made the labels of these tasks; the model itself does not read it.
+        # The thresholds that made the labels of these tasks. The model does not read them.
         dwell = {t.name: t.dwell for t in config.schema.tasks if t.dwell is not None}
         self.dwell = nn.ModuleDict({_safe(n): make_dwell(d) for n, d in dwell.items()})
 
@@ -153,7 +153,7 @@ class LiRank(nn.Module):
         return pooled
 
     def _input(self, features: Features, bags: dict[str, Tensor]) -> Tensor:
-        """(B, input_dim): what the interactions read."""
+        """The input of the interactions, (B, input_dim)."""
         parts = []
         if self.config.numeric.enabled and self.config.schema.numeric:
             numbers = _get(features, "numeric")
@@ -177,7 +177,7 @@ class LiRank(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _place(self, column: str) -> tuple[str, int]:
-        """The table of a categorical column and its place among the table's columns."""
+        """The table of a categorical column, and its position among the table's columns."""
         for table, columns in self.columns.items():
             for place, known in enumerate(columns):
                 if known.name == column:
@@ -206,15 +206,15 @@ class LiRank(nn.Module):
 
     @torch.no_grad()
     def fit_popularity(self, logits: Tensor, ids: Tensor, labels: Tensor) -> None:
-        """Refit the random effects on the residual of the main model.
+        """Refit the random effects to the residual of the main model.
 
         Args:
-            logits: (n, T), as :meth:`logits` gives them.
+            logits: (n, T) results of :meth:`logits`.
             ids: (n,) hashes, the feature ``popularity``.
             labels: (n, T), 0 or 1.
 
         Raises:
-            RuntimeError: the block is off.
+            RuntimeError: the configuration has no popularity column, or the block is off.
         """
         if self.effects is None:
             raise RuntimeError("LiRank.fit_popularity: the configuration has no popularity column")
@@ -223,7 +223,7 @@ class LiRank(nn.Module):
 
     @torch.no_grad()
     def representations(self, features: Features) -> list[Tensor]:
-        """The input of the last layer of each task, with a constant 1: (B, width + 1) each."""
+        """The input of each task's last layer with a constant 1 appended, (B, width + 1) each."""
         caught: dict[int, Tensor] = {}
         hooks = [
             _last(tower).register_forward_pre_hook(
@@ -242,14 +242,14 @@ class LiRank(nn.Module):
 
     @torch.no_grad()
     def update_posteriors(self, features: Features, labels: Tensor) -> None:
-        """Add rows to the posteriors of the last layers; labels: (B, T), NaN where unknown."""
+        """Add rows to the posteriors of the last layers. Labels (B, T) are NaN where unknown."""
         for posterior, z, y in self._posteriors(features, labels.unbind(1)):
             known = y.isfinite()
             posterior.update(z[known], y[known].unsqueeze(1))
 
     @torch.no_grad()
     def explore(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
-        """Scores (B, T) by weights drawn from the posteriors: Thompson sampling."""
+        """Thompson sampling: scores (B, T) under weights drawn from the posteriors."""
         draws = self._posteriors(features, self.task_names)
         scores = [p(z, p.sample(generator=generator))[:, 0] for p, z, _ in draws]
         return torch.stack(scores, dim=1)
@@ -260,7 +260,7 @@ class LiRank(nn.Module):
         return zip(self.posteriors, self.representations(features), others, strict=True)
 
     def table_parameters(self) -> list[nn.Parameter]:
-        """The embedding tables, which a row-wise optimizer trains."""
+        """The embedding tables, for a row-wise optimizer."""
         tables = [*self.tables.values()]
         tables += [h.actions for h in self.histories.values() if h.actions is not None]
         return list(chain.from_iterable(table.parameters() for table in tables))
@@ -272,20 +272,20 @@ class LiRank(nn.Module):
 
 
 def make_dwell(block: Dwell) -> LongDwellLabels:
-    """The labels of a long dwell, not measured yet."""
-    # Without a column of clusters every row carries the same number.
+    """Make the long-dwell labels of a task. Their thresholds are not measured yet."""
+    # Without cluster columns every row gets the same cluster number.
     columns = max(1, len(block.clusters))
     return LongDwellLabels(block.quantile, columns, block.window, block.min_count)
 
 
 def _get(features: Features, key: str) -> Tensor:
     if key not in features:
-        refuse("LiRank", key, "a tensor", f"none (there are: {', '.join(features)})")
+        refuse("LiRank", key, "a tensor", f"none (given features: {', '.join(features)})")
     return features[key]
 
 
 def _safe(name: str) -> str:
-    """A name that nn.ModuleDict takes: no dots, and none of its own attributes."""
+    """A name that nn.ModuleDict accepts: without dots, and not one of its own attributes."""
     return "t_" + name.replace(".", "_dot_")
 
 

@@ -1,4 +1,4 @@
-"""The paper's three models. Column names are placeholders for what the paper lists."""
+"""The paper's three models. Column names are placeholders for the columns that the paper lists."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ JOBS_MATRICES = ("title", "skill", "company", "industry", "seniority")
 
 
 def feed() -> LiRankConfig:
-    """Feed: a click tower (click, long dwell) and a contribution tower, all on the same input.
+    """Feed: a click tower (click, long dwell) and a contribution tower on the same input.
 
-    The paper's: the six sparse columns over an actor and a hashtag table, width 30, the base MLP
-    of four layers of 100 with gates, two cross layers. Free: the ten dense columns, widths of
-    the towers, that the cross nets and the MLP stand below both towers.
+    From the paper: six sparse columns over an actor and a hashtag table, width 30, the base MLP of
+    four gated layers of 100, and two cross layers. Free choices: the ten dense columns, the widths
+    of the towers, and that both towers share the cross nets and the MLP.
     """
     bags = ("viewer_historical_actors", "actor_historical_actors")
     hashtags = ("viewer_hashtags", "actor_hashtags", "post_hashtags")
@@ -36,11 +36,11 @@ def feed() -> LiRankConfig:
 
 
 def jobs() -> LiRankConfig:
-    """Jobs: P(apply) and P(click), 40 columns through five shared matrices, a DCN per task.
+    """Jobs: P(apply) and P(click), with 40 columns in five shared tables and a DCN per task.
 
-    The paper's: the five matrices with quotient-remainder compression, a cross net of two layers
-    for each task, no gate (it gave nothing here). Free: that each matrix serves eight columns,
-    half the member's and half the job's.
+    From the paper: the five tables with quotient-remainder compression, a cross net of two layers
+    for each task, and no gate, because it did not help this model. Free choice: each table serves
+    eight columns, four of the member and four of the job.
     """
     categorical = [
         Categorical(f"{side}_{name}_{i}", name, name)
@@ -49,7 +49,7 @@ def jobs() -> LiRankConfig:
         for i in range(4)
     ]
     schema = Schema(categorical=categorical, tasks=[Task("apply"), Task("click")])
-    # Five times fewer rows than 100,000 buckets a matrix, as in the paper.
+    # A fifth as many rows as buckets, which are 100,000 per table, as in the paper.
     tables = {name: Table(100_000, 5) for name in JOBS_MATRICES}
     return LiRankConfig(
         schema,
@@ -62,10 +62,11 @@ def jobs() -> LiRankConfig:
 
 
 def ads() -> LiRankConfig:
-    """Ads: three heads of similar chargeable clicks, each with an MLP and a cross net of its own.
+    """Ads: three heads for similar chargeable clicks, each with its own MLP and cross net.
 
-    The paper's: advertiser, campaign and ad ids, the heads, isotonic calibration. Free: the
-    twenty dense columns, equal weights of the heads' losses, the calibration by device.
+    From the paper: advertiser, campaign and ad ids, the heads, and isotonic calibration. Free
+    choices: the twenty dense columns, equal weights of the heads' losses, and calibration by
+    device.
     """
     ids = [Categorical(name, name) for name in ("advertiser", "campaign", "ad")]
     context = [Categorical(name, "context") for name in ("device", "channel")]
@@ -89,8 +90,8 @@ def preset(name: str, schema: Schema | None = None) -> LiRankConfig:
     """One of the paper's models: ``"feed"``, ``"jobs"`` or ``"ads"``.
 
     Args:
-        name: of the preset.
-        schema: columns to use in place of the preset's own, which are the paper's.
+        name: name of the preset.
+        schema: columns to use instead of the preset's columns, which are the paper's.
 
     Raises:
         ConfigError: the name is unknown.
@@ -109,8 +110,8 @@ LiRankConfig.preset = staticmethod(preset)
 def with_schema(config: LiRankConfig, schema: Schema) -> LiRankConfig:
     """The blocks of ``config`` on other columns.
 
-    Groups, table sizes and calibration columns that name what ``schema`` lacks are dropped: they
-    belong to the old columns.
+    Table sizes and calibration columns that ``schema`` does not have are dropped. The groups are
+    dropped unless they name exactly the tasks of ``schema``.
     """
     names = {c.name for c in schema.categorical}
     tasks = sorted(t.name for t in schema.tasks)

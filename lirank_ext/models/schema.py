@@ -18,15 +18,15 @@ Kind = Literal["text", "number", "boolean", Form]
 
 @dataclass
 class Categorical:
-    """A column of ids; every value is hashed together with its prefix.
+    """A column of ids. Every value is hashed together with its prefix.
 
     Attributes:
-        name: of the column.
-        table: the embedding table it looks up. Columns may share one.
-        prefix: columns of one table that share it share the rows of equal values too, as a
-            member's and a job's title do; the column's name if None.
-        separator: splits a cell into several ids, pooled; None takes the cell as one id.
-        edges: bounds of bins; the column then holds numbers, and the id is that of the bin.
+        name: name of the column.
+        table: name of its embedding table. Columns may share a table.
+        prefix: columns of one table that have the same prefix use the same rows for equal values,
+            as a member's title and a job's title do. None takes the column's name.
+        separator: splits a cell into several ids, which are pooled. None takes the cell as one id.
+        edges: bounds of bins. The column then holds numbers, and the id is the number of the bin.
         kind: what the values are, so that each has one id however a file spells it. "text" takes
             text as it is; of "number", 7, 7.0 and "7" are one id; of "boolean", True, true and 1;
             of a form of dates and times (see :class:`TimePart`), all spellings of one moment.
@@ -47,20 +47,20 @@ class Categorical:
 
     @property
     def key(self) -> str:
-        """The prefix in use."""
+        """The prefix, or the column's name if there is none."""
         return self.name if self.prefix is None else self.prefix
 
 
 @dataclass
 class History:
-    """A column of past items, each hashed as a value of the candidate's column.
+    """A column of past items. Each item is hashed as a value of the candidate's column.
 
     Attributes:
-        name: of the column: cells of several items, or lists.
-        candidate: the categorical column that the items are of.
-        actions: a column of as many actions (click, like...), or None.
-        separator: between the items of a cell of text.
-        newest_first: their order.
+        name: name of the column. Its cells are lists, or texts with several items.
+        candidate: the categorical column that the items belong to.
+        actions: a column with one action (click, like...) per item, or None.
+        separator: separates the items of a text cell.
+        newest_first: whether the items are ordered from newest to oldest.
     """
 
     name: str
@@ -78,13 +78,13 @@ class History:
 class Dwell:
     """A label that is 1 where the time spent is above the percentile of its cluster.
 
-    The thresholds are measured on the rows trained on, one update of
-    :class:`lirank_ext.nn.LongDwellLabels` for each training, and kept with the model: every
-    increment measures them again. The paper: the 90th percentile (as an example), clusters of
-    ranking position, content type and platform, a measurement a day.
+    The thresholds are measured on the training rows and stored with the model. Each training,
+    including every increment, is one update of :class:`lirank_ext.nn.LongDwellLabels`. The paper
+    measures daily, clusters by ranking position, content type and platform, and gives the 90th
+    percentile as an example.
 
     Attributes:
-        clusters: columns whose values tell the clusters apart; none is one cluster.
+        clusters: columns whose values define the clusters. Without any, all rows are one cluster.
         quantile, window, min_count: as in :class:`lirank_ext.nn.LongDwellLabels`.
     """
 
@@ -109,12 +109,13 @@ class Task:
     """A label to predict.
 
     Attributes:
-        name: of the task.
-        column: of the labels, 0 or 1; the task's name if None.
-        positive: the value that counts as 1, all others as 0; None wants 0 and 1.
-        weight: of its loss. The paper's weights are not given; 1 is a free choice.
-        dwell: the column holds times, and the label is "stayed long".
-        threshold: a comparison such as ">=4" that a number must satisfy to count as 1.
+        name: name of the task.
+        column: column of the labels. None takes the task's name.
+        positive: the value that counts as 1. All others count as 0. None expects labels 0 and 1.
+        weight: weight of the task's loss. The paper does not give its weights, so 1 is a free
+            choice.
+        dwell: if set, the column holds times, and the label is "stayed long".
+        threshold: a comparison such as ">=4". A number that satisfies it counts as 1.
     """
 
     name: str
@@ -128,7 +129,7 @@ class Task:
         if not self.weight >= 0:
             raise ConfigError(f"task '{self.name}': weight: wanted 0 or more, got {self.weight}")
         if self.dwell is not None and self.positive is not None:
-            raise ConfigError(f"task '{self.name}': a time has no positive value: leave one out")
+            raise ConfigError(f"task '{self.name}': wanted either positive or dwell, got both")
         if self.threshold is None:
             return
         if not THRESHOLD.fullmatch(self.threshold):
@@ -138,12 +139,12 @@ class Task:
             )
         if self.dwell is not None or self.positive is not None:
             raise ConfigError(
-                f"task '{self.name}': a threshold, a value and a time exclude each other"
+                f"task '{self.name}': wanted one of threshold, positive and dwell, got several"
             )
 
     @property
     def source(self) -> str:
-        """The column in use."""
+        """The column of the labels."""
         return self.name if self.column is None else self.column
 
 
@@ -189,9 +190,11 @@ class Schema:
 
     Attributes:
         numeric: columns of numbers.
-        log: those of them to map by ``sign(x) log(1 + |x|)`` first: counts and amounts.
-        categorical, history, tasks: see there.
-        popularity: column whose values get a random effect each; see :class:`Popularity`.
+        log: the numeric columns to map by ``sign(x) log(1 + |x|)`` first, such as counts and
+            amounts.
+        categorical, history, tasks: see :class:`Categorical`, :class:`History` and :class:`Task`.
+        popularity: column whose values each get a random effect; see
+            :class:`lirank_ext.models.Popularity`.
         times: features made of dates and times.
         indicators: categorical features that only say whether a column has a value: feature to
             column. A missing number is otherwise the mean.

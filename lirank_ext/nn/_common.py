@@ -1,4 +1,4 @@
-"""Refusals and state shared by the modules that need no kernel."""
+"""Argument checks and buffer handling shared by the modules of this package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def check_positive(owner: str, **sizes: int) -> None:
 def check_number(
     owner: str, argument: str, value: float, wanted: str, low: float, high: float, edges: str = "()"
 ) -> None:
-    """Refuse unless ``value`` is a number in the interval; ``edges`` as in mathematics."""
+    """Refuse unless ``value`` is a number in the interval.
+
+    ``edges`` is written as in mathematics: ``"[)"`` includes ``low`` and excludes ``high``.
+    """
     inside = isinstance(value, (int, float)) and not isinstance(value, bool)
     inside = inside and (value >= low if edges[0] == "[" else value > low)
     inside = inside and (value <= high if edges[1] == "]" else value < high)
@@ -53,7 +56,7 @@ def check_choice(owner: str, argument: str, value: Any, choices: Sequence[str | 
 
 
 def check_shape(owner: str, argument: str, t: Tensor, *wanted: int | str) -> None:
-    """Refuse unless the shape fits; a word such as ``"B"`` stands for any size."""
+    """Refuse unless the shape fits. A word such as ``"B"`` accepts any size."""
     fits = t.dim() == len(wanted)
     fits = fits and all(isinstance(w, str) or w == n for w, n in zip(wanted, t.shape, strict=True))
     if not fits:
@@ -69,7 +72,7 @@ def check_finite(owner: str, argument: str, t: Tensor) -> None:
 
 
 class ResizingBuffers(nn.Module):
-    """A module whose buffers take the size that a state dict brings."""
+    """A module whose buffers are resized to fit the state dict that is loaded."""
 
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
         for name, old in list(self._buffers.items()):
@@ -80,7 +83,7 @@ class ResizingBuffers(nn.Module):
 
 
 class Float64Buffers(nn.Module):
-    """A module whose buffers keep their dtype: ``.half()`` and ``.float()`` only move devices."""
+    """A module whose buffers keep their dtype: ``.half()`` and ``.float()`` do not cast them."""
 
     def _apply(self, fn, recurse=True):
         kept = dict(self._buffers)

@@ -1,7 +1,7 @@
-"""Builds the table of a static vocabulary in NumPy, where the extension is absent.
+"""Builds the table of a static vocabulary in NumPy, for installations without the extension.
 
-The same steps as ``csrc/static_vocabulary_builder.h`` and the same table, byte for byte; some 100
-times slower (5 us a key). The comments there say why.
+The steps are those of ``csrc/static_vocabulary_builder.h``, where comments explain them. The table
+is the same, byte for byte. Building it takes about 100 times as long.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _slots_of_pilots(hashes: np.ndarray, slots: int) -> np.ndarray:
 
 
 class Part:
-    """The pilots of one part; its hashes sorted by bucket, then by value."""
+    """Searches the pilots of one part, whose hashes are sorted by bucket, then by value."""
 
     def __init__(self, hashes: np.ndarray, buckets: np.ndarray, count: int, slots: int) -> None:
         self.start = np.searchsorted(buckets, np.arange(count + 1))
@@ -93,7 +93,7 @@ class Part:
 
 
 class VocabularyBuilder:
-    """The interface of the extension's builder."""
+    """Has the interface of the extension's builder."""
 
     def __init__(
         self, keys: np.ndarray, tag_bits: int, seed: int, string_seed: int, table: np.ndarray

@@ -13,7 +13,7 @@ from .cross import LowRankCross
 
 
 class LowRankCrossNet(nn.Module):
-    """A stack of :class:`LowRankCross` on one input; TorchRec's module of this name.
+    """A stack of :class:`LowRankCross` layers on one input, like TorchRec's module of this name.
 
     Args:
         dim: width d.
@@ -41,8 +41,8 @@ class LowRankCrossNet(nn.Module):
 class FullRankCrossNet(nn.Module):
     """A stack of cross layers with whole matrices, ``x0 * (x @ kernel.T + bias) + x``.
 
-    One matrix product and one pass over the result per layer. Implementations that write
-    ``kernel @ x[:, :, None]`` get a product of a matrix and a vector for every row instead.
+    Each layer costs one matrix product and one pass over the result. Implementations that write
+    ``kernel @ x[:, :, None]`` compute a matrix-vector product for every row instead.
 
     Args:
         dim: width d.
@@ -63,7 +63,7 @@ class FullRankCrossNet(nn.Module):
         """(..., dim) -> (..., dim)."""
         y = x
         for kernel, bias in zip(self.kernels, self.bias, strict=True):
-            # A swapped net keeps its parameters, whose bias may be a column.
+            # A net made by ``swap`` holds the original parameters, whose bias may be a column.
             y = torch.addcmul(y, x, linear(y, kernel, bias.flatten()).to(y.dtype))
         return y
 
@@ -74,19 +74,19 @@ class FullRankCrossNet(nn.Module):
 class MixtureCrossNet(nn.Module):
     """A stack of cross layers, each a gated mixture of low-rank experts (DCN-V2, section 3.3).
 
-    With gates ``g = softmax(x @ gate.T)``, per layer::
+    With gates ``g = softmax(x @ gate.T)``, each layer computes::
 
         result = x0 * (sum_e g_e * u_e @ act(c_e @ act(v_e @ x)) + bias) + x
 
-    All experts of a layer share three products. One set of gates serves all layers, as in
-    TorchRec, FuxiCTR and DeepCTR-Torch; one expert has no gate.
+    Each layer takes three products, which compute all of its experts at once. One set of gates
+    serves all layers, as in TorchRec, FuxiCTR and DeepCTR-Torch. A single expert has no gate.
 
     Args:
         dim: width d.
         rank: width r of an expert.
         num_layers: how many layers.
-        num_experts: how many experts in each.
-        activation: elementwise.
+        num_experts: how many experts in each layer.
+        activation: an elementwise function.
 
     Raises:
         ValueError: a size is not positive.
@@ -114,7 +114,7 @@ class MixtureCrossNet(nn.Module):
         if num_experts > 1:
             self.gates.extend(nn.Linear(dim, 1, bias=False) for _ in range(num_experts))
         self.activation = activation
-        # FuxiCTR and DeepCTR-Torch keep v as (experts, dim, rank).
+        # FuxiCTR and DeepCTR-Torch store v as (experts, dim, rank).
         self.v_is_transposed = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class MixtureCrossNet(nn.Module):
             hidden = self.activation(torch.bmm(hidden, c.transpose(1, 2)))
             if gate is not None:
                 hidden = hidden * torch.softmax(linear(y, gate), 1).T.unsqueeze(2)
-            # The gates of a row sum to 1, so the bias needs none.
+            # The gates of a row sum to 1, so the bias can be added without a gate.
             mixed = torch.einsum("ebr,edr->bd", hidden, u) + bias.flatten()
             y = torch.addcmul(y, x, mixed.to(y.dtype))
         return y

@@ -1,4 +1,4 @@
-"""Long-dwell labels: time spent above the percentile of its own cluster."""
+"""Long-dwell labels: 1 where the time spent is above the percentile of its cluster."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ._common import (
 class LongDwellLabels(ResizingBuffers, Float64Buffers):
     """Binary label "stayed longer than the q-quantile of this position, type and platform".
 
-    Each row carries one or more cluster numbers (ranking position, content type, platform...);
-    every combination is a cluster with its own threshold: the quantile of the dwell times seen in
-    the window, interpolated linearly between the two nearest. A combination unseen or seen fewer
-    than ``min_count`` times gets the quantile of all rows. A dwell time is labelled 1 where it is
-    above the threshold, 0 where it equals it or lies below.
+    Each row has one or more cluster numbers, such as ranking position, content type and platform.
+    Every combination of them is a cluster with its own threshold. The threshold is the quantile of
+    the cluster's dwell times in the window, interpolated linearly between the two nearest values. A
+    combination that was seen fewer than ``min_count`` times, or never, gets the quantile of all
+    rows. The label is 1 if the dwell time is above the threshold, and 0 otherwise.
 
-    The paper re-measures daily: call :meth:`update` once a day. Its example of the percentile is
-    the 90th; the window and ``min_count`` are free choices.
+    The paper measures the thresholds daily: call :meth:`update` once a day. It gives the 90th
+    percentile as an example. The window and ``min_count`` are free choices.
 
     Args:
         quantile: q, in (0, 1).
-        num_columns: cluster columns of a row.
-        window: how many updates, the newest included, the thresholds rest on.
-        min_count: fewest rows for a threshold of a cluster's own.
+        num_columns: number of cluster columns.
+        window: how many updates, including the newest, the thresholds are computed from.
+        min_count: a cluster needs at least this many rows for a threshold of its own.
 
     Raises:
         ValueError, TypeError: an argument is out of range, a dwell time is negative or not a
@@ -41,14 +41,15 @@ class LongDwellLabels(ResizingBuffers, Float64Buffers):
     Source: LiRank (arXiv 2402.06859), on dwell time.
     """
 
-    # Every column's values, sorted, one column after the other; how many each column has.
+    # The sorted values of every column, one column after the other, and how many each column has.
     values: Tensor
     sizes: Tensor
-    # Clusters (sorted numbers made of the positions in ``values``), their thresholds, all rows'.
+    # The clusters as sorted numbers, which are made of the positions in ``values``. Then their
+    # thresholds, and the threshold of all rows.
     clusters: Tensor
     thresholds: Tensor
     threshold: Tensor
-    # Rows of the window's updates, oldest first, while a later update will need them.
+    # Rows of the window's updates that a later update will need, oldest first.
     kept_dwell: Tensor
     kept_columns: Tensor
     kept_counts: Tensor
@@ -82,7 +83,7 @@ class LongDwellLabels(ResizingBuffers, Float64Buffers):
 
     @torch.no_grad()
     def fit(self, dwell: Tensor, columns: Tensor) -> None:
-        """Forget the window and measure the thresholds on these rows."""
+        """Forget the window and measure the thresholds on these rows only."""
         dwell, columns = self._checked(dwell, columns)
         self.kept_dwell, self.kept_columns = dwell[:0], columns[:0]
         self.kept_counts = self.kept_counts[:0]
@@ -90,11 +91,11 @@ class LongDwellLabels(ResizingBuffers, Float64Buffers):
 
     @torch.no_grad()
     def update(self, dwell: Tensor, columns: Tensor) -> None:
-        """Add one period's rows, drop the oldest beyond the window, measure the thresholds.
+        """Add one period's rows, drop rows older than the window, and measure the thresholds.
 
         Args:
-            dwell: (n,) time spent, in any unit; at least one row.
-            columns: (n,) or (n, num_columns) whole numbers, the clusters.
+            dwell: (n,) time spent, in any unit. At least one row is needed.
+            columns: (n,) or (n, num_columns) whole numbers that define the clusters.
         """
         dwell, columns = self._checked(dwell, columns)
         if not len(dwell):
@@ -127,7 +128,7 @@ class LongDwellLabels(ResizingBuffers, Float64Buffers):
         return dwell.double(), columns.long()
 
     def _measure(self, dwell: Tensor, columns: Tensor) -> None:
-        """Thresholds of all rows and of every cluster that is large enough."""
+        """Measure the threshold of all rows and of every cluster that is large enough."""
         values = [c.unique() for c in columns.unbind(1)]
         sizes = torch.tensor([len(v) for v in values], device=dwell.device)
         if sizes.double().prod() >= 2.0**62:
@@ -145,14 +146,14 @@ class LongDwellLabels(ResizingBuffers, Float64Buffers):
         self.threshold = self._quantile(dwell.sort().values, everything * 0, everything)[0]
 
     def _quantile(self, ordered: Tensor, start: Tensor, count: Tensor) -> Tensor:
-        """The quantile of each run of ``count`` sorted values from ``start`` on."""
+        """The quantile of each run of ``count`` sorted values that begins at ``start``."""
         at = self.quantile * (count - 1).double()
         low = at.floor().long()
         high = torch.minimum(low + 1, count - 1)
         return torch.lerp(ordered[start + low], ordered[start + high], at - low)
 
     def _number(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """(n,): the number of each row's combination, and whether all its values are known."""
+        """The number of each row's combination (n,), and whether all its values are known."""
         number = columns.new_zeros(len(columns))
         known = torch.ones_like(number, dtype=torch.bool)
         for column, values in zip(
@@ -177,7 +178,7 @@ class LongDwellLabels(ResizingBuffers, Float64Buffers):
         return torch.where(known, self.thresholds[at], self.threshold)
 
     def label(self, dwell: Tensor, columns: Tensor) -> Tensor:
-        """(n,) float32: 1 where the dwell time is above its cluster's threshold, else 0."""
+        """Labels (n,) float32: 1 where the dwell time is above its cluster's threshold, else 0."""
         checked, _ = self._checked(dwell, columns)
         return (checked > self.thresholds_of(columns)).float()
 

@@ -19,26 +19,29 @@ class NeuralLinear(Float64Buffers):
         precision L = p I + sum z z^T        moment f_k = sum y_k z        mean m_k = L^-1 f_k
         w_k ~ N(m_k, s_k L^-1)
 
-    The noise s_k is ``noise_variance``, or where that is None it is drawn from its own posterior,
-    the inverse gamma with shape ``a + n / 2`` and rate ``b + (sum y_k^2 - m_k^T L m_k) / 2``.
-    Sums are in float64 whatever the module is cast to; an update adds to them and solves by
-    Cholesky, so many small updates give what one large one does. An intercept is a constant
-    feature. LiRank updates at the end of each training; its prior and noise are not given.
+    The noise s_k is ``noise_variance``. If that is None, s_k is drawn from its own posterior, the
+    inverse gamma with shape ``a + n / 2`` and rate ``b + (sum y_k^2 - m_k^T L m_k) / 2``. The sums
+    are float64, even if the module is cast. An update adds to them and solves by Cholesky, so many
+    small updates give the same result as one large update. To fit an intercept, add a constant
+    feature. LiRank updates the posterior at the end of each training. Its prior and noise are not
+    published.
 
     Args:
-        dim: width of the features, the input of the last layer.
-        num_outputs: outputs K; all share the features.
-        prior_precision: p; positive.
-        noise_variance: s, the same for every output; positive. None: learned.
+        dim: width of the features, which are the input of the last layer.
+        num_outputs: number of outputs K. All of them share the features.
+        prior_precision: p, positive.
+        noise_variance: s, positive and the same for every output. None learns it.
         shape, rate: a and b of the inverse gamma prior (as in Riquelme's public code).
-        shared: one precision for all outputs, each row having a target for every output. False:
-            a precision per output, and rows may belong to a single output, as with bandit arms.
-        forgetting: factor on the data's sums before each update, in (0, 1]; 1 forgets nothing.
+        shared: True keeps one precision for all outputs, and each row has a target for every
+            output. False keeps a precision per output, and a row may belong to a single output, as
+            with bandit arms.
+        forgetting: factor applied to the data's sums before each update, in (0, 1]. 1 forgets
+            nothing.
 
     Attributes:
-        precision: (dim, dim), or (K, dim, dim) where not shared; float64, as are the following.
+        precision: (dim, dim), or (K, dim, dim) if not shared. It is float64, like the following.
         moment, mean: (K, dim).
-        squares, count: (K,), sum of y^2 and number of rows.
+        squares, count: (K,), the sum of y^2 and the number of rows.
 
     Raises:
         ValueError: an argument is out of range, or features or targets are not finite.
@@ -84,7 +87,8 @@ class NeuralLinear(Float64Buffers):
             torch.zeros(num_outputs).double(),
         )
         start = (prior, zeros, per_output, per_output, zeros, torch.linalg.cholesky(prior))
-        # Mean and factor are saved too: a restored module then gives the same bits anywhere.
+        # Mean and factor are saved too, so that a restored module gives the same bits on any
+        # machine.
         for name, t in zip(STATE, start, strict=True):
             self.register_buffer(name, t.clone())
 
@@ -93,14 +97,14 @@ class NeuralLinear(Float64Buffers):
         return self.prior_precision * eye
 
     def forward(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Scores under the mean, or under weights from :meth:`sample`.
+        """Scores under the posterior mean, or under weights drawn by :meth:`sample`.
 
         Args:
             features: (B, dim), any floating dtype.
-            weights: (K, dim) or (n, K, dim); None is the posterior mean.
+            weights: (K, dim) or (n, K, dim). None takes the posterior mean.
 
         Returns:
-            (B, K), or (n, B, K); dtype of ``features``.
+            (B, K), or (n, B, K), in the dtype of ``features``.
         """
         check_shape("NeuralLinear", "features", features, "B", self.dim)
         weights = self.mean if weights is None else weights
@@ -111,7 +115,7 @@ class NeuralLinear(Float64Buffers):
 
     @torch.no_grad()
     def sample(self, n: int | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw weights from the posterior: (K, dim), or (n, K, dim) for n draws; float64."""
+        """Draw float64 weights from the posterior: (K, dim), or (n, K, dim) for n draws."""
         draws = 1 if n is None else n
         shape, device = (draws, *self.mean.shape), self.mean.device
         noise = torch.randn(shape, dtype=torch.float64, device=device, generator=generator)
@@ -126,7 +130,7 @@ class NeuralLinear(Float64Buffers):
 
     @torch.no_grad()
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """(n, K): draws of the noise variance; constant where it is fixed."""
+        """Draws of the noise variance, (n, K). They are constant if the variance is fixed."""
         if self.noise_variance is not None:
             return self.squares.new_full((n, self.num_outputs), self.noise_variance)
         shape = (self.shape + self.count / 2).expand(n, -1)
@@ -141,8 +145,8 @@ class NeuralLinear(Float64Buffers):
 
         Args:
             features: (n, dim).
-            targets: (n, K); with ``outputs`` (n,).
-            outputs: (n,) int64, the output that each row belongs to; needs ``shared=False``.
+            targets: (n, K), or (n,) together with ``outputs``.
+            outputs: (n,) int64, the output that each row belongs to. This needs ``shared=False``.
         """
         owner, k = "NeuralLinear", self.num_outputs
         check_shape(owner, "features", features, "n", self.dim)
@@ -163,7 +167,7 @@ class NeuralLinear(Float64Buffers):
             rows = slice(at, at + CHUNK)
             z, y = features[rows].double(), targets[rows].double()
             self._add(z, y, None if outputs is None else outputs[rows], precision, *sums)
-        # Nothing is stored before the decomposition, the last step that can fail, is done.
+        # The decomposition is the last step that can fail, so nothing is stored before it is done.
         factor = torch.linalg.cholesky(precision)
         if self.shared:
             mean = torch.cholesky_solve(sums[0].T, factor).T

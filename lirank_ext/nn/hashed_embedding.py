@@ -1,4 +1,4 @@
-"""Embedding modules without a vocabulary: ids are hashed into quotient and remainder tables."""
+"""Embedding modules without a vocabulary. They hash ids into quotient and remainder tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _check_rule(owner: str, num_buckets: int, num_remainders: int, mode: str, se
 
 
 class _HashRule(nn.Module):
-    """How ids become rows of four tables, and rows become a bag."""
+    """The settings that map ids to rows of the four tables, and that pool a bag's rows."""
 
     dim: int
 
@@ -53,7 +53,10 @@ class _HashRule(nn.Module):
 
 
 class HashedParameters(_HashRule):
-    """The four tables: each N(0, 1 / (4 dim)), so that an id's vector has a norm of about 1."""
+    """The four tables. Each starts as N(0, 1 / (4 dim)), so an id's vector has a norm of about 1.
+
+    An id's vector is the sum of one row of each table.
+    """
 
     def __init__(
         self,
@@ -90,27 +93,28 @@ class HashedParameters(_HashRule):
 class HashedEmbeddingBag(HashedParameters):
     """Pooled embeddings of any int64 id, without a vocabulary; see ``hashed_embedding_bag``.
 
-    With the defaults 2^32 buckets take 2 x 4,294,968 quotient rows and 2 x 1,000 remainder rows.
-    Each table starts as N(0, 1 / (4 dim)), so that the sum of four rows has a norm of about 1.
+    With the default sizes, 2^32 buckets take 2 x 4,294,968 quotient rows and 2 x 1,000 remainder
+    rows. Each table starts as N(0, 1 / (4 dim)), so that the sum of four rows has a norm of about
+    1.
 
-    Gradients of the quotient tables are sparse (``sparse=True``): a dense one would be as large
-    as the table, 1.1 GB at ``dim=64``. SGD and Adagrad take them as they are; for Adam give the
-    quotient tables to ``torch.optim.SparseAdam`` and the remainder tables, whose gradients are
-    dense, to ``torch.optim.Adam``. Under ``torch.compile`` all gradients are dense.
+    Gradients of the quotient tables are sparse (``sparse=True``), because a dense gradient would be
+    as large as the table, 1.1 GB at ``dim=64``. SGD and Adagrad accept sparse gradients. For Adam,
+    give the quotient tables to ``torch.optim.SparseAdam`` and the remainder tables, whose gradients
+    are dense, to ``torch.optim.Adam``. Under ``torch.compile`` all gradients are dense.
 
     Args:
         dim: width D.
-        num_buckets: what each half of a hash is reduced to, 1 to 2^32.
-        num_remainders: rows m of a remainder table; a quotient table has ceil(num_buckets / m).
+        num_buckets: number of buckets for each half of a hash, 1 to 2^32.
+        num_remainders: rows m of a remainder table. A quotient table has ceil(num_buckets / m).
         mode: "sum" or "mean".
-        seed: of the hash.
-        include_last_offset: offsets end with the end of the last bag.
-        prehashed: ids are hashes already, such as those of ``hash_strings``.
+        seed: seed of the hash.
+        include_last_offset: the last offset is the end of the last bag.
+        prehashed: the ids are already hashes, such as those of ``hash_strings``.
         sparse: sparse gradients for the quotient tables.
-        device, dtype: of the tables.
+        device, dtype: device and dtype of the tables.
 
     Raises:
-        ValueError: a size, the seed or the mode does not fit.
+        ValueError: a size, the seed or the mode is out of range.
     """
 
     def forward(
@@ -145,9 +149,9 @@ class HashedEmbeddingBag(HashedParameters):
 class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
     """:class:`HashedEmbeddingBag` over packed rows, for serving; made by its ``quantize``.
 
-    Buffers ``quotient_b``, ``remainder_b``, ``quotient_c`` and ``remainder_c`` are uint8, as
-    ``pack_rows`` lays them out. ``forward`` as there; the result has the dtype that the module was
-    made from or moved to.
+    The buffers ``quotient_b``, ``remainder_b``, ``quotient_c`` and ``remainder_c`` are uint8 tables
+    in the layout of ``pack_rows``. ``forward`` takes the same arguments as the float module's. The
+    result has the dtype of the float module, or the dtype that this module was last moved to.
     """
 
     quotient_b: Tensor
@@ -191,7 +195,7 @@ class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
         return cls(module.dim, tables, module.num_buckets, bits, *options, dtype)
 
     def dequantize(self) -> HashedEmbeddingBag:
-        """The float module with the values that the look-ups give."""
+        """A float module whose tables hold the dequantized values."""
         options = (self.mode, self.seed, self.include_last_offset, self.prehashed)
         made = HashedEmbeddingBag(
             self.dim, self.num_buckets, self.num_remainders, *options, device="meta"

@@ -1,4 +1,4 @@
-"""Member history: a Transformer over past actions fused with the candidate."""
+"""Member history: a Transformer over past actions, each fused with the candidate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._common import check_number, check_positive, check_shape, refuse
 
 
 class EncoderLayer(nn.Module):
-    """Post-norm Transformer layer (self-attention, then ReLU feed-forward) through SDPA."""
+    """Post-norm Transformer layer: self-attention through SDPA, then a ReLU feed-forward."""
 
     def __init__(self, width: int, num_heads: int, feed_forward: int, dropout: float) -> None:
         super().__init__()
@@ -26,7 +26,10 @@ class EncoderLayer(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """x: (B, T, width); seen: (B, 1, 1, T), True where a step may be attended to."""
+        """x: (B, T, width); seen: (B, 1, 1, T), True where a step may be attended to.
+
+        Returns the encoded steps (B, T, width).
+        """
         p = self.p if self.training else 0.0
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads.unbind(0)
@@ -38,37 +41,40 @@ class EncoderLayer(nn.Module):
 
 
 class HistoryEncoder(nn.Module):
-    """Encodes what a member did before, seen from a candidate: (B, width + last * width).
+    """Encodes a member's past actions together with a candidate: (B, width + last * width).
 
-    Each step is item ‖ action ‖ candidate (early fusion; width is the sum of the three, or
-    ``width`` after a linear map). ``num_layers`` post-norm Transformer layers follow. The
-    output is the maximum over the valid steps, then the ``last`` newest steps, newest first;
-    zeros stand for steps that are not there, and an empty history gives zeros only. What the
-    padded steps hold (NaN too) has no effect.
+    Each step is item ‖ action ‖ candidate (early fusion). Its width is the sum of the three widths,
+    or ``width`` after a linear map. ``num_layers`` post-norm Transformer layers follow. The output
+    is the maximum over the valid steps, followed by the ``last`` newest steps, newest first.
+    Missing steps are zeros, and an empty history gives only zeros. The contents of padded steps
+    have no effect, even if they are NaN.
 
-    LiRank gives two layers, a feed-forward of half the width, the maximum and the last five.
-    Free choices, after TransAct's public code: two heads, post-norm, dropout 0.1, no positions.
+    LiRank specifies two layers, a feed-forward of half the width, the maximum and the last five
+    steps. Two heads, post-norm, dropout 0.1 and no positions are free choices that follow
+    TransAct's public code.
 
     Args:
         item_dim, action_dim, candidate_dim: widths of the three embeddings.
-        num_layers, num_heads: of the encoder; ``num_heads`` divides the width.
-        last: newest steps handed on as they are, 0 or more.
-        max_len: longer histories keep their newest ``max_len`` steps.
-        width: project the steps linearly to this width; None keeps the sum.
-        feed_forward: hidden width of the feed-forward; None is half the width.
-        dropout: in [0, 1), in training.
-        positions: add a learned position, counted from the newest step, at first zero.
+        num_layers, num_heads: size of the encoder. ``num_heads`` must divide the width.
+        last: number of newest steps that are part of the output, 0 or more.
+        max_len: of a longer history only the newest ``max_len`` steps are used.
+        width: project the steps linearly to this width. None keeps the sum.
+        feed_forward: hidden width of the feed-forward. None is half the width.
+        dropout: dropout probability in training, in [0, 1).
+        positions: add a learned position, counted from the newest step. It starts at zero.
         newest_first: order of the steps given to ``forward``.
-        time_window: in training, each sample hides the steps younger than a random age between
-            0 and this (0: none), as if actions reached the ranker late; needs ``ages``.
+        time_window: in training, hide the steps of each sample that are younger than a random age
+            between 0 and this, as if actions reached the ranker late. It needs ``ages``. 0 hides
+            none.
 
     Attributes:
         width: width d of a step.
         out_dim: ``width * (1 + last)``.
 
     Raises:
-        ValueError: an argument is out of range or the heads do not divide the width; in
-            ``forward``, shapes do not fit, or ``ages`` are missing while the window is on.
+        ValueError: an argument is out of range, or the heads do not divide the width. ``forward``
+            raises it if shapes do not fit, or if ``ages`` is missing although ``time_window`` is
+            set.
 
     Source: LiRank (arXiv 2402.06859), on member history; TransAct (arXiv 2306.00248).
     """
@@ -130,12 +136,12 @@ class HistoryEncoder(nn.Module):
             items: (B, T, item_dim).
             actions: (B, T, action_dim).
             candidate: (B, candidate_dim).
-            lengths: (B,) whole numbers; the first ``lengths[b]`` of the T steps are valid (a
-                length above T means all T).
-            mask: (B, T) bool, True where a step is valid; holes are allowed. With ``lengths``,
-                both must hold.
+            lengths: (B,) whole numbers. The first ``lengths[b]`` of the T steps are valid. A
+                length above T means all T.
+            mask: (B, T) bool, True where a step is valid. Gaps are allowed. If ``lengths`` is given
+                too, a step must be valid by both.
             ages: (B, T), time from the action to the request, in the unit of ``time_window``.
-                A step of negative age lies after the request and is never seen.
+                A step with a negative age happened after the request and is never used.
 
         Returns:
             (B, width + last * width).
@@ -147,7 +153,8 @@ class HistoryEncoder(nn.Module):
         x = torch.cat([items, actions, fused], dim=-1).masked_fill(~seen, 0)
         x = x if self.project is None else self.project(x)
         x = x if self.position is None else x + self.position[: x.shape[1]]
-        # Attention over nothing is 0 / 0: an empty history attends to its first, zeroed step.
+        # Attention over no step would be 0 / 0, so an empty history attends to its first step,
+        # which is zeroed.
         first = torch.arange(x.shape[1], device=x.device) == 0
         keys = (valid | first).unsqueeze(1).unsqueeze(1)
         for layer in self.layers:
@@ -159,7 +166,7 @@ class HistoryEncoder(nn.Module):
         return torch.cat([pooled, newest.flatten(1)], dim=1)
 
     def _valid(self, items, actions, candidate, lengths, mask, ages) -> Tensor:
-        """(B, T): the steps that this call may use, after checking all shapes."""
+        """Check all shapes and return the steps that this call may use, (B, T) bool."""
         owner, (item_dim, action_dim, candidate_dim) = "HistoryEncoder", self.dims
         check_shape(owner, "items", items, "B", "T", item_dim)
         b, t = items.shape[:2]
@@ -185,7 +192,7 @@ class HistoryEncoder(nn.Module):
         return valid
 
     def _newest(self, items: Tensor, actions: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
-        """The newest ``max_len`` valid steps, newest first, padding behind; at least one step."""
+        """The newest ``max_len`` valid steps, newest first, then padding; at least one step."""
         if not self.newest_first:
             items, actions, valid = items.flip(1), actions.flip(1), valid.flip(1)
         if items.shape[1] == 0:

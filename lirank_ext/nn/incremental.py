@@ -1,4 +1,4 @@
-"""Incremental training: a penalty that keeps new weights near what older data taught."""
+"""Incremental training: a penalty that keeps new weights near those learned from older data."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from .incremental_fisher import fisher_diagonal, log_loss
 class IncrementalPenalty(nn.Module):
     """Penalty of incremental training, with its two anchors and their Fisher information.
 
-    With w_0, H_0 recorded after the cold start and w_p, H_p after the previous increment::
+    (w_0, H_0) is recorded after the cold start and (w_p, H_p) after the previous increment. The
+    penalty is::
 
         forgetting / 2 * [ cold_weight * sum H_0 (w - w_0)^2
                          + (1 - cold_weight) * sum H_p (w - w_p)^2 ]
 
-    and an increment starts from ``cold_weight * w_0 + (1 - cold_weight) * w_p``. H is the diagonal
-    of the empirical Fisher information, the mean over samples of the squared gradient of
-    -log p(y | x). LiRank prints neither factor: 1 and 0 (the paper's equation 2) are free choices.
+    An increment starts from ``cold_weight * w_0 + (1 - cold_weight) * w_p``. H is the diagonal of
+    the empirical Fisher information: the mean over samples of the squared gradient of
+    -log p(y | x). LiRank publishes neither factor, so the defaults 1 and 0 (the paper's equation 2)
+    are free choices.
 
-    A round: :meth:`start`, train on ``loss + penalty(model)``, :meth:`record`. Buffers of the
-    model, such as batch norm's statistics, take no part.
+    In each round, call :meth:`start`, train on ``loss + penalty(model)`` and call :meth:`record`.
+    Buffers of the model, such as batch norm's statistics, are not part of the penalty.
 
     Args:
-        model: its trainable parameters are the w; the model itself is not kept.
+        model: its trainable parameters are the w. The model itself is not stored.
         forgetting: the paper's lambda_f, 0 or more.
         cold_weight: the paper's alpha, in [0, 1].
-        skip: parameters left out, by name or by the name of a module that holds them. Embedding
-            tables belong here: with a dense penalty each step would touch every row.
+        skip: parameters without a penalty, by name or by the name of a module that holds them.
+            Embedding tables belong here: with a dense penalty each step would touch every row.
 
     Raises:
-        ValueError: an argument is out of range or ``skip`` names nothing.
-        RuntimeError: ``start`` or the penalty is asked for before ``record``, or the model or the
+        ValueError: an argument is out of range, or a name in ``skip`` matches nothing.
+        RuntimeError: ``start`` or the penalty is called before ``record``, or the model or the
             state dict has other parameters than the model given here.
 
     Source: LiRank (arXiv 2402.06859), on incremental training, equations 2 and 3.
@@ -69,7 +71,7 @@ class IncrementalPenalty(nn.Module):
         empty = torch.zeros(sum(p.numel() for p in kept.values()), dtype=one.dtype).to(one.device)
         for name in ("cold_weights", "cold_fisher", "last_weights", "last_fisher"):
             self.register_buffer(name, empty.clone())
-        self._ready = False  # ``recorded`` without a look at the device
+        self._ready = False  # a copy of ``recorded`` that needs no read from the device
         self.register_buffer("recorded", torch.zeros((), dtype=torch.bool))
         self.register_buffer("signature", self._sign())
 
@@ -95,7 +97,7 @@ class IncrementalPenalty(nn.Module):
         }
 
     def _checked(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The parameters of a model that must be the one given at first, or its like."""
+        """The model's parameters, after checking that they match those given at first."""
         found = self._parameters_of(model)
         if {n: p.shape for n, p in found.items()} != self.shapes:
             odd = sorted(set(found) ^ set(self.shapes)) or [
@@ -105,7 +107,8 @@ class IncrementalPenalty(nn.Module):
         return found
 
     def _pieces(self, model: nn.Module) -> Iterator[tuple[nn.Parameter, list[Tensor]]]:
-        """Every parameter with its part of cold weights and Fisher, last weights and Fisher."""
+        """Each parameter with its part of the four buffers: cold weights, cold Fisher, last
+        weights, last Fisher."""
         if not self._ready:
             raise RuntimeError("IncrementalPenalty: nothing is recorded yet: call record first")
         found = self._checked(model)
@@ -119,13 +122,16 @@ class IncrementalPenalty(nn.Module):
         a, terms = self.cold_weight, []
         for w, (w_0, h_0, w_p, h_p) in self._pieces(model):
             term = (1 - a) * (h_p * (w - w_p).square()).sum()
-            # At cold weight 0 the first anchor costs nothing.
+            # With a cold weight of 0 the first anchor is not even computed.
             terms.append(term + a * (h_0 * (w - w_0).square()).sum() if a else term)
         return self.forgetting / 2 * torch.stack(terms).sum()
 
     @torch.no_grad()
     def start(self, model: nn.Module) -> None:
-        """Set the model to ``cold_weight * w_0 + (1 - cold_weight) * w_p``, skipped ones aside."""
+        """Set the model's weights to ``cold_weight * w_0 + (1 - cold_weight) * w_p``.
+
+        Skipped parameters are left unchanged.
+        """
         for w, (w_0, _, w_p, _) in self._pieces(model):
             w.copy_(self.cold_weight * w_0 + (1 - self.cold_weight) * w_p)
 
@@ -138,16 +144,16 @@ class IncrementalPenalty(nn.Module):
         method: str = "vmap",
         chunk_size: int = 64,
     ) -> int:
-        """Take the model's weights as anchor, with the Fisher information of ``batches``.
+        """Record the model's weights as an anchor, with the Fisher information of ``batches``.
 
-        A few thousand samples usually do.
+        A few thousand samples are usually enough.
 
         Args:
-            model: after training.
-            batches: pairs (inputs, targets); inputs is a tensor or a tuple of tensors, the
-                arguments of the model, with the samples along dimension 0.
-            cold: the anchor is w_0 too; implied the first time.
-            negative_log_likelihood, method, chunk_size: as :func:`fisher_diagonal`.
+            model: the trained model.
+            batches: pairs (inputs, targets). The inputs are a tensor or a tuple of tensors, with
+                the samples along dimension 0. They are the arguments of the model.
+            cold: record w_0 as well. The first call always does.
+            negative_log_likelihood, method, chunk_size: as in :func:`fisher_diagonal`.
 
         Returns:
             The number of samples.

@@ -19,7 +19,7 @@ METHODS = ("vmap", "loop", "batch")
 
 
 def log_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of independent binary tasks under logits, summed."""
+    """Summed negative log-likelihood of independent binary tasks, from their logits."""
     return F.binary_cross_entropy_with_logits(outputs, targets, reduction="sum")
 
 
@@ -34,20 +34,22 @@ def fisher_diagonal(
     """Mean over samples of the squared gradient of -log p(y | x), in evaluation mode.
 
     Args:
-        model: called with the inputs of a batch.
-        parameters: those to differentiate by, as ``model.named_parameters`` names them.
-        batches: pairs (inputs, targets); inputs is a tensor or a tuple of tensors, the arguments
-            of the model, with the samples along dimension 0.
+        model: the model, which is called with the inputs of a batch.
+        parameters: the parameters to differentiate by, with the names that
+            ``model.named_parameters`` gives them.
+        batches: pairs (inputs, targets). The inputs are a tensor or a tuple of tensors, with the
+            samples along dimension 0. They are the arguments of the model.
         negative_log_likelihood: (outputs, targets) -> its sum over the samples, 0-d.
-        method: ``"vmap"``: per-sample gradients of a chunk at once (``torch.func``), this
-            package's ops by their references. ``"loop"``: a sample at a time, for models that
-            ``torch.func`` cannot run. ``"batch"``: the squared gradient of each batch's mean;
-            exact for batches of one sample (the way for ragged inputs), else the usual shortcut,
-            smaller by about the size of the batch.
-        chunk_size: samples whose gradients ``"vmap"`` holds at a time.
+        method: ``"vmap"`` computes the per-sample gradients of a chunk at once (``torch.func``)
+            and runs this package's ops by their references. ``"loop"`` takes one sample at a time,
+            for models that ``torch.func`` cannot run. ``"batch"`` squares the gradient of each
+            batch's mean. That is exact for batches of one sample, which is how to handle ragged
+            inputs. For larger batches it is the usual shortcut, and the result is smaller by about
+            a factor of the batch size.
+        chunk_size: number of samples whose gradients ``"vmap"`` holds at a time.
 
     Returns:
-        The diagonal per parameter, and the number of samples.
+        The diagonal by parameter name, and the number of samples.
 
     Raises:
         ValueError: an argument is out of range, or there is no sample.
@@ -87,7 +89,7 @@ def _pieces(batches: Iterable, step: int | None) -> Iterator[tuple[tuple, Tensor
 
 
 def _square_of_mean(model, parameters, loss, inputs, targets) -> dict[str, Tensor]:
-    """The squared gradient of the piece's mean, once per sample."""
+    """The squared gradient of the piece's mean loss, times the number of samples."""
     value = loss(model(*inputs), targets) / len(targets)
     found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
     pairs = zip(parameters, found, strict=True)
@@ -95,7 +97,10 @@ def _square_of_mean(model, parameters, loss, inputs, targets) -> dict[str, Tenso
 
 
 class _References(TorchFunctionMode):
-    """This package's ops by their references: torch.func does not take custom ops' backwards."""
+    """Runs this package's ops by their references.
+
+    ``torch.func`` does not support the backwards of custom ops.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "namespace", None) == "lirank":

@@ -1,4 +1,4 @@
-"""Raw inputs of a ranker: numbers normalized, strings hashed."""
+"""Normalization of a ranker's numeric inputs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from ._common import check_number, check_positive, check_shape, refuse
 class NumericBatchNorm(nn.Module):
     """Batch norm of numeric inputs that may be missing.
 
-    As ``torch.nn.BatchNorm1d``, but mean and variance are those of the values that are there. A
-    value that is not finite is missing and becomes the mean, 0 before ``weight`` and ``bias``. A
-    column with fewer than two values in a training batch is normalized by its running statistics,
-    and they stay.
+    It works like ``torch.nn.BatchNorm1d``, but mean and variance are computed from the values that
+    are present. A value that is not finite counts as missing and is replaced by the mean, which is
+    0 before ``weight`` and ``bias``. A column with fewer than two values in a training batch is
+    normalized by its running statistics, which then do not change.
 
-    The running statistics are those of all values seen until ``momentum`` weighs more than a
-    batch's share of them, so they are right from the first batch on, whatever a column's mean and
-    scale: BatchNorm1d starts at mean 0 and variance 1 and forgets that over dozens of batches.
+    At first the running statistics weigh all values equally. Once a batch's share of all values
+    falls below ``momentum``, they become a moving average. They are therefore correct from the
+    first batch on, whatever the mean and scale of a column. BatchNorm1d starts at mean 0 and
+    variance 1 instead, and forgets these only over dozens of batches.
 
-    LiRank lists batch norm on numeric inputs among what made training converge, and normalizes by
-    distribution: counts and amounts, which spread over orders of magnitude, belong in ``log``.
+    LiRank lists batch norm on numeric inputs among the changes that made training converge, and it
+    normalizes each input by its distribution. Counts and amounts, which span orders of magnitude,
+    belong in ``log``.
 
     Args:
-        num_features: columns F.
-        log: columns to map by ``sign(x) * log(1 + |x|)`` first; True for all, False for none.
+        num_features: number of columns F.
+        log: columns to map by ``sign(x) * log(1 + |x|)`` first. True means all, False none.
         eps, momentum, affine: as in ``torch.nn.BatchNorm1d``.
 
     Raises:
@@ -71,7 +73,8 @@ class NumericBatchNorm(nn.Module):
         """(B, num_features) -> (B, num_features)."""
         check_shape("NumericBatchNorm", "x", x, "B", self.num_features)
         there = x.isfinite()
-        # Zeroed before any arithmetic: the gradient of a masked NaN would be NaN as well.
+        # Missing values are zeroed before any arithmetic: masked later, a NaN would still make the
+        # gradients NaN.
         x = x.masked_fill(~there, 0)
         if self.any_log:
             x = torch.where(self.log, x.sign() * x.abs().log1p(), x)
@@ -79,7 +82,8 @@ class NumericBatchNorm(nn.Module):
             mean, var = self._batch_statistics(x, there)
         else:
             mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
-        # The mean goes first: x * a - mean * a would lose a column whose mean is far from 0.
+        # The mean is subtracted first: x * a - mean * a would round away the values of a column
+        # whose mean is far from 0.
         x = ((x - mean) * (var + self.eps).rsqrt()).masked_fill(~there, 0)
         return x if self.weight is None else x * self.weight + self.bias
 

@@ -9,7 +9,7 @@ from ..ops.isotonic import isotonic_calibration
 
 
 class IsotonicParameters(nn.Module):
-    """Parameters of an isotonic calibration, and the embedding that calibration features give."""
+    """Parameters of an isotonic calibration, and the linear map of its calibration features."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class IsotonicParameters(nn.Module):
             nn.init.zeros_(self.features.weight)
 
     def added(self, features: Tensor | None, embedding: Tensor | None) -> Tensor | None:
-        """What is added to the weights of each sample: (B, k), or None."""
+        """The tensor to add to the weights of each sample: (B, k), or None."""
         name = type(self).__name__
         if features is not None and (self.features is None or embedding is not None):
             given = "None" if embedding is None else "given"
@@ -63,14 +63,16 @@ class IsotonicParameters(nn.Module):
 class IsotonicCalibration(IsotonicParameters):
     """A monotone, piecewise linear map of a logit, trained jointly with the model.
 
-    ``sum_i relu(e_i + weight_i) * v_i + lower + bias`` over ``k = (upper - lower) / step``
-    buckets. Starts as the identity on [lower, upper] (weights 1, bias 0); logits outside are
-    clamped. With ``num_features`` > 0, ``e`` is a linear map (zero at the start, no bias) of
-    calibration features such as device or channel.
+    It computes ``sum_i relu(e_i + weight_i) * v_i + lower + bias`` over
+    ``k = (upper - lower) / step`` buckets. It starts as the identity on [lower, upper], with
+    weights 1 and bias 0. Logits outside of that range are clamped. With ``num_features`` > 0, ``e``
+    is a linear map of calibration features such as device or channel. The map has no bias and
+    starts at zero.
 
     Args:
-        lower, upper: covered range, in logit units; the follow-up paper uses -17 and 8.
-        step: bucket width in logit units; there 0.05. Must divide the range.
+        lower, upper: covered range in logit units. The follow-up paper uses -17 and 8.
+        step: bucket width in logit units, which must divide the range. The follow-up paper uses
+            0.05.
         num_features: width of the calibration features, 0 for none.
 
     Source: LiRank (arXiv 2402.06859), equation 1; arXiv 2603.06589.
@@ -83,9 +85,9 @@ class IsotonicCalibration(IsotonicParameters):
 
         Args:
             logits: (B,).
-            features: (B, num_features); wanted exactly where ``num_features`` > 0, unless
-                ``embedding`` is given.
-            embedding: (B, k), ready-made, instead of features.
+            features: (B, num_features). They are required if ``num_features`` > 0, unless
+                ``embedding`` is given, and refused otherwise.
+            embedding: (B, k), a ready-made ``e`` to use instead of features.
         """
         added = self.added(features, embedding)
         return isotonic_calibration(logits, self.weight, self.bias, self.lower, self.step, added)

@@ -1,4 +1,4 @@
-"""Multi-task heads: from features (B, input_dim) to one logit per task (B, num_tasks)."""
+"""Multi-task heads, which map features (B, input_dim) to one logit per task (B, num_tasks)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Options = tuple[str | None, bool, float]  # gate, batch_norm, dropout
 
 
 def hidden_layers(dims: Sequence[int], options: Options) -> nn.Module:
-    """An MLP whose last layer is activated too; the identity where it has no layer."""
+    """An MLP whose last layer is a hidden layer too, or the identity if there are no layers."""
     if len(dims) < 2:
         return nn.Identity()
     return GatedMLP(dims, *options, linear_output=False)
@@ -28,16 +28,17 @@ def make_towers(
 
 
 class GroupedTowers(nn.Module):
-    """A shared bottom, then one tower per group of tasks; a tower has an output per member.
+    """A shared bottom, then one tower per group of tasks, with one output per task of the group.
 
-    LiRank groups by meaning and positive rate (like with contribution, comment with share).
-    Widths and depths here and in the other heads are free choices. Every layer but the last of a
-    tower is a hidden layer of :class:`GatedMLP`, which takes ``gate``, ``batch_norm``, ``dropout``.
+    LiRank groups tasks by meaning and positive rate (like with contribution, comment with share).
+    The widths and depths of all heads here are free choices. Every layer except the last layer of a
+    tower is a hidden layer of :class:`GatedMLP`.
 
     Args:
         input_dim: width of the features.
-        groups: task numbers of each group, such as ``[[0, 3], [1, 2]]``; every task once.
-        shared_dims: widths of the shared layers; () gives the towers the features themselves.
+        groups: task numbers of each group, such as ``[[0, 3], [1, 2]]``. Every task belongs to
+            exactly one group.
+        shared_dims: widths of the shared layers. With () the towers read the features directly.
         tower_dims: widths of a tower's hidden layers.
         gate, batch_norm, dropout: as in :class:`GatedMLP`, but without a gate by default.
 
@@ -74,7 +75,7 @@ class GroupedTowers(nn.Module):
         self.towers = make_towers(width, tower_dims, [len(g) for g in groups], options)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, input_dim) -> logits (B, num_tasks), column t for task t."""
+        """(B, input_dim) -> logits (B, num_tasks). Column t is the logit of task t."""
         check_shape(type(self).__name__, "x", x, "B", self.input_dim)
         h = self.shared(x)
         logits = torch.cat([tower(h) for tower in self.towers], dim=1)
@@ -82,10 +83,10 @@ class GroupedTowers(nn.Module):
 
 
 class HardShared(GroupedTowers):
-    """A bottom shared by all tasks, then one tower per task: the paper's baseline.
+    """A bottom shared by all tasks, then one tower per task. This is the paper's baseline.
 
     Args:
-        input_dim, shared_dims, tower_dims, gate, batch_norm, dropout: as :class:`GroupedTowers`.
+        input_dim, shared_dims, tower_dims, gate, batch_norm, dropout: as in :class:`GroupedTowers`.
         num_tasks: number of tasks.
 
     Raises:

@@ -12,16 +12,16 @@ from .multi_task import Options, hidden_layers, make_towers
 
 
 def _mix(experts: Tensor, logits: Tensor) -> Tensor:
-    """experts: (B, n, w); logits: (B, n) -> (B, w), weighted by the softmax of the logits."""
+    """experts (B, n, w) and logits (B, n) -> their mean (B, w), weighted by softmax(logits)."""
     return (logits.softmax(-1).unsqueeze(1) @ experts).squeeze(1)
 
 
 class MMoE(nn.Module):
-    """Multi-gate mixture of experts: per task k, ``h_k(sum_i softmax(W_k x)_i f_i(x))``.
+    """Multi-gate mixture of experts. Task k gets ``h_k(sum_i softmax(W_k x)_i f_i(x))``.
 
     Args:
         input_dim, num_tasks: as in :class:`HardShared`.
-        num_experts: experts f, shared by all tasks.
+        num_experts: number of experts f, which all tasks share.
         expert_dims: widths of an expert's layers, at least one.
         tower_dims, gate, batch_norm, dropout: as in :class:`GroupedTowers`.
 
@@ -63,10 +63,10 @@ class MMoE(nn.Module):
 
 
 class ExtractionLayer(nn.Module):
-    """One layer of PLE: states of all tasks and the shared one (last) -> the same.
+    """One layer of PLE. It maps the states of all tasks and the shared state, which is the last.
 
-    Task k mixes its own experts (read from its state) with the shared ones; the shared gate,
-    which the last layer does not have, mixes all experts.
+    Task k mixes its own experts, which read its state, with the shared experts. The shared gate
+    mixes all experts. The last layer has no shared gate.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class PLE(nn.Module):
 
     Args:
         input_dim, num_tasks: as in :class:`HardShared`.
-        num_layers: extraction layers; 1 is CGC.
-        num_own_experts, num_shared_experts: experts of each task, and of all, in a layer.
+        num_layers: number of extraction layers. One layer is CGC.
+        num_own_experts, num_shared_experts: experts per task and shared experts in each layer.
         expert_dims, tower_dims, gate, batch_norm, dropout: as in :class:`MMoE`.
 
     Raises:

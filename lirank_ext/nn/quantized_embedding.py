@@ -20,7 +20,7 @@ from ..ops.quantized_embedding import (
 
 
 def refuse_training(module: nn.Module, wanted: bool) -> None:
-    """Quantized tables have no gradient; asking for one is an error, not a no-op."""
+    """Raise if a gradient is asked for: quantized tables have none."""
     if wanted:
         raise ValueError(
             f"{type(module).__name__}.requires_grad_: wanted False, got True: a quantized table "
@@ -29,7 +29,7 @@ def refuse_training(module: nn.Module, wanted: bool) -> None:
 
 
 def packed_weight(weight: Tensor, bits: int) -> Tensor:
-    """A float table (N, D) of any floating dtype as a packed one."""
+    """Quantize and pack a table (N, D) of any floating dtype."""
     weight = weight.detach()
     if weight.dtype == torch.float64:
         weight = weight.float()
@@ -37,10 +37,10 @@ def packed_weight(weight: Tensor, bits: int) -> Tensor:
 
 
 def packed_from_fbgemm(rows: Tensor) -> Tensor:
-    """FBGEMM fused 8-bit rows ``[D uint8 | fp32 scale | fp32 min]`` as a packed table.
+    """Convert FBGEMM fused 8-bit rows ``[D uint8 | fp32 scale | fp32 min]`` to a packed table.
 
-    ``code = q - 128`` and ``mid = min + 128 * scale``: the grid is the same. A row of zeros is
-    constant and stays at its minimum, without that rounding.
+    With ``code = q - 128`` and ``mid = min + 128 * scale`` the grid is the same. A row whose codes
+    are all zero is constant. It keeps ``mid = min``, so that the constant is not rounded.
     """
     if rows.dtype != torch.uint8 or rows.dim() != 2 or rows.shape[1] <= 8:
         raise ValueError(
@@ -64,10 +64,10 @@ def fbgemm_from_packed(packed: Tensor, dim: int) -> Tensor:
 
 
 class FollowsDtype(nn.Module):
-    """A look-up whose results have the dtype that the model has.
+    """A look-up whose results follow the dtype of the model.
 
-    Packed tables are bytes, which ``module.to(dtype)`` leaves as they are. An empty buffer that is
-    not saved goes along instead and says what dtype was asked for last.
+    ``module.to(dtype)`` does not change packed tables, which are bytes. An empty buffer follows the
+    conversion instead and records the requested dtype. It is not saved.
     """
 
     _result: Tensor
@@ -77,12 +77,12 @@ class FollowsDtype(nn.Module):
 
     @property
     def output_dtype(self) -> torch.dtype:
-        """Of the results: that of the float module at first, then of the last ``to(dtype)``."""
+        """Dtype of the results: the float module's, or that of the last ``to(dtype)``."""
         return self._result.dtype
 
 
 class _QuantizedTable(FollowsDtype):
-    """A packed table with its width; what the modules below share."""
+    """A packed table and its width. The modules below are based on it."""
 
     packed: Tensor
 
@@ -100,7 +100,7 @@ class _QuantizedTable(FollowsDtype):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        use_huge_pages(self)  # a copy, or what a file held, lies on small pages
+        use_huge_pages(self)  # the memory of a copied or loaded table has small pages
 
     @property
     def num_embeddings(self) -> int:
@@ -111,14 +111,14 @@ class _QuantizedTable(FollowsDtype):
         return self
 
     def dequantize_weight(self) -> Tensor:
-        """float32 (N, D): what the look-ups stand for."""
+        """The dequantized table, float32 (N, D)."""
         return dequantize_rows(*unpack_rows(self.packed, self.embedding_dim, self.bits))
 
     def to_fbgemm(self) -> Tensor:
-        """uint8 (N, D + 8): FBGEMM's fused 8-bit rows, the same codes on the same grid.
+        """FBGEMM's fused 8-bit rows, uint8 (N, D + 8), with the same codes on the same grid.
 
         Raises:
-            ValueError: a 4-bit table.
+            ValueError: the table has 4 bits.
         """
         if self.bits != 8:
             raise ValueError(f"to_fbgemm: bits: wanted 8, got {self.bits}")
@@ -148,7 +148,9 @@ class QuantizedEmbedding(_QuantizedTable):
 
     @classmethod
     def from_float(cls, module: nn.Embedding, bits: int = 8) -> QuantizedEmbedding:
-        """Quantize an ``nn.Embedding`` (``max_norm`` is refused: it changes rows as they are read).
+        """Quantize an ``nn.Embedding``.
+
+        ``max_norm`` is refused because it changes rows when they are read.
 
         Raises:
             ValueError: ``max_norm`` is set, or a row is not finite.
@@ -163,7 +165,7 @@ class QuantizedEmbedding(_QuantizedTable):
         return cls(packed_from_fbgemm(rows), rows.shape[1] - 8, 8)
 
     def dequantize(self) -> nn.Embedding:
-        """The float module with the values that the look-ups give, ready to be trained."""
+        """A float module that holds the dequantized values and can be trained."""
         weight = self.dequantize_weight().to(self.output_dtype)
         return nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=self.padding_idx)
 
@@ -182,8 +184,8 @@ class QuantizedEmbedding(_QuantizedTable):
 class QuantizedEmbeddingBag(_QuantizedTable):
     """``torch.nn.EmbeddingBag`` (sum, mean) over int8 or int4 rows, for inference.
 
-    ``forward(input, offsets=None, per_sample_weights=None)`` as there: (len,) with offsets
-    (B,), or (B, L) without.
+    ``forward(input, offsets=None, per_sample_weights=None)`` takes the same arguments: ``input``
+    is (len,) with ``offsets`` (B,), or (B, L) without offsets.
     """
 
     def __init__(
@@ -203,7 +205,8 @@ class QuantizedEmbeddingBag(_QuantizedTable):
         """Quantize an ``nn.EmbeddingBag``.
 
         Raises:
-            ValueError: mode "max", ``max_norm`` or ``padding_idx`` is set, or a row is not finite.
+            ValueError: the mode is "max", ``max_norm`` or ``padding_idx`` is set, or a row is not
+                finite.
         """
         _refuse_max_norm("QuantizedEmbeddingBag", module)
         if module.mode not in ("sum", "mean"):
@@ -227,7 +230,7 @@ class QuantizedEmbeddingBag(_QuantizedTable):
         return cls(packed_from_fbgemm(rows), rows.shape[1] - 8, 8, mode, include_last_offset)
 
     def dequantize(self) -> nn.EmbeddingBag:
-        """The float module with the values that the look-ups give, ready to be trained."""
+        """A float module that holds the dequantized values and can be trained."""
         return nn.EmbeddingBag.from_pretrained(
             self.dequantize_weight().to(self.output_dtype),
             freeze=False,
@@ -268,11 +271,12 @@ def _refuse_max_norm(name: str, module: nn.Module) -> None:
 
 
 class QuantizedEmbeddingBagCollection(FollowsDtype):
-    """Several tables in one look-up call, their results side by side.
+    """Several tables in one look-up call, with their results side by side.
 
-    ``forward(indices, offsets, per_sample_weights=None)``: indices of all tables, table-major,
-    offsets (T * B + 1,) with table t, bag b at ``t * B + b``; (B, sum of widths) in the dtype
-    that the modules had or that this one was moved to.
+    ``forward(indices, offsets, per_sample_weights=None)`` takes the indices of all tables, one
+    table after the other, and ``offsets`` (T * B + 1,), where bag b of table t has position
+    ``t * B + b``. It returns (B, sum of widths) in the dtype of the float modules, or in the dtype
+    that this module was last moved to.
     """
 
     packed: Tensor
@@ -305,10 +309,10 @@ class QuantizedEmbeddingBagCollection(FollowsDtype):
     def from_float(
         cls, modules: Mapping[str, nn.Module], bits: int = 8
     ) -> QuantizedEmbeddingBagCollection:
-        """Quantize ``{name: nn.EmbeddingBag}``; all of one mode, "sum" or "mean", and one dtype.
+        """Quantize ``{name: nn.EmbeddingBag}``. All must share a dtype and a mode, "sum" or "mean".
 
         Raises:
-            ValueError: no tables, modes or dtypes that differ, or a table that cannot be quantized.
+            ValueError: there is no table, modes or dtypes differ, or a table cannot be quantized.
         """
         made = {name: QuantizedEmbeddingBag.from_float(m, bits) for name, m in modules.items()}
         modes = {m.mode for m in made.values()}

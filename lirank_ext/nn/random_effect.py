@@ -8,30 +8,33 @@ from torch.nn import functional as F
 
 from ._common import ResizingBuffers, check_finite, check_number, check_shape, refuse
 
-TOLERANCE = 1e-8  # of a Newton step, relative; Newton squares the error, so this is the end
-CHUNK = 65536  # rows whose outer products are held at a time
+# Relative size of the last Newton step. Newton squares the error, so a further step would change
+# nothing.
+TOLERANCE = 1e-8
+CHUNK = 65536  # number of rows whose outer products are held at a time
 
 
 class RandomEffect(ResizingBuffers):
     """Per-id correction of the main logit: ``sigmoid(logit + b_id + w_id . features)``.
 
-    :meth:`fit` finds, for each id on its own, the b and w that minimise over its rows::
+    For each id, :meth:`fit` finds the b and w that minimize the following over the id's rows::
 
         sum log-loss(sigmoid(logit + b + w . x), y) + l2 / 2 * (b^2 + |w|^2)
 
-    by Newton's method, all ids at once, in float64; the main logit stays as it is, so what is
-    learned is the main model's residual. An id that was not fitted has no correction. LiRank
-    refits its post model every eight hours, for likes and clicks: one module per task. It does
-    not print the penalty; ``l2=1`` is a free choice (a standard normal prior).
+    It solves all ids at once by Newton's method, in float64. The main logit is fixed, so the effect
+    learns the main model's residual. An id that was not fitted has no correction. LiRank refits
+    its post model every eight hours, for likes and clicks. Use one module per task. The paper does
+    not give the penalty, so ``l2=1`` (a standard normal prior) is a free choice.
 
     Args:
-        num_features: features with a weight per id; 0 is an intercept per id alone.
-        l2: strength of the penalty; positive.
-        max_iterations: of Newton's method; every step is halved until the loss falls.
+        num_features: number of features that have a weight per id. With 0 each id has only an
+            intercept.
+        l2: strength of the penalty, positive.
+        max_iterations: largest number of Newton steps. Every step is halved until the loss falls.
 
     Attributes:
         ids: (E,) int64, sorted.
-        coefficients: (E, 1 + num_features): intercept, then weights.
+        coefficients: (E, 1 + num_features), the intercept and then the weights.
 
     Raises:
         ValueError, TypeError: an argument is out of range or shapes do not fit.
@@ -90,20 +93,20 @@ class RandomEffect(ResizingBuffers):
         features: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> int:
-        """Replace all corrections by those of these rows.
+        """Replace all corrections by those fitted to these rows.
 
         Args:
-            logit: (n,) the main model's.
+            logit: (n,) logits of the main model.
             ids: (n,) whole numbers, in any order.
             targets: (n,) in [0, 1].
-            features: (n, num_features), or None where there are none.
-            weights: (n,) weight of each row, 0 or more; None is 1.
+            features: (n, num_features), or None if ``num_features`` is 0.
+            weights: (n,) weight of each row, 0 or more. None means 1.
 
         Returns:
             The number of Newton steps taken.
 
         Raises:
-            RuntimeError: no convergence within ``max_iterations``; the old corrections stay.
+            RuntimeError: no convergence within ``max_iterations``. The old corrections are kept.
         """
         self._check(logit, ids, features)
         weights = torch.ones_like(logit) if weights is None else weights
@@ -131,7 +134,7 @@ class RandomEffect(ResizingBuffers):
 
 
 class _Residual:
-    """One penalised logistic regression per id, solved side by side."""
+    """One penalized logistic regression per id. All of them are solved together."""
 
     def __init__(self, count: int, row: Tensor, x: Tensor, offset, target, weight, l2) -> None:
         self.row, self.x, self.offset, self.target, self.weight = row, x, offset, target, weight
@@ -168,7 +171,7 @@ class _Residual:
             small = step.abs() <= TOLERANCE * (1 + self.theta.abs())
             if bool(small.all()):
                 return self.theta + step, count
-            # Far from its optimum Newton may overshoot; half the step until the loss falls.
+            # Far from the optimum Newton may overshoot, so halve the step until the loss falls.
             for _ in range(60):
                 tried = self.loss(self.theta + step)
                 worse = tried > loss + 1e-12 * (1 + loss)

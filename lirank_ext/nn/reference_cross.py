@@ -1,6 +1,6 @@
-"""The cross layers in eager PyTorch: what ``swap`` replaces, and what to read.
+"""The cross layers in eager PyTorch, for reading. ``swap`` replaces them by the fast modules.
 
-Parameters and state dicts are those of the fast modules in ``nn/cross.py``.
+They have the parameters and state dicts of the fast modules in ``nn/cross.py``.
 """
 
 from __future__ import annotations

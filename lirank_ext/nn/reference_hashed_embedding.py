@@ -1,6 +1,6 @@
-"""The hashed embedding in eager PyTorch: what ``swap`` replaces, and what to read.
+"""The hashed embedding in eager PyTorch, for reading. ``swap`` replaces it by the fast module.
 
-Parameters and state dicts are those of the fast module in ``nn/hashed_embedding.py``.
+It has the parameters and the state dict of the fast module in ``nn/hashed_embedding.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ReferenceHashedEmbeddingBag(HashedParameters):
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        if offsets is None and ids.dim() == 1:  # a plain look-up: bags of one
+        if offsets is None and ids.dim() == 1:  # a plain look-up: each id is a bag of its own
             ids = ids.unsqueeze(1)
             per_sample_weights = None if per_sample_weights is None else per_sample_weights[:, None]
         hashes = ids if self.prehashed else murmur(ids, self.seed)

@@ -1,6 +1,6 @@
-"""Isotonic calibration in eager PyTorch: what ``swap`` replaces, and what to read.
+"""Isotonic calibration in eager PyTorch, for reading. ``swap`` replaces it by the fast module.
 
-Parameters and state dict are those of the fast module in ``nn/isotonic.py``.
+It has the parameters and the state dict of the fast module in ``nn/isotonic.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .isotonic import IsotonicParameters
 
 
 class ReferenceIsotonicCalibration(IsotonicParameters):
-    """:class:`IsotonicCalibration` in eager PyTorch: every bucket of every sample, O(B * k)."""
+    """:class:`IsotonicCalibration` in eager PyTorch. It computes all B * k buckets."""
 
     def forward(
         self, logits: Tensor, features: Tensor | None = None, embedding: Tensor | None = None

@@ -1,4 +1,4 @@
-"""A fixed set of keys and their rows, in 2.5 bits a key and a tag."""
+"""A fixed set of keys and their rows, stored in about 2.5 bits per key plus a tag."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from . import _vocabulary_builder
 from ._common import ResizingBuffers, refuse
 
 _OWNER = "StaticVocabulary"
-# A file: these 16 bytes, size of the table, oov, CRC-32 of both and the table (8 bytes each, signed
-# and little-endian), the table.
+# A file holds these 16 bytes, the size of the table, oov, the CRC-32 of size, oov and table, and
+# then the table. The three numbers take 8 bytes each, signed and little-endian.
 _FILE_MAGIC = b"lirank vocab 1\r\n"
 _ATTEMPTS = 32
 _UNMIX = (0x9CB4B2F8129337DB - (1 << 64), 0x4F74430C22A54005)
@@ -36,15 +36,15 @@ _UNMIX = (0x9CB4B2F8129337DB - (1 << 64), 0x4F74430C22A54005)
 class StaticVocabulary(ResizingBuffers):
     """Maps each of n known keys to a row of its own in [0, n), and unknown keys to ``oov``.
 
-    A minimal perfect hash: the keys are not stored, so a key costs about 2.5 bits and its tag.
-    The tag tells unknown keys from known ones: an unknown key is taken for a known one with a
-    probability of ``2 ** -tag_bits``, 1 in 256 by default. Rows follow from the set of keys; they
-    are in no order of meaning. Source: LiRank (arXiv 2402.06859), section 4.2, which used
-    Limasset's BBHash in this place; the construction is that of PTHash and PtrHash.
+    It is a minimal perfect hash. The keys are not stored, so a key costs about 2.5 bits and its
+    tag. The tag tells unknown keys from known ones: an unknown key is taken for a known one with a
+    probability of ``2 ** -tag_bits``, 1 in 256 by default. The set of keys determines the rows,
+    whose order has no meaning. Source: LiRank (arXiv 2402.06859), section 4.2, which uses
+    Limasset's BBHash for this purpose. The construction here is that of PTHash and PtrHash.
 
     Attributes:
-        table: the buffer, uint8, that :func:`lirank_ext.vocabulary_lookup` reads.
-        header: what the table says of itself: number of keys, bits of the tag, seeds.
+        table: the uint8 buffer that :func:`lirank_ext.vocabulary_lookup` reads.
+        header: number of keys, bits of the tag and seeds, read from the table.
         oov: the row of unknown keys.
     """
 
@@ -65,16 +65,17 @@ class StaticVocabulary(ResizingBuffers):
 
         Args:
             keys: int64 tensor (n,), or strings in any form that ``hash_strings`` takes.
-            tag_bits: bits of the tag, 0 to 32. Without a tag an unknown key gets some row.
+            tag_bits: bits of the tag, 0 to 32. Without a tag an unknown key gets the row of some
+                known key.
             oov: row that ``lookup`` gives to unknown keys.
-            progress: show a bar on stderr; needs tqdm.
+            progress: show a progress bar on stderr. This needs tqdm.
 
         Returns:
             The vocabulary, with its table on the CPU.
 
         Raises:
-            ValueError: a key occurs twice (the message names it), or ``tag_bits`` out of range.
-            TypeError: keys of another kind.
+            ValueError: a key occurs twice (the message names it), or ``tag_bits`` is out of range.
+            TypeError: the keys are neither int64 ids nor strings.
         """
         whole = isinstance(tag_bits, int) and not isinstance(tag_bits, bool)
         if not whole or not 0 <= tag_bits <= MOST_TAG_BITS:
@@ -89,22 +90,24 @@ class StaticVocabulary(ResizingBuffers):
             try:
                 return cls(_build(hashes, tag_bits, string_seed, keys, progress), oov)
             except _Collision:
-                continue  # two strings with one 64-bit hash; 3 in a million at 10 M keys
+                # Two strings share a 64-bit hash. With 10 million keys this happens with a
+                # probability of 3 in a million.
+                continue
         raise RuntimeError(f"{_OWNER}.build: two keys share a hash under {_ATTEMPTS} seeds")
 
     def lookup(self, keys: Any, oov: int | None = None) -> Tensor:
         """Rows of the keys.
 
         Args:
-            keys: int64 tensor of any shape where the vocabulary is one of ids; else strings in
-                any form that ``hash_strings`` takes.
+            keys: int64 tensor of any shape if the vocabulary was built from ids, otherwise strings
+                in any form that ``hash_strings`` takes.
             oov: row of unknown keys, instead of the one given to ``build``.
 
         Returns:
-            int64, shape of ``keys``.
+            int64 rows, in the shape of ``keys``.
 
         Raises:
-            TypeError, ValueError: keys of another kind than the vocabulary's.
+            TypeError, ValueError: the keys are of another kind than the vocabulary's.
         """
         seed = self.string_seed
         if seed is None:
@@ -125,13 +128,13 @@ class StaticVocabulary(ResizingBuffers):
 
     @property
     def string_seed(self) -> int | None:
-        """Seed of ``hash_strings`` where the keys are strings; None where they are ids."""
+        """Seed of ``hash_strings`` if the keys are strings, None if they are ids."""
         seed = self.header.string_seed
         return None if seed < 0 else seed
 
     @property
     def bits_per_key(self) -> float:
-        """Of the whole table, tags included."""
+        """Size of the whole table per key, tags included."""
         return 8 * self.table.numel() / max(len(self), 1)
 
     def __len__(self) -> int:
@@ -146,7 +149,7 @@ class StaticVocabulary(ResizingBuffers):
         self.header = read_header(self.table)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the vocabulary to a file, which takes its place only when it is whole."""
+        """Write the vocabulary to a file. An existing file is replaced once the new one is done."""
         path = Path(path)
         table = self.table.detach().cpu().contiguous().numpy()
         head = b"".join(x.to_bytes(8, "little", signed=True) for x in (len(table), self.oov))
@@ -167,21 +170,21 @@ class StaticVocabulary(ResizingBuffers):
         """Read a vocabulary that ``save`` wrote.
 
         Raises:
-            ValueError: the file is damaged, cut short, or something else.
+            ValueError: the file is damaged, cut short, or not a vocabulary.
         """
         with open(path, "rb") as file:
             if file.read(len(_FILE_MAGIC)) != _FILE_MAGIC:
-                raise ValueError(f"{_OWNER}.load: '{path}' is not the file of a vocabulary.")
+                raise ValueError(f"{_OWNER}.load: '{path}' is not a vocabulary file.")
             head = file.read(24)
             data = bytearray(file.read())
         size, oov, crc = (
             int.from_bytes(head[i : i + 8], "little", signed=True) for i in (0, 8, 16)
         )
         if len(data) != size:
-            text = f"holds {len(data)} bytes of a table of {size}"
+            text = f"holds {len(data)} of the table's {size} bytes"
             raise ValueError(f"{_OWNER}.load: '{path}' is damaged: it {text}.")
         if zlib.crc32(data, zlib.crc32(head[:16])) != crc:
-            text = "its checksum does not fit its contents"
+            text = "its checksum does not match its contents"
             raise ValueError(f"{_OWNER}.load: '{path}' is damaged: {text}.")
         return cls(torch.frombuffer(data, dtype=torch.uint8), oov)
 
@@ -198,7 +201,7 @@ def _check_ids(argument: str, keys: Tensor, dims: int | None = None) -> None:
 
 
 def _build(hashes: Tensor, tag_bits: int, string_seed: int, keys: Any, progress: bool) -> Tensor:
-    """Table of the ids, or of the hashes of the strings ``keys``."""
+    """The table of the ids, or of the hashes of the strings ``keys``."""
     implementation = _vocabulary_builder if extension is None else extension
     array = hashes.numpy()
     table = torch.empty(layout(new_header(len(array), tag_bits, 0, -1)).size, dtype=torch.uint8)
@@ -215,8 +218,8 @@ def _build(hashes: Tensor, tag_bits: int, string_seed: int, keys: Any, progress:
 
 
 def _run(builder: Any, progress: bool) -> str:
-    """Part after part, so that the bar moves and Ctrl-C is heard."""
-    # 32 parts are a million keys, 0.2 s on two cores.
+    """Build some parts at a time, so that the bar advances and Ctrl-C is handled."""
+    # 32 parts are a million keys and take 0.2 s on two cores.
     if not progress:
         while (state := builder.step(32)) == "building":
             pass
@@ -255,7 +258,7 @@ def _refuse_duplicate(hashes: Tensor, duplicate: int, seed: int, keys: Any) -> N
 
 
 def _key_at(keys: Any, i: int) -> str | bytes:
-    """One key as Python would write it; the bytes of a tensor pair as text where they are."""
+    """One key for a message: as text, or as bytes if they are not valid text."""
     if isinstance(keys, (tuple, list)) and any(isinstance(k, Tensor) for k in keys[:2]):
         data, offsets = keys
         key: Any = bytes(data[int(offsets[i]) : int(offsets[i + 1])].tolist())

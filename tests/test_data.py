@@ -205,7 +205,7 @@ def test_a_missing_label_is_explained(table, label, said):
         ([], "empty file"),
         (["colour,bought"], "no rows"),
         (["colour,colour,bought", "1,2,1"], "column 'colour' is there more than once"),
-        (["bought", "1", "0"], "no column to learn the label"),
+        (["bought", "1", "0"], "no column to learn from, only labels"),
     ],
 )
 def test_a_file_that_cannot_be_learned_from_is_refused(tmp_path, lines, said):

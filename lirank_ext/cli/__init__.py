@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "compare every backend with the reference",
     "bench": "time every op beside its peers",
     "demo": "train, swap, quantize and compare on real data",
+    "inspect": "show how every column of files would be read",
     "train": "train a ranker on CSV or Parquet files, larger than memory if need be",
     "evaluate": "measure a trained model on labeled files",
     "predict": "write a model's probabilities, one line for every input row",

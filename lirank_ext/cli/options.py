@@ -12,6 +12,7 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from ..training.options import Options
 
+FILES = "CSV (packed or not) or Parquet files, or folders of them"
 # Packages of the extra "train", which every command on models needs.
 PACKAGES = ("pyarrow", "yaml", "safetensors", "tqdm", "sklearn")
 
@@ -32,7 +33,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Add a trained model and the files to use it on."""
     add = parser.add_argument
     add("model", metavar="DIR", help="what train wrote")
-    add("data", nargs="+", metavar="FILE", help="CSV (.gz too) or Parquet files")
+    add("data", nargs="+", metavar="FILE", help=FILES)
     add(
         "--skip-bad-rows",
         action="store_true",
@@ -47,7 +48,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     An option whose ``dest`` is a key of the configuration sets that key; it needs no other code.
     """
     add = parser.add_argument
-    add("data", nargs="+", metavar="FILE", help="CSV (.gz too) or Parquet files")
+    add("data", nargs="+", metavar="FILE", help=FILES)
     add(
         "--label",
         action="append",
@@ -80,9 +81,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="one value of the configuration, as in --set model.cross.rank=16",
     )
-    add("--categorical", type=names, metavar="A,B", help="number columns to read as ids")
-    add("--numeric", type=names, metavar="A,B", help="columns to read only as numbers")
-    add("--ignore", type=names, metavar="A,B", help="columns to leave out")
+    add_reading(parser)
     add("--epochs", dest="training.epochs", type=int, metavar="N", help="maximum number of epochs")
     add("--batch-size", dest="training.batch_size", type=int, metavar="N", help="rows of a batch")
     add(
@@ -101,6 +100,27 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="name broken rows at the end instead of stopping at the first",
     )
     add_device(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add how the columns of files are read."""
+    add = parser.add_argument
+    add("--categorical", type=names, metavar="A,B", help="columns to read as ids")
+    add("--numeric", type=names, metavar="A,B", help="columns to read only as numbers")
+    add("--ignore", type=names, metavar="A,B", help="columns to leave out")
+    add(
+        "--names",
+        type=names,
+        metavar="A,B",
+        help="names of the columns, for CSV files without a header line",
+    )
+    add(
+        "--missing",
+        type=names,
+        metavar="A,B",
+        help="texts that stand for a missing value in CSV, besides an empty cell "
+        "(default: the usual ones: NA, null, ? and the like)",
+    )
 
 
 def names(text: str) -> list[str]:

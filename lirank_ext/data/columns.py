@@ -101,7 +101,7 @@ class ColumnReader:
 
     def distinct(self, column: str) -> list[str]:
         """The different values of a column as text; "" where one is missing."""
-        return self._text(self.chunk.table[column], column).unique().to_pylist()
+        return self.text(column).unique().to_pylist()
 
     def numbers(self, column: str) -> np.ndarray:
         """float64, NaN where missing."""

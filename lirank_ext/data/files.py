@@ -262,10 +262,10 @@ class File:
         def handle(row: Any) -> str:
             if not broken.skip:
                 return "error"
-            number = record + row.number + self.has_header
+            number = record + row.number + 1  # a header is line 1
             what = "the header has" if self.has_header else "there are names for"
             found = f"{row.actual_columns} fields, where {what} {row.expected_columns}"
-            message = f"{self.path}:{number}: {found}"
+            message = f"{self.path}:{number - (not self.has_header)}: {found}"
             broken.add((self.path, "line", number), lambda: message)
             bad.append(number)
             return "skip"

@@ -15,7 +15,7 @@ from .broken import Broken
 from .columns import ColumnReader
 from .errors import DataError
 from .files import Chunk
-from .labels import parse_labels, refuse_equal_labels
+from .labels import parse_labels
 from .profile import MAX_VALUES, Profile, profile
 from .source import Source
 from .times import parts
@@ -77,7 +77,7 @@ class Inferred:
 
 def infer(
     paths: Sequence[str | Path],
-    labels: Sequence[str | Task],
+    labels: Sequence[str | Task] | None,
     *,
     numeric: Sequence[str] = (),
     categorical: Sequence[str] = (),
@@ -120,12 +120,12 @@ def infer(
     left_out = {*ignore, *label_columns}
     wanted = [c for c in file.columns if c not in left_out]
     if not wanted:
-        raise DataError(f"{file.path}: no column to learn the label '{min(label_columns)}' from")
+        raise DataError(f"{file.path}: no column to learn from, only labels")
     source = Source(paths, [*wanted, *label_columns], broken, names)
     chunks, complete = _sample(source)
     found = Inferred(schema)
     for task in schema.tasks:
-        found.columns.append(_label(chunks, task, schema, complete))
+        found.columns.append(_label(chunks, task, schema))
     for name in ignore:
         found.columns.append(Column(name, "left out", "--ignore"))
     for seen in _profiles(chunks, wanted, schema):
@@ -166,22 +166,14 @@ def _sample(source: Source) -> tuple[list[Chunk], bool]:
     return chunks, complete
 
 
-def _label(chunks: list[Chunk], task: Task, schema: Schema, complete: bool) -> Column:
-    """How a label is read.
-
-    Raises:
-        DataError: the sample is the whole data, and all of its rows have the same label.
-    """
-    source = task.source
-    texts = [ColumnReader(chunk, schema).text(source) for chunk in chunks]
+def _label(chunks: list[Chunk], task: Task, schema: Schema) -> Column:
+    """How a label is read."""
+    texts = [ColumnReader(chunk, schema).text(task.source) for chunk in chunks]
     values = {value for text in texts for value in text.unique().to_pylist()} - {""}
     absent = sum(text.to_pylist().count("") for text in texts)
-    if complete:
-        comma = source in schema.decimal_comma
-        refuse_equal_labels(chunks[0].file.path, task, sorted(values), comma)
     wanted = task.threshold or (task.positive and f"'{task.positive}'")
     why = "--long-dwell" if task.dwell else f"1 where it is {wanted}" if wanted else "--label"
-    return Column(source, "label", why, min(values, default=""), len(values), absent)
+    return Column(task.source, "label", why, min(values, default=""), len(values), absent)
 
 
 def _profiles(chunks: list[Chunk], columns: Sequence[str], schema: Schema) -> list[Profile]:

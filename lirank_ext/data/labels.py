@@ -22,19 +22,22 @@ VALUES_NAMED = 5
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
-def parse_labels(file: File, labels: Sequence[str | Task]) -> list[Task]:
+def parse_labels(file: File, labels: Sequence[str | Task] | None) -> list[Task]:
     """The tasks that labels name.
 
     Args:
         file: with the columns.
-        labels: ``NAME``, ``NAME=VALUE``, ``NAME>=NUMBER`` (or another comparison), or whole tasks;
-            none takes a column with a usual name of labels.
+        labels: ``NAME``, ``NAME=VALUE``, ``NAME>=NUMBER`` (or another comparison), or whole tasks.
+            Without any, a column called "label", "click" or the like is taken, and has to be there
+            unless this is None.
 
     Raises:
         DataError: a column is missing.
     """
     if not labels:
         usual = next((c for c in file.columns if c.lower() in LABEL_NAMES), None)
+        if usual is None and labels is None:
+            return []
         if usual is None:
             columns = ", ".join(file.columns)
             raise DataError(f"{file.path}: name the label column with --label (one of {columns})")

@@ -27,9 +27,10 @@ class Categorical:
             as a member's title and a job's title do. None takes the column's name.
         separator: splits a cell into several ids, which are pooled. None takes the cell as one id.
         edges: bounds of bins. The column then holds numbers, and the id is the number of the bin.
-        kind: what the values are, so that each has one id however a file spells it. "text" takes
-            text as it is; of "number", 7, 7.0 and "7" are one id; of "boolean", True, true and 1;
-            of a form of dates and times (see :class:`TimePart`), all spellings of one moment.
+        kind: what the values are, so that each value has one id however a file spells it. "text"
+            takes text as it is. With "number", 7, 7.0 and "7" are one id; with "boolean", True,
+            true and 1 are. A form of dates and times (see :class:`TimePart`) gives all spellings
+            of one moment the same id.
     """
 
     name: str
@@ -195,16 +196,16 @@ class Schema:
         categorical, history, tasks: see :class:`Categorical`, :class:`History` and :class:`Task`.
         popularity: column whose values each get a random effect; see
             :class:`lirank_ext.models.Popularity`.
-        times: features made of dates and times.
-        indicators: categorical features that only say whether a column has a value: feature to
-            column. A missing number is otherwise the mean.
-        scaling: of columns of numbers that need it.
-        decimal_comma: columns that write 1.234,5 for a thousand and some.
-        missing: texts that stand for a missing value in columns of CSV, and in any column of
-            numbers; an empty cell always does. Text of a Parquet file is itself: its nulls are
-            what is missing.
-        names: of the columns, for CSV files without a header line.
-        version: of the rule that makes ids of values.
+        times: features that are made of dates and times.
+        indicators: categorical features that only say whether another column has a value; maps
+            the feature to the column. Without one, a missing number is read as the mean.
+        scaling: how to scale the numeric columns that need it.
+        decimal_comma: columns that write 1.234,5 where others write 1234.5.
+        missing: texts that stand for a missing value in CSV columns, and in numeric columns of
+            any file. An empty cell is always missing. Text columns of Parquet files have nulls
+            instead, and all of their texts are values.
+        names: names of the columns, for CSV files without a header line.
+        version: version of the rule that turns values into ids.
     """
 
     numeric: list[str] = field(default_factory=list)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data.broken import Broken
 from ..data.errors import DataError
-from ..data.infer import infer
+from ..data.infer import Column, infer
 from ..models import MLP, Cross, Embedding, Head, LiRankConfig, Task, with_schema
 from .options import Options
 from .settings import Config, Settings
@@ -41,7 +41,10 @@ def for_files(
     numeric: Sequence[str] = (),
     categorical: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    names: Sequence[str] = (),
+    missing: Sequence[str] | None = None,
     skip: bool = False,
+    tell: Callable[[list[Column]], None] = lambda columns: None,
 ) -> Config:
     """A configuration for these files.
 
@@ -51,8 +54,9 @@ def for_files(
         given: values that hold whatever the defaults are. A schema in it is taken as it is;
             without one the columns are inferred.
         preset: blocks of one of the paper's models.
-        numeric, categorical, ignore: see :func:`infer`.
+        numeric, categorical, ignore, names, missing: see :func:`infer`.
         skip: pass over broken rows.
+        tell: called with how each column is read, where the columns are inferred.
 
     Raises:
         DataError: a file or column cannot be used.
@@ -63,10 +67,10 @@ def for_files(
     quiet = dataclasses.replace(base.embedding, init_norm=INIT_NORM)
     base = dataclasses.replace(base, embedding=quiet)
     if "schema" in given.get("model", {}):
-        if labels or numeric or categorical or ignore:
+        if labels or numeric or categorical or ignore or names or missing is not None:
             raise DataError(
                 "the configuration names the columns in model.schema: leave out --label, "
-                "--numeric, --categorical and --ignore, or the schema"
+                "--numeric, --categorical, --ignore, --names and --missing, or the schema"
             )
         schema = Config.from_dict(given).model.schema
         model = with_schema(base, schema)
@@ -77,8 +81,11 @@ def for_files(
             numeric=numeric,
             categorical=categorical,
             ignore=ignore,
+            names=names,
+            missing=missing,
             broken=Broken(skip),
         )
+        tell(inferred.columns)
         model = with_schema(base, inferred.schema)
         embedding = dataclasses.replace(model.embedding, tables=inferred.tables)
         model = dataclasses.replace(model, embedding=embedding)
@@ -87,12 +94,17 @@ def for_files(
     return Config.from_dict(data)
 
 
-def configuration(options: Options, given: dict[str, Any]) -> Config:
+def configuration(
+    options: Options,
+    given: dict[str, Any],
+    tell: Callable[[list[Column]], None] = lambda columns: None,
+) -> Config:
     """The configuration of a fresh training: defaults for the files, and what the user asks for.
 
     Args:
         options: files and columns.
         given: what ``options.given()`` returned.
+        tell: called with how each column is read, where the columns are inferred.
     """
     return for_files(
         options.data,
@@ -102,6 +114,9 @@ def configuration(options: Options, given: dict[str, Any]) -> Config:
         numeric=options.numeric,
         categorical=options.categorical,
         ignore=options.ignore,
+        names=options.names,
+        missing=options.missing,
+        tell=tell,
         skip=flat(given).get("training.bad_rows") == "skip",
     )
 

@@ -18,8 +18,8 @@ class Options:
 
     Attributes:
         data, valid: files to train on and to validate on.
-        label, long_dwell, preset, categorical, numeric, ignore: what the columns are and which
-            blocks the model has; see :func:`lirank_ext.training.defaults.for_files`.
+        label, long_dwell, preset, categorical, numeric, ignore, names, missing: what the columns
+            are and which blocks the model has; see :func:`lirank_ext.training.defaults.for_files`.
         config: a YAML file with values of the configuration.
         set: values of the configuration, ``KEY=VALUE``.
         settings: values of the configuration that have an option of their own, by key.
@@ -35,6 +35,8 @@ class Options:
     categorical: list[str] = field(default_factory=list)
     numeric: list[str] = field(default_factory=list)
     ignore: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    missing: list[str] | None = None
     config: str | None = None
     set: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class Options:
     def columns(self) -> dict[str, Any]:
         """The options that decide the columns and the blocks, where they were given."""
         names = ("label", "long_dwell", "preset", "categorical", "numeric", "ignore")
+        names += ("names", "missing")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     def tasks(self) -> list[str | Task]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..data.broken import Broken
 from ..data.errors import DataError
+from ..data.infer import Column
 from . import incremental, summary, tuning
 from .checkpoint import save_text
 from .defaults import configuration, flat, merge
@@ -23,6 +24,7 @@ from .tuning import Trial, Tuner
 
 CONFIG = "config.yaml"
 REPORT = "report.json"
+COLUMNS = "columns.json"  # how each column of the files is read
 RECORD = "options.json"  # what the run was asked for, for --resume to compare with
 
 Tell = Callable[[str], None]
@@ -59,6 +61,7 @@ class Plan:
         fixed: keys of the configuration that the user gave, which no trial changes.
         previous: the model that an increment starts from.
         device: of the model.
+        columns: how each column of the files is read, where that was looked up.
     """
 
     options: Options
@@ -68,6 +71,7 @@ class Plan:
     fixed: set[str]
     previous: PreviousRun | None
     device: str = "cpu"
+    columns: list[Column] = field(default_factory=list)
 
     @property
     def output(self) -> Path:
@@ -96,8 +100,9 @@ class Plan:
         previous = _previous(flat(given).get("training.start_from"), output)
         if previous is None:
             _refuse_increment_options(options)
-            config = configuration(options, given)
-            return cls(options, given, "fresh", config, set(flat(given)), None, device)
+            columns: list[Column] = []
+            config = configuration(options, given, columns.extend)
+            return cls(options, given, "fresh", config, set(flat(given)), None, device, columns)
         config = _increment(options, given, previous)
         return cls(options, given, "increment", config, set(flat(given)), previous, device)
 
@@ -114,6 +119,8 @@ class Plan:
             self.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"--output {self.output}: {error.strerror}") from error
+        if self.columns:
+            tell(summary.columns(self.columns))
         broken = Broken(self.config.training.bad_rows == "skip")
         before = self.previous.model if self.previous else None
         data = open_data(self.config, self.options.data, self.options.valid, broken, before)
@@ -132,6 +139,10 @@ class Plan:
             (self.output / old).unlink(missing_ok=True)
         record = {"columns": self.options.columns(), "given": self.given}
         save_text(self.output / RECORD, json.dumps(record, indent=1) + "\n")
+        (self.output / COLUMNS).unlink(missing_ok=True)
+        if self.columns:
+            read = [asdict(column) for column in self.columns]
+            save_text(self.output / COLUMNS, json.dumps(read, indent=1) + "\n")
 
     def _tunes(self, data: Data) -> bool:
         """Whether there are settings to try, or to go on with."""

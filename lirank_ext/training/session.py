@@ -278,6 +278,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Li
     if "progress" in content:
         raise CheckpointError(f"{path}: a checkpoint of a training, where a model was wanted")
     try:
+        content["config"]["model"]["schema"].setdefault("version", 1)  # before it was kept
         config = Config.from_dict(content["config"])
         model = LiRank(config.model)
         model.load_state_dict(tensors)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from .._table import plain_table
+from ..data.infer import HEADINGS, cells
 from ..models import LiRank, Schema
 
 if TYPE_CHECKING:
+    from ..data.infer import Column
     from .metrics import Figures
     from .session import Data
     from .settings import Config
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
     from .tuning import Trial
 
 NAMED_AT_MOST = 8  # columns of a kind
+
+
+def columns(read: Sequence[Column]) -> str:
+    """How each column of the files is read, and why."""
+    return plain_table("", HEADINGS, [cells(column) for column in read]).rstrip()
 
 
 def data(opened: Data, config: Config) -> str:

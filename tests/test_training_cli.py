@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import signal
 import subprocess
 import sys
 
@@ -21,7 +22,7 @@ from lirank_ext.data.broken import Broken  # noqa: E402
 from lirank_ext.data.labels import parse_labels  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.models import ConfigError, Task  # noqa: E402
-from lirank_ext.training import summary  # noqa: E402
+from lirank_ext.training import summary, trainer  # noqa: E402
 from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
 from lirank_ext.training.metrics import measure  # noqa: E402
 from lirank_ext.training.session import load_model, open_loader  # noqa: E402
@@ -438,3 +439,28 @@ def test_a_model_worse_than_a_constant_is_pointed_out():
     found = summary.warnings({"bad": bad.as_json(), "good": good.as_json()})
     assert len(found) == 1
     assert "'bad' is 3.0486, worse than 0.6931" in found[0]
+
+
+def test_a_signal_during_the_last_evaluation_is_not_lost(data, tmp_path, monkeypatch, capsys):
+    """Between two trials it would be: each has signals of its own."""
+    out = tmp_path / "m"
+    train = ("train", data, "--label", "click", "--output", out, *SMALL, "--tune", "on")
+    whole = tmp_path / "whole"
+    assert run(*train[:4], "--output", whole, *train[6:]) == 0
+    evaluate = trainer.evaluate
+    calls = []
+
+    def pressed(*args):
+        calls.append(args)
+        if len(calls) == 2:  # at the end of the first trial's last epoch
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*args)
+
+    monkeypatch.setattr(trainer, "evaluate", pressed)
+    assert run(*train) == 130
+    assert len(calls) == 2
+    assert "--resume goes on from" in capsys.readouterr().err
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    assert run(*train, "--resume") == 0
+    ours, theirs = load_model(out)[0].state_dict(), load_model(whole)[0].state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)

@@ -191,9 +191,9 @@ class Plan:
             "evaluations": progress.evaluations,
         }
         save_text(self.output / REPORT, json.dumps(result.report, indent=1) + "\n")
+        tuning.remove(self.output)
         if trainer.config.training.fisher_rows:
             incremental.save_increment(trainer, self.output)
-        tuning.remove(self.output)
 
 
 def _previous(folder: str | None, output: Path) -> PreviousRun | None:

@@ -9,10 +9,12 @@ SOURCES = $(wildcard csrc/* csrc/simd/* kernels/*.cu kernels/*.cuh) setup.py pyp
 
 .PHONY: demo test test-peers lint format bench gpu-kit clean
 
-# One environment serves demo, test and bench; a stamp file says that it is up to date.
+# One environment serves demo, test and bench; a stamp file says that it is up to date. Compiling
+# is a step of its own, as pip would show none of its progress; pip then finds nothing to compile.
 $(VENV)/installed: $(SOURCES)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q "$(TORCH)" numpy "setuptools>=77" wheel pybind11 ninja
+	$(RUN) setup.py build_ext --inplace
 	$(PIP) install -q --no-build-isolation -e ".[demo,bench,test,train,lint]"
 	touch $@
 

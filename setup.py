@@ -17,6 +17,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 ARCHITECTURES = ("80", "90", "100")
+# Plain C++, AVX2, AVX-512: every file of csrc/simd is compiled for each; see simd/foreach_isa.h.
+ISAS = (0, 256, 512)
 
 
 def wants_cuda(nvcc):
@@ -81,22 +83,25 @@ class NinjaBuild(build_ext):
         # multiply-add is fused only where a kernel says so.
         flags = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off"
         flags += " -Wall -Wno-psabi -Wno-maybe-uninitialized"
+        # The description is what ninja prints: a line for every file, so that a build says how far
+        # it is.
         lines = [
             f"cxx = {compiler}",
             f"nvcc = {nvcc}",
             f"flags = {flags} -I{ROOT}/csrc -I{ROOT}/kernels",
             "rule cxx\n  command = $cxx $flags $more -MD -MF $out.d -c $in -o $out\n"
-            "  depfile = $out.d\n  deps = gcc",
-            "rule link\n  command = $cxx -shared -Wl,-rpath,'$$ORIGIN' $in $more -o $out",
+            "  depfile = $out.d\n  deps = gcc\n  description = compile $out",
+            "rule link\n  command = $cxx -shared -Wl,-rpath,'$$ORIGIN' $in $more -o $out\n"
+            "  description = link $out",
             "rule nvcc\n  command = $nvcc -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden "
             f"--fmad=false -I{ROOT}/csrc -I{ROOT}/kernels $arch -MD -MF $out.d -c $in -o $out\n"
-            "  depfile = $out.d\n  deps = gcc",
+            "  depfile = $out.d\n  deps = gcc\n  description = compile $out",
         ]
 
-        def objects(sources, rule, more=""):
+        def objects(sources, rule, more="", suffix=""):
             out = []
             for source in sources:
-                out.append(f"{source.name}.o")
+                out.append(f"{source.name}{suffix}.o")
                 lines.append(f"build {out[-1]}: {rule} {source}\n  more = {more}")
             return " ".join(out)
 
@@ -104,8 +109,14 @@ class NinjaBuild(build_ext):
         glue = [s for s in sources if s.stem.endswith("_cuda")]
         bindings = ROOT / "csrc" / "bindings.cpp"
         torch_link = f"-L{torch_root}/lib -ltorch_cpu"
-        host = objects([s for s in sources if s not in glue and s != bindings], "cxx", stable)
-        lines.append(f"build {core}: link {host}\n  more = {torch_link} -lpthread")
+        kernels = sorted((ROOT / "csrc" / "simd").glob("*.cpp"))
+        host = " ".join(
+            objects(kernels, "cxx", f"{stable} -DLIRANK_ISA={isa}", f".{isa}") for isa in ISAS
+        )
+        host += " " + objects(
+            [s for s in sources if s not in glue and s != bindings], "cxx", stable
+        )
+        lines.append(f"build {core}: link {host}\n  more = {torch_link} -lpthread -Wl,-z,defs")
         bound = objects([bindings], "cxx", f"{python} -DLIRANK_BUILT_FOR_TORCH={version}")
         lines.append(f"build {module}: link {bound} | {core}\n  more = -L{package} -l:liblirank.so")
         if wants_cuda(nvcc):

@@ -1,1 +1,1 @@
-"""Microbenchmarks, one module per op family; run by ``python -m lirank_ext bench``."""
+"""Microbenchmarks, one module per op family. ``python -m lirank_ext bench`` runs them."""

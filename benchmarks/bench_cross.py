@@ -1,8 +1,8 @@
 """Benchmarks of the cross layers.
 
-Low-rank layers are matrix products: bound by multiply-adds, small batches by the weights that
-have to be read. Outer attention in its plain form is r^2 exponentials a sample; a fraction
-above 1 of the exp ceiling is what interpolation saves.
+Low-rank layers are matrix products. Multiply-adds limit them, and in small batches reading the
+weights does. Outer attention takes r^2 exponentials per sample by its plain formula. A fraction
+above 1 of the exp ceiling shows what interpolation saves.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lirank_ext import low_rank_cross, outer_attention
 from lirank_ext.benchmarks.harness import Workload
+from lirank_ext.library.op import OPS
 from lirank_ext.nn import ResidualCrossNet
 from lirank_ext.nn.reference_cross import ReferenceResidualCrossNet
-from lirank_ext.ops.cross import low_rank_cross_reference, outer_attention_reference
 
-# (B, d, r): a small and a large serving batch, training, the width of LiRank's features.
+# The definitions in plain PyTorch, without the checks in front of them.
+_low_rank_cross = OPS["low_rank_cross"].reference.__wrapped__
+_outer_attention = OPS["outer_attention"].reference.__wrapped__
+
+# (B, d, r): serving with small and large batches, training, and the width of LiRank's features.
 LAYERS = ((1, 512, 64), (32, 512, 64), (256, 512, 64), (2048, 512, 64), (2048, 1024, 256))
 WIDE_LAYERS = ((4096, 3456, 512),)  # on a GPU only
 # (B, r)
 ATTENTION = ((64, 64), (512, 128), (64, 256), (512, 256), (4096, 64), (4096, 256))
 NETS = ((1, 512, 64), (16, 512, 64), (32, 512, 64), (256, 512, 64), (1024, 512, 64))
-# What materialises the scores is left out beyond this many of them (float32: 512 MB).
+# Providers that materialize the scores are left out beyond this many of them (512 MB in float32).
 MOST_SCORES = 128_000_000
 
 
@@ -47,11 +51,11 @@ def _draw(shape: tuple[int, ...], device: str, scale: float = 1.0, seed: int = 0
 
 
 def _dtype(device: str) -> torch.dtype:
-    """GPUs train and serve these layers in bfloat16, CPUs in float32."""
+    """The usual dtype of these layers: bfloat16 on GPUs, float32 on CPUs."""
     return torch.bfloat16 if device == "cuda" else torch.float32
 
 
-# Of the largest result; bfloat16 keeps 8 bits, and eager rounds between its steps.
+# Relative to the largest result. bfloat16 has 8 bits, and eager rounds between its steps.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
@@ -67,7 +71,7 @@ def _step(function: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Calla
 
 
 def _with_compile(functions: dict[str, Callable], device: str) -> dict[str, Callable]:
-    """Compiled as it comes; on a GPU also with tuned matrix products and CUDA graphs."""
+    """Adds eager under torch.compile, and on a GPU also with mode max-autotune."""
     found = functions | {"compile": torch.compile(functions["eager"])}
     if device == "cuda":
         found["max-autotune"] = torch.compile(functions["eager"], mode="max-autotune")
@@ -83,7 +87,7 @@ def _both(
     steps: bool = True,
     **stated: Any,
 ) -> Iterator[Workload]:
-    """The same functions forward, and forward with backward (three times the work)."""
+    """The functions forward, and forward with backward, which is three times the work."""
     stated["tolerance"] = TOLERANCE[tensors[0].dtype]
     yield Workload(
         op,
@@ -125,30 +129,30 @@ def _low_rank(batch: int, d: int, r: int, device: str, peers: bool) -> Iterator[
     stated = {"items": batch, "flops": 4 * batch * d * r, "ceiling": "fma"}
     stated |= {"bytes": x.element_size() * (3 * batch * d + 2 * d * r)}
     label = f"B={batch} d={d} r={r}"
-    functions = {"lirank": low_rank_cross, "eager": low_rank_cross_reference}
+    functions = {"lirank": low_rank_cross, "eager": _low_rank_cross}
     yield from _both(
         "low_rank_cross",
         label,
         _with_compile(functions, device),
         tensors,
-        low_rank_cross_reference,
+        _low_rank_cross,
         steps=batch >= 256,
         **stated,
     )
     if device == "cpu":
         short = tuple(t.bfloat16() for t in tensors)
         long = tuple(t.float() for t in short)
-        compiled = torch.compile(low_rank_cross_reference)
+        compiled = torch.compile(_low_rank_cross)
         yield Workload(
             "low_rank_cross",
             f"{label} bf16",
             {
                 "lirank": lambda: low_rank_cross(*short),
                 "lirank fp32": lambda: low_rank_cross(*long),
-                "eager bf16": lambda: low_rank_cross_reference(*short),
+                "eager bf16": lambda: _low_rank_cross(*short),
                 "compile bf16": lambda: compiled(*short),
             },
-            expect=lambda: low_rank_cross_reference(*_wide(short)),
+            expect=lambda: _low_rank_cross(*_wide(short)),
             tolerance=TOLERANCE[torch.bfloat16],
             unit="sample",
             **stated,
@@ -162,7 +166,7 @@ def _low_rank(batch: int, d: int, r: int, device: str, peers: bool) -> Iterator[
                 "lirank": lambda: low_rank_cross(x, x, *tensors[2:]),
                 "torchrec": lambda: net(x),
             },
-            expect=lambda: low_rank_cross_reference(*_wide((x, x, *tensors[2:]))),
+            expect=lambda: _low_rank_cross(*_wide((x, x, *tensors[2:]))),
             tolerance=TOLERANCE[x.dtype],
             unit="sample",
             **stated,
@@ -175,17 +179,17 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attention_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The definition, a few samples at a time, for it holds their scores."""
+    """The definition, a few samples at a time, because it materializes their scores."""
     size = max(1, 8_000_000 // q.shape[1] ** 2)
     parts = zip(*(t.split(size) for t in (q, k, v)), strict=True)
-    return torch.cat([outer_attention_reference(*part, 1.0, 1) for part in parts])
+    return torch.cat([_outer_attention(*part, 1.0, 1) for part in parts])
 
 
 def _attention(batch: int, r: int, device: str) -> Iterator[Workload]:
     tensors = tuple(_draw((batch, r), device, seed=i) for i in range(3))
     functions: dict[str, Callable] = {"lirank": outer_attention, "sdpa": _sdpa}
     if batch * r * r <= MOST_SCORES:
-        functions["eager"] = lambda q, k, v: outer_attention_reference(q, k, v, 1.0, 1)
+        functions["eager"] = lambda q, k, v: _outer_attention(q, k, v, 1.0, 1)
         functions = _with_compile(functions, device)
     stated = {
         "items": batch,
@@ -203,7 +207,7 @@ def _training_step(net: nn.Module, x: Tensor) -> Callable[[], Any]:
 
 
 def _net(batch: int, d: int, r: int, device: str) -> Iterator[Workload]:
-    """The whole residual cross net, two layers in each stack."""
+    """The whole residual cross net, with two layers in each stack."""
     x = _draw((batch, d), device)
     torch.manual_seed(0)
     ours = ResidualCrossNet(d, r).to(x)
@@ -238,7 +242,7 @@ def _net(batch: int, d: int, r: int, device: str) -> Iterator[Workload]:
 
 
 def _half(ours: ResidualCrossNet, x: Tensor, label: str, stated: dict[str, Any]) -> Workload:
-    """bfloat16 weights beside the same weights in float32, and beside PyTorch in bfloat16."""
+    """Compares bfloat16 weights with the same weights in float32, and with eager in bfloat16."""
     half, single = (copy.deepcopy(ours).bfloat16() for _ in range(2))
     single.float()
     eager = ReferenceResidualCrossNet(ours.dim, ours.low_rank[0].rank).bfloat16()
@@ -257,7 +261,7 @@ def _half(ours: ResidualCrossNet, x: Tensor, label: str, stated: dict[str, Any])
 
 
 def workloads(device: str, peers: bool, quick: bool) -> Iterator[Workload]:
-    """Single layers, outer attention alone, and the residual net of both stacks."""
+    """Single low-rank layers, outer attention, and the residual net of both stacks."""
     layers = (LAYERS[1], LAYERS[3]) if quick else LAYERS
     for shape in layers + WIDE_LAYERS if device == "cuda" else layers:
         yield from _low_rank(*shape, device, peers)

@@ -1,8 +1,8 @@
 """Benchmarks of the hashed embedding: forward over float and packed tables, and backward.
 
-"rows given" is the floor: the same kernel, the same gathers, with the row numbers computed
-beforehand. "eager" hashes, splits, gathers four rows and pools in PyTorch; "compile" is
-``torch.compile`` of it. "embedding_bag" pools each table by ``F.embedding_bag`` and adds the four.
+"eager" hashes, splits, gathers four rows and pools in PyTorch, and "compile" is
+``torch.compile`` of it. "embedding_bag" pools each table by ``F.embedding_bag`` and adds the four
+results.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from torch.nn.functional import embedding_bag
 
 from .. import hashed_embedding_bag, pack_rows, quantize_rows, quantized_hashed_embedding_bag
 from ..ops._hashed_reference import rows_of
-from ..ops._hashed_registry import of_rows_op
 from ..ops.hashing import murmur
 from .harness import Workload
 
 REMAINDERS = 1000
-# (buckets, width, bags, ids a bag): tables beyond the cache and within it, one id and many
+# (buckets, width, bags, ids per bag): tables larger and smaller than the cache, one id and many
 SHAPES = (
     (1 << 32, 64, 4096, 20),
     (1 << 32, 30, 4096, 20),
@@ -45,11 +44,11 @@ def workloads(device: str, peers: bool, quick: bool) -> Iterator[Workload]:
         yield _forward(label, *inputs)
         yield _packed(label, *inputs)
         yield _backward(label, *inputs)
-        del tables, inputs  # before the next shape's are made
+        del tables, inputs  # frees the memory before the next tables are made
 
 
 def _eager(ids: Tensor, tables: list[Tensor], buckets: int, bags: int) -> Tensor:
-    """Hash, split, four gathers, sum, pool; all bags of one length."""
+    """Hash, split, gather four rows, add them and pool. All bags have the same length."""
     rows = rows_of(ids, buckets, REMAINDERS, 0, False)
     each = sum(t[row] for t, row in zip(tables, rows, strict=True))
     return each.view(bags, -1, each.shape[1]).sum(1)
@@ -58,7 +57,7 @@ def _eager(ids: Tensor, tables: list[Tensor], buckets: int, bags: int) -> Tensor
 def _bagged(
     ids: Tensor, offsets: Tensor, tables: list[Tensor], buckets: int, train: bool = False
 ) -> Tensor:
-    """Four pooled look-ups; to train, with sparse gradients for the quotient tables."""
+    """Four pooled look-ups. For training, the quotient tables have sparse gradients."""
     hashes, parts = murmur(ids, 0), []
     for half, pair in ((hashes & 0xFFFFFFFF, tables[:2]), (hashes >> 32 & 0xFFFFFFFF, tables[2:])):
         bucket = half % buckets
@@ -71,7 +70,7 @@ def _bagged(
 
 
 def _wide(ids: Tensor, offsets: Tensor, tables: list[Tensor], buckets: int) -> Tensor:
-    """In float64, over the rows in use alone: the tables themselves take GBs."""
+    """The result in float64. Only the rows in use are widened, because the tables take GBs."""
     rows = rows_of(ids, buckets, REMAINDERS, 0, False)
     each = sum(t[row].double() for t, row in zip(tables, rows, strict=True))
     return each.view(len(offsets), -1, each.shape[1]).sum(1)
@@ -79,20 +78,18 @@ def _wide(ids: Tensor, offsets: Tensor, tables: list[Tensor], buckets: int) -> T
 
 def _forward(label: str, ids: Tensor, offsets: Tensor, tables: list[Tensor], n: int) -> Workload:
     compiled = torch.compile(_eager, fullgraph=True, dynamic=False)
-    rows = torch.stack(rows_of(ids, n, REMAINDERS, 0, False))
     bags, dim = len(offsets), tables[0].shape[1]
     return Workload(
         "hashed_embedding_bag",
         label,
         {
             "lirank": lambda: hashed_embedding_bag(ids, offsets, *tables, n),
-            "rows given": lambda: of_rows_op(rows, offsets, *tables),
             "eager": lambda: _eager(ids, tables, n, bags),
             "compile": lambda: compiled(ids, tables, n, bags),
             "embedding_bag": lambda: _bagged(ids, offsets, tables, n),
         },
         expect=lambda: _wide(ids, offsets, tables, n),
-        # two rows of each id come from far, two from the cache
+        # Only the two quotient rows of each id come from memory. Remainder rows are in the cache.
         bytes=8 * len(ids) + 2 * len(ids) * dim * 4 + bags * dim * 4,
         items=len(ids),
         unit="id",
@@ -112,7 +109,7 @@ def _packed(label: str, ids: Tensor, offsets: Tensor, tables: list[Tensor], n: i
             "float tables": lambda: hashed_embedding_bag(ids, offsets, *tables, n),
         },
         expect=lambda: _wide(ids, offsets, tables, n),
-        tolerance=0.02,  # the codes' own error, a half of 1/255 of a row's range each
+        tolerance=0.02,  # quantization error: each code is off by up to half of 1/255 of the range
         bytes=8 * len(ids) + 2 * len(ids) * packed[0].shape[1] + bags * dim * 4,
         items=len(ids),
         unit="id",
@@ -122,7 +119,7 @@ def _packed(label: str, ids: Tensor, offsets: Tensor, tables: list[Tensor], n: i
 
 
 def _backward(label: str, ids: Tensor, offsets: Tensor, tables: list[Tensor], n: int) -> Workload:
-    """Sparse quotient and dense remainder gradients; all compared as the values they hold."""
+    """Sparse quotient gradients and dense remainder gradients, compared by their values."""
     leaves = [t.detach().requires_grad_() for t in tables]
     dim, bags = tables[0].shape[1], len(offsets)
     grad = torch.randn(bags, dim, generator=torch.Generator().manual_seed(1)).to(tables[0].device)
@@ -151,11 +148,14 @@ def _backward(label: str, ids: Tensor, offsets: Tensor, tables: list[Tensor], n:
 
 
 def _values(gradients: list[Tensor]) -> list[Tensor]:
-    """Dense ones as they are; of sparse ones the rows and values, each row once, as ours are."""
+    """The gradients as dense tensors. A sparse one gives its row numbers and its coalesced values.
+
+    Our sparse gradients are coalesced already.
+    """
     found = []
     for g in gradients:
         if g.is_sparse:
-            g = g.coalesce()  # at once where it is coalesced already
+            g = g.coalesce()  # does nothing if it is coalesced already
             found += [g.indices()[0], g.values()]
         else:
             found.append(g)

@@ -1,7 +1,7 @@
 """Benchmarks of the hashes of ids and strings.
 
-An id moves 16 bytes. A string moves its text, its offset and its hash, 16 bytes and the text;
-from a list of str it also moves the pointer and the object's header, which are not counted.
+An id moves 16 bytes. A string moves its text and 16 bytes for its offset and its hash. A list of
+str also moves the pointers and the headers of the objects, which are not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from lirank_ext.benchmarks.harness import Workload
 from lirank_ext.library.op import OPS
 
 SIZES = (4096, 1 << 18, 1 << 22)
-# mmh3 in a Python loop and the peers that read objects take 0.2 to 1 us a key.
+# mmh3 in a Python loop and the peers that read objects take 0.2 to 1 us per key, so they are not
+# measured beyond this many keys.
 MOST_OBJECTS = 1 << 18
 PEERS = {"mmh3": "mmh3", "sklearn": "scikit-learn FeatureHasher", "pandas": "pandas hash_array"}
 
@@ -55,7 +56,7 @@ def _ids(size: int, device: str) -> Workload:
 
 
 def _keys(size: int) -> list[str]:
-    """Member ids as LiRank hashes them: "member:1234", of 8 to 16 bytes."""
+    """Member ids as LiRank hashes them, such as "member:1234", of 8 to 16 bytes."""
     generator = torch.Generator().manual_seed(size)
     return [f"member:{i}" for i in torch.randint(0, 10**9, (size,), generator=generator).tolist()]
 
@@ -105,8 +106,8 @@ def _peers(keys: list[str], wanted: torch.Tensor) -> dict[str, Callable[[], Any]
         import mmh3
 
         found["mmh3 per key"] = lambda: [[mmh3.hash64(k, 0, signed=True)[0] for k in keys]]
-    # These two hash by another function, so that there is nothing to compare: they are timed,
-    # and hand on the wanted result.
+    # These two use another hash function, so their results cannot be compared. They are timed and
+    # return the wanted result.
     if PEERS["sklearn"] not in absent:
         from sklearn.feature_extraction import FeatureHasher
 

@@ -1,7 +1,8 @@
-"""Benchmarks of isotonic calibration: bound by copying the samples.
+"""Benchmarks of isotonic calibration, which is limited by copying the samples.
 
-Forward moves 8 bytes a float32 sample, its gradient 12; with an embedding (B, k) the rows of
-the embedding come on top, forward up to the sample's bucket (stated in full below).
+The forward moves 8 bytes per float32 sample and the gradient 12. With an embedding (B, k) it also
+moves the rows of the embedding. The forward needs them only up to the sample's bucket, but whole
+rows are counted below.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from lirank_ext.benchmarks.harness import Workload
 from lirank_ext.library.op import OPS
 
 OP = "isotonic_calibration"
-reference = OPS[OP].reference
-# The range and step of logits that a ranker's sigmoid needs: 500 buckets of 0.05.
+reference = OPS[OP].reference.__wrapped__
+# The range of logits that a ranker's sigmoid needs, in 500 buckets of 0.05.
 LOWER, STEP = -17.0, 0.05
 SHAPES = ((512, 500, False), (16_384, 500, False), (4096, 100, True))
 SHAPES += ((1_000_000, 500, False), (8_000_000, 500, False))
-# Eager PyTorch on equation 1 holds (B, k) several times over; beyond this many it is left out.
+# Eager PyTorch on equation 1 materializes (B, k) several times. It is left out beyond this many
+# elements.
 MOST_CELLS = 20_000_000
 
 
 def _inputs(size: int, buckets: int, features: bool, device: str) -> tuple:
     generator = torch.Generator().manual_seed(size)
-    # Off the knots, where float32 and float64 may rightly pick different slopes.
+    # Logits stay away from the knots, where float32 and float64 may pick different slopes.
     bucket = torch.randint(0, buckets, (size,), generator=generator)
     within = torch.rand(size, generator=generator) * 0.8 + 0.1
     logits = LOWER + (bucket + within) * STEP
@@ -46,15 +48,24 @@ def _wide(inputs: tuple) -> tuple:
 
 
 def _gradients(function: Callable, inputs: tuple) -> Callable[[], tuple]:
-    """Forward and backward to all inputs: one training step of this layer."""
+    """One training step of this layer: forward, and backward to all inputs."""
     leaves = tuple(t if t is None else t.detach().requires_grad_() for t in inputs)
     wanted = [t for t in leaves if t is not None]
     gradient = torch.ones_like(inputs[0])
     return lambda: torch.autograd.grad(_call(function, leaves), wanted, gradient)
 
 
+def eager(logits, weight, bias, lower, step, embedding=None):
+    """Equation 1 as it is written, every bucket's share clamped by itself."""
+    z = logits.clamp(lower, lower + len(weight) * step) - lower
+    i = torch.arange(len(weight), dtype=logits.dtype, device=logits.device)
+    shares = (z.unsqueeze(-1) - i * step).clamp(0, step)
+    slope = (weight if embedding is None else embedding + weight).relu()
+    return (slope * shares).sum(-1) + lower + bias
+
+
 def gathers(logits, weight, bias, lower, step, embedding=None):
-    """What a careful user would write without an embedding: prefix sums and two gathers."""
+    """Prefix sums and two gathers, as a careful user would write it without an embedding."""
     slope = weight.relu()
     prefix = torch.cumsum(slope * step, 0) - slope * step + lower + bias
     z = logits.clamp(lower, lower + len(weight) * step) - lower
@@ -65,14 +76,14 @@ def gathers(logits, weight, bias, lower, step, embedding=None):
 def _functions(cells: int, features: bool) -> dict[str, Callable]:
     found: dict[str, Callable] = {"lirank": isotonic_calibration}
     if cells <= MOST_CELLS:
-        found |= {"eager": reference, "compile": torch.compile(reference)}
+        found |= {"eager": eager, "compile": torch.compile(eager)}
     if not features:
         found |= {"eager gathers": gathers, "compile gathers": torch.compile(gathers)}
     return found
 
 
 def workloads(device: str, peers: bool, quick: bool) -> Iterator[Workload]:
-    """Forward, and forward with the gradients of everything; no peer library has this layer."""
+    """Forward, and forward with all gradients. No peer library has this layer."""
     for size, buckets, features in SHAPES[:3] if quick else SHAPES:
         yield from _at(size, buckets, features, device)
 
@@ -104,7 +115,7 @@ def _at(size: int, buckets: int, features: bool, device: str) -> Iterator[Worklo
 
 
 def _chunks(inputs: tuple, size: int = 50_000) -> Iterator[tuple]:
-    """The float64 reference holds (B, k), so it takes the samples in parts."""
+    """The inputs in parts, because the float64 reference materializes (B, k)."""
     logits, weight, bias, embedding = inputs
     for i in range(0, len(logits), size):
         part = None if embedding is None else embedding[i : i + size]

@@ -1,12 +1,13 @@
-"""Benchmarks of look-ups in row-wise quantized tables, of one table and of many.
+"""Benchmarks of look-ups in row-wise quantized tables, in one table and in many.
 
-An id moves its row (codes and the pair of scale and mid) and 8 bytes of its own, a bag its
-4 * D bytes of result and 8 of offset; ``gather`` compares with a bare loop over rows of that
-size in a table of that size. Scales and minima are exact in float16, so that every peer holds
-the same numbers. Peers with one table a call are called once a table, results concatenated.
+An id moves its row (the codes, the scale and the mid) and 8 bytes of its own. A bag moves 4 * D
+bytes of result and an offset of 8 bytes. ``gather`` compares with a bare loop over rows of the same
+size in a table of the same size. Scales and minima are exact in float16, so every peer holds the
+same numbers. Peers that take one table per call are called once per table, and their results are
+concatenated.
 
-Set ``LIRANK_BENCH_GRID=full`` for every width, bag length, number of tables and distribution
-that fits into memory; without it a part of that grid runs.
+``LIRANK_BENCH_GRID=full`` runs every width, bag length, number of tables and distribution that fits
+into memory. Without it a part of that grid runs.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from lirank_ext import (
 from lirank_ext.benchmarks.harness import Workload
 
 K, M = 1000, 1_000_000
-# FBGEMM takes one thread unless told; it reads this once, at its first call.
+# FBGEMM uses one thread by default. It reads this variable once, at its first call.
 os.environ.setdefault("FBGEMM_TBE_MAX_NUM_THREADS", str(torch.get_num_threads()))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """``tables`` of ``rows`` rows, ``bags`` bags of ``length`` ids in each."""
+    """``tables`` tables of ``rows`` rows, with ``bags`` bags of ``length`` ids in each."""
 
     tables: int
     rows: int
@@ -63,7 +64,8 @@ class Shape:
         return self.tables * self.rows * self.row_bytes
 
 
-# The shapes that readings of the peers were taken on, and small batches over many tables.
+# READINGS are large look-ups, at which peers are compared. SMALL are small batches over many
+# tables.
 READINGS = (
     Shape(1, 4 * M, 64, 4096, 20),
     Shape(1, 4 * M, 64, 4096, 20, "zipf"),
@@ -85,8 +87,8 @@ WIDTHS, LENGTHS, TABLES, ROWS = (
     (1, 26, 100),
     (100 * K, 4 * M),
 )
-MOST_BYTES = 3 << 30  # of a packed table, and of the float tables of a peer
-IDS = 80_000  # of a call in the grid
+MOST_BYTES = 3 << 30  # largest size of the packed tables, and of the float tables of a peer
+IDS = 80_000  # number of ids per call in the grid
 
 
 def shapes(quick: bool) -> Iterator[Shape]:
@@ -102,7 +104,7 @@ def shapes(quick: bool) -> Iterator[Shape]:
 
 
 def grid(full: bool) -> Iterator[Shape]:
-    """The whole grid, or every seventh of it: 7 shares no factor with its axes."""
+    """The whole grid, or every seventh shape: 7 shares no factor with the axes of the grid."""
     axes = product((8, 4), ("uniform", "zipf"), ROWS, TABLES, LENGTHS, WIDTHS)
     for i, (bits, ids, rows, tables, length, width) in enumerate(axes):
         shape = Shape(tables, rows, width, max(1, IDS // tables // length), length, ids, bits)
@@ -115,7 +117,10 @@ def absent_peers() -> list[str]:
 
 
 def draw_ids(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Table-major ids; zipf with exponent 1.2, its ranks scattered over the table."""
+    """The ids of all tables, one table after the other.
+
+    ``zipf`` has the exponent 1.2, and its ranks are scattered over the table.
+    """
     count = shape.tables * shape.bags * shape.length
     if shape.ids == "uniform":
         return torch.randint(0, shape.rows, (count,), generator=generator)
@@ -124,7 +129,10 @@ def draw_ids(shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 class Tables:
-    """The same tables in every layout; rows repeat every 50,000, which no cache can know."""
+    """The same tables in every layout.
+
+    Rows repeat after 50,000, which saves time and does not help any cache.
+    """
 
     def __init__(self, shape: Shape) -> None:
         self.shape, bits = shape, shape.bits
@@ -148,7 +156,7 @@ class Tables:
         return self.all_rows(dequantize_rows(*self.few))
 
     def unsigned(self) -> Tensor:
-        """Codes from 0, two a byte in 4 bits: as torch and FBGEMM store them."""
+        """Codes from 0 up, with two 4-bit codes per byte, as torch and FBGEMM store them."""
         q = (self.few[0] + self.half).to(torch.uint8) if self.shape.bits == 4 else None
         if q is None:
             return self.few[0].view(torch.uint8) ^ 0x80
@@ -206,7 +214,7 @@ def _side_by_side(parts) -> Tensor:
 
 
 def _split(shape: Shape, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Ids and offsets of each table, for those who take one table a call."""
+    """Ids and offsets of each table, for peers that take one table per call."""
     offsets = torch.arange(0, shape.bags * shape.length, shape.length, device=ids.device)
     return [(part, offsets) for part in ids.view(shape.tables, -1)]
 
@@ -242,7 +250,7 @@ def _torch_rowwise(shape: Shape, tables: Tables, split: list) -> dict[str, Calla
         return _side_by_side(call(w, i, o, mode=0) for w, (i, o) in zip(rows, split, strict=True))
 
     found = {name: lambda: look_up(rows)}
-    if shape.tables == 1:  # what of the difference is the pages that our tables lie on
+    if shape.tables == 1:  # shows how much of the difference is due to our huge pages
         moved = tables.torch_rows()
         if use_huge_pages(moved):
             found[f"{name}, huge pages"] = lambda: look_up([moved])
@@ -264,5 +272,5 @@ def _fbgemm(shape: Shape, tables: Tables, ids: Tensor, offsets: Tensor, device: 
     made = tables.fbgemm_rows()
     for weights, _ in op.split_embedding_weights(split_scale_shifts=False):
         weights[:, : made.shape[1]] = tables.all_rows(made).to(device)
-    narrow, starts = ids.int(), offsets.int()  # its own choice of types
+    narrow, starts = ids.int(), offsets.int()  # FBGEMM's preferred types
     return lambda: op(narrow, starts)

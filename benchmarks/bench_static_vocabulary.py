@@ -1,7 +1,8 @@
-"""Benchmarks of look-ups in static vocabularies of up to 10 M keys, all of them known.
+"""Benchmarks of look-ups in static vocabularies of up to 10 million keys. All keys are known.
 
-A look-up reads its key, one pilot, one tag and writes its row. Pilots and tags of 10 M keys are
-13 MB, so the ceiling is that of reading random rows of 64 bytes; a look-up touches two.
+A look-up reads its key, one pilot and one tag, and writes its row. Pilots and tags of 10 million
+keys take 13 MB, so the ceiling is that of reading random rows of 64 bytes. A look-up touches two of
+them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lirank_ext.ops.static_vocabulary import vocabulary_lookup
 
 SIZES = (100_000, 10_000_000)
 LOOK_UPS = 1 << 18
-# Beyond this many keys the references, Python's dict and the strings take minutes or gigabytes.
+# With more keys, Python's dict would take minutes or gigabytes.
 MOST_OBJECTS = 1_000_000
 
 UNORDERED_MAP = r"""
@@ -57,7 +58,7 @@ extern "C" void drop(void* handle) { delete static_cast<Map*>(handle); }
 
 @functools.cache
 def _unordered_map_library() -> ctypes.CDLL | None:
-    """The peer in C++, compiled here; None without a compiler."""
+    """Compiles the C++ peer. The result is None if there is no compiler."""
     compiler = shutil.which("g++")
     if compiler is None:
         return None
@@ -72,7 +73,7 @@ def _unordered_map_library() -> ctypes.CDLL | None:
 
 
 class _UnorderedMap:
-    """std::unordered_map from key to row; look-ups on as many threads as PyTorch uses."""
+    """std::unordered_map from key to row. Look-ups use as many threads as PyTorch."""
 
     def __init__(self, library: ctypes.CDLL, keys: torch.Tensor, rows: torch.Tensor) -> None:
         self.library = library
@@ -117,7 +118,7 @@ def _workload(label: str, size: int, table: int, providers: dict, expect: Callab
 
 def _ids(size: int, device: str, peers: bool) -> Workload:
     generator = torch.Generator().manual_seed(size)
-    # An odd factor is one to one on 64 bits: ids without order that differ.
+    # Multiplying by an odd factor is one to one on 64 bits. The ids are distinct and unordered.
     keys = torch.arange(size) * 0x5851F42D4C957F2D
     vocabulary = StaticVocabulary.build(keys)
     rows = vocabulary.lookup(keys)

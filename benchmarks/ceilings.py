@@ -1,7 +1,8 @@
-"""The machine's own ceilings, measured in the run that compares with them.
+"""Measures the machine's ceilings in the same run that compares with them.
 
-CPU: bare C++ loops (``csrc/ceilings.cpp``) on as many threads as PyTorch uses. GPU: what
-PyTorch's own copy and bf16 matrix product reach, and a bare gather (``kernels/ceilings.cu``).
+On a CPU they are bare C++ loops (``csrc/ceilings.cpp``) on as many threads as PyTorch uses. On a
+GPU they are PyTorch's copy, PyTorch's bfloat16 matrix product, and a bare gather
+(``kernels/ceilings.cu``).
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import torch
 from lirank_ext.library import load
 
 SECONDS = 0.3
-# The best of so many readings, spread over the run: a slow spell must not lower a ceiling.
+# A ceiling is the best of this many readings, spread over the run, so that a slow phase of the
+# machine does not lower it.
 TAKES = 3
 SMALLEST, LARGEST = 64 << 10, 256 << 20
 
 
 class Ceilings:
-    """Measures a ceiling when it is asked for, the first three times.
+    """Measures each ceiling the first three times that it is asked for.
 
     Attributes:
-        measured: the best reading of every ceiling so far, by a name that says what of.
+        measured: the best reading of every ceiling so far, by a descriptive name.
         device: ``"cpu"`` or ``"cuda"``.
     """
 
@@ -34,7 +36,7 @@ class Ceilings:
         self._takes: dict[str, int] = {}
 
     def _keep(self, name: str, measure: Callable[[], float]) -> float | None:
-        """The rate; None where nothing here can measure it."""
+        """The best rate so far, or None if it cannot be measured here."""
         if self.device == "cpu" and load.extension is None:
             return None
         self._takes[name] = self._takes.get(name, 0) + 1
@@ -43,9 +45,9 @@ class Ceilings:
         return self.measured[name]
 
     def copy(self, moved: int) -> float | None:
-        """Bytes read plus written a second, where about ``moved`` bytes are in use.
+        """Bytes read plus bytes written per second, with about ``moved`` bytes in use.
 
-        A ceiling from main memory would be below what a small shape reaches in the cache.
+        A small shape is compared with a copy in the cache, which is faster than main memory.
         """
         size = min(max(1 << (max(moved, 1) - 1).bit_length(), SMALLEST), LARGEST)
         name = f"copy {size >> 10} KiB, bytes/s"
@@ -54,7 +56,7 @@ class Ceilings:
         return self._keep(name, lambda: _cpu("copy", size)(self.seconds))
 
     def gather(self, row_bytes: int, table_bytes: int) -> float | None:
-        """Bytes of rows drawn at random a second; on a GPU with rows of whole 16 bytes."""
+        """Bytes per second when reading random rows. On a GPU, rows are padded to 16 bytes."""
         if self.device == "cuda":
             whole = -(-row_bytes // 16) * 16
             name = f"gather {whole} B of {table_bytes >> 10} KiB, bytes/s"
@@ -66,13 +68,13 @@ class Ceilings:
         return None if rate is None else rate * row_bytes
 
     def fma(self) -> float | None:
-        """Operations a second: float32 multiply-adds on a CPU, bf16 matrix products on a GPU."""
+        """Operations per second of float32 multiply-adds (CPU) or bf16 matrix products (GPU)."""
         if self.device == "cuda":
             return self._keep("bf16 matrix product, flop/s", _cuda_matrix)
         return self._keep("fma, flop/s", lambda: _cpu("fma")(self.seconds))
 
     def exp(self) -> float | None:
-        """Exponentials a second; not measured on a GPU."""
+        """Exponentials per second, or None on a GPU, where they are not measured."""
         if self.device == "cuda":
             return None
         return self._keep("exp, 1/s", lambda: _cpu("exp")(self.seconds))
@@ -84,7 +86,7 @@ def _cpu(name: str, *sizes: int) -> Callable[[float], float]:
 
 
 def _cuda_rate(call: Callable[[], object], seconds: float = 0.2) -> float:
-    """Calls a second on the GPU, between events."""
+    """Calls per second on the GPU, timed by events."""
     for _ in range(5):
         call()
     torch.cuda.synchronize()
@@ -113,11 +115,13 @@ def _cuda_matrix(n: int = 8192) -> float:
 
 
 def gather_rows(rows: torch.Tensor, indices: torch.Tensor, out: torch.Tensor) -> None:
-    """Sum rows per bag on the GPU by the bare loop of ``kernels/ceilings.cu``, unchecked.
+    """Sum the rows of each bag on the GPU, by the bare loop of ``kernels/ceilings.cu``.
+
+    The arguments are not checked.
 
     Args:
-        rows: (num_rows, width) float32, contiguous, of a width that is a multiple of 4.
-        indices: (bags, each) int64, contiguous, every one below num_rows.
+        rows: (num_rows, width) float32, contiguous. The width must be a multiple of 4.
+        indices: (bags, each) int64, contiguous, all of them below num_rows.
         out: (bags, width) float32, contiguous.
     """
     call = load.cuda_library().lirank_ceiling_gather_cuda

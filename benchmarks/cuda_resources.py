@@ -24,7 +24,8 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INSTRUCTION = re.compile(
     r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Z0-9_.]*)", re.MULTILINE
 )
-SUMS = ("FFMA", "FADD", "FMUL", "DFMA", "DADD", "DMUL", "HADD2", "HFMA2", "HMUL2")
+# Not HFMA2: ptxas uses it to move constants.
+SUMS = ("FFMA", "FADD", "FMUL", "DFMA", "DADD", "DMUL", "HADD2")
 
 
 @dataclass(frozen=True, order=True)
@@ -32,8 +33,8 @@ class Resources:
     """What ptxas made of one kernel on one architecture.
 
     Attributes:
-        loads: the most global loads between two instructions that compute with floats: as many
-            rows, pairs and ids are on their way at once, where nothing else waits for them.
+        loads: the most 16-byte global loads between two instructions that compute with floats: as
+            many parts of rows are on their way at once, where nothing else waits for them.
         local: bytes of stack and local memory a thread; a spill, in these kernels.
     """
 
@@ -77,7 +78,7 @@ def _longest_loads(instructions: list[str]) -> int:
     most = run = 0
     for name in instructions:
         base = name.partition(".")[0]
-        run = run + (base == "LDG") if base not in SUMS else 0
+        run = 0 if base in SUMS else run + (base == "LDG" and ".128" in name)
         most = max(most, run)
     return most
 
@@ -127,22 +128,22 @@ def table(measured: list[Resources]) -> list[str]:
 HEAD = """# CUDA kernels as compiled
 
 Registers a thread / bytes of static shared memory a block / bytes spilled a thread / instructions /
-global loads between two sums, at most. Compiled, not run: no timing here.
+16-byte global loads between two sums, at most. Compiled, not run: no timing here.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library", nargs="?", type=Path, help="default: the built library")
+    parser.add_argument("library", nargs="*", type=Path, help="default: the built library")
     parser.add_argument("--before", nargs="+", default=[], type=Path, metavar="FILE")
     parser.add_argument("--write", metavar="FILE", type=Path, help="keep the table in FILE")
     options = parser.parse_args()
-    library = options.library or Path(build_info.__file__).parent.parent / "liblirank_cuda.so"
-    measured = [r for r in read(library) if own(r)]
+    built = Path(build_info.__file__).parent.parent / "liblirank_cuda.so"
+    measured = sorted(r for file in options.library or [built] for r in read(file) if own(r))
     lines = [HEAD, *table(measured)]
     if options.before:
         older = sorted(r for file in options.before for r in read(file) if own(r))
-        lines += ["", "## Before", "", *table(older)]
+        lines += ["", "## Before the look-ups kept several rows in flight", "", *table(older)]
     text = "\n".join(lines) + "\n"
     print(text)
     if options.write:

@@ -1,9 +1,9 @@
-"""Times the workloads that ``bench_<stem>.py`` states: ``python -m lirank_ext bench``.
+"""Times the workloads that ``bench_<stem>.py`` defines, for ``python -m lirank_ext bench``.
 
-Every provider of a workload is first compared with the float64 reference; one that disagrees
+Every provider of a workload is first compared with the float64 reference. A provider that disagrees
 is not timed. Repeats are interleaved: each repeat calls every provider once, in an order that
-rotates, so that a slow spell of the machine falls on all of them. A speed-up is the median of
-the ratios taken within the repeats, not a ratio of medians.
+rotates, so that a slow phase of the machine affects all of them. A speed-up is the median of the
+ratios within the repeats, not a ratio of medians.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from lirank_ext.benchmarks.memory import peak_extra_bytes
 from lirank_ext.benchmarks.report import OURS, Measured, Report, Timing
 from lirank_ext.library.op import OPS
 
-# Repeats of a workload: at least, unless one takes minutes, and at most.
+# Smallest and largest number of repeats of a workload.
 LEAST, MOST = 5, 400
-PATIENCE = 10  # times the seconds asked for, after which two repeats are enough
+PATIENCE = 10  # two repeats are enough once they take this many times the requested seconds
 DIRECTIONS = ("forward", "backward", "step")
 CEILINGS = ("copy", "gather", "fma", "exp")
 
@@ -43,20 +43,21 @@ class Workload:
     Attributes:
         op: name of the op.
         label: the shape in words.
-        providers: zero-argument closures over prepared inputs, by name; ``"lirank"`` is ours.
-            Each returns a tensor or a sequence of tensors (gradients, in direction backward).
-            Those of direction ``"forward"`` are called under ``torch.inference_mode()``.
-        expect: computes the result in float64 (integers as they are). Without it the provider
-            named ``"reference"`` is what the others must agree with.
+        providers: zero-argument closures over prepared inputs, by name. ``"lirank"`` is ours. Each
+            returns a tensor or a sequence of tensors, which are gradients if the direction is
+            backward. With direction ``"forward"`` they are called under
+            ``torch.inference_mode()``.
+        expect: computes the result in float64, or exactly if it is integer. Without it the others
+            must agree with the provider named ``"reference"``.
         tolerance: allowed error relative to the largest magnitude of each result.
-        bytes: bytes that must move, for GB/s.
-        flops: additions plus multiplications, where ``ceiling`` is ``"fma"``.
-        exps: exponentials of the plain formula, where ``ceiling`` is ``"exp"``.
-        items: rows, keys or samples, for ns per item.
-        unit: what an item is.
-        ceiling: the limit of the machine that binds: ``"copy"`` and ``"gather"`` compare
-            ``bytes``, ``"fma"`` compares ``flops``, ``"exp"`` compares ``exps``.
-        gather: (bytes of a row, bytes of the table) of the bare loop behind ``"gather"``.
+        bytes: number of bytes that must move, for GB/s.
+        flops: additions plus multiplications, if ``ceiling`` is ``"fma"``.
+        exps: exponentials of the plain formula, if ``ceiling`` is ``"exp"``.
+        items: number of rows, keys or samples, for ns per item.
+        unit: name of an item.
+        ceiling: the limit of the machine to compare with. ``"copy"`` and ``"gather"`` compare
+            ``bytes``, ``"fma"`` compares ``flops``, and ``"exp"`` compares ``exps``.
+        gather: (bytes of a row, bytes of the table) for the bare loop that measures ``"gather"``.
         direction: ``"forward"``, ``"backward"`` or ``"step"`` (forward and backward).
     """
 
@@ -85,7 +86,7 @@ class Workload:
 
     @property
     def amount(self) -> int:
-        """What counts against the ceiling."""
+        """The number of bytes, operations or exponentials to compare with the ceiling."""
         return {"fma": self.flops, "exp": self.exps}.get(self.ceiling, self.bytes)
 
 
@@ -99,13 +100,13 @@ def stems() -> list[str]:
 
 
 def names() -> list[str]:
-    """What can be asked for: families and public ops."""
+    """The names that ``run`` accepts: families and public ops."""
     ops = [n for n, op in OPS.items() if not op.internal and op.family in stems()]
     return list(dict.fromkeys(stems() + ops))
 
 
 def modules(name: str | None = None) -> list[ModuleType]:
-    """The benchmark modules of one family or op, or all."""
+    """The benchmark modules of one family or op, or all of them."""
     wanted = stems() if name is None else [name if name in stems() else OPS[name].family]
     return [importlib.import_module(f"lirank_ext.benchmarks.bench_{stem}") for stem in wanted]
 
@@ -120,7 +121,7 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 def disagreement(got: Any, wanted: Any, tolerance: float) -> str:
-    """In what a result differs from the wanted one; empty where it agrees."""
+    """How a result differs from the wanted one, or "" if it agrees."""
     got, wanted = tensors(got), tensors(wanted)
     if len(got) != len(wanted):
         return f"{len(got)} results, wanted {len(wanted)}"
@@ -134,13 +135,13 @@ def disagreement(got: Any, wanted: Any, tolerance: float) -> str:
         a, b = a.double(), b.double()
         allowed = tolerance * float(b.abs().max()) if b.numel() else 0.0
         error = float((a - b).abs().max()) if b.numel() else 0.0
-        if not error <= allowed:  # a NaN is no agreement either
+        if not error <= allowed:  # true for NaN as well
             return f"error {error:.2e}, allowed {allowed:.2e}"
     return ""
 
 
 def refusals(workload: Workload) -> dict[str, str]:
-    """The providers that fail or disagree with the reference, and how."""
+    """The providers that fail or disagree with the reference, each with its problem in words."""
     wanted = (workload.expect or workload.providers["reference"])()
     found = {}
     for name, call in workload.providers.items():
@@ -157,7 +158,7 @@ def refusals(workload: Workload) -> dict[str, str]:
 
 
 def _sample(call: Callable[[], Any], count: int, device: str) -> float:
-    """Seconds a call, over ``count`` calls."""
+    """Seconds per call, averaged over ``count`` calls."""
     if device == "cuda":
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
@@ -173,7 +174,7 @@ def _sample(call: Callable[[], Any], count: int, device: str) -> float:
 
 
 def _calls_a_sample(call: Callable[[], Any], device: str, wanted: float) -> int:
-    """How many calls make a sample long enough; warms up on the way."""
+    """How many calls make a sample long enough. This also warms up the provider."""
     count = 1
     while True:
         passed = _sample(call, count, device) * count
@@ -185,7 +186,7 @@ def _calls_a_sample(call: Callable[[], Any], device: str, wanted: float) -> int:
 def interleaved(
     providers: dict[str, Callable[[], Any]], device: str, seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds a call of every provider, a value for each repeat."""
+    """Seconds per call of every provider, with one value for each repeat."""
     sample = min(5e-3, seconds / 20)
     counts = {name: _calls_a_sample(call, device, sample) for name, call in providers.items()}
     samples: dict[str, list[float]] = {name: [] for name in providers}
@@ -213,7 +214,7 @@ def _quantile(values: list[float], q: float) -> float:
 
 
 def set_fractions(measured: Measured, ceilings: Ceilings) -> None:
-    """The share of the ceiling that binds, for every provider; None where it is not known."""
+    """Set each provider's share of the ceiling, or None if the ceiling is not known."""
     rate = {
         "copy": lambda: ceilings.copy(measured.bytes),
         "gather": lambda: ceilings.gather(*measured.gather),
@@ -229,14 +230,16 @@ def measure(workload: Workload, device: str, ceilings: Ceilings, seconds: float)
     """Check one workload, then time the providers that agree.
 
     Args:
-        workload: what to measure.
+        workload: the workload to measure.
         device: ``"cpu"`` or ``"cuda"``.
-        ceilings: of this machine.
-        seconds: to spend on the repeats; each provider gets at least five.
+        ceilings: the ceilings of this machine.
+        seconds: time to spend on the repeats. Each provider gets at least five, or two if they are
+            very slow.
     """
     fields = ("op", "label", "direction", "items", "unit", "bytes", "ceiling", "amount", "gather")
     result = Measured(*(getattr(workload, name) for name in fields))
-    torch.compiler.reset()  # one code object for all shapes: its recompilations are limited
+    # torch.compile limits the recompilations of a function, and all shapes share one function.
+    torch.compiler.reset()
     with torch.inference_mode() if workload.direction == "forward" else nullcontext():
         result.refused = refusals(workload)
         good = {n: c for n, c in workload.providers.items() if n not in result.refused}
@@ -265,21 +268,21 @@ def run(
     threads: int | None = None,
     seconds: float | None = None,
 ) -> Report:
-    """Measure the workloads of one op or family, or all; progress goes to stderr.
+    """Measure the workloads of one op or family, or of all. Progress is shown on stderr.
 
     Args:
         name: an op or a family (see :func:`names`), or None for all.
         device: ``"cpu"`` or ``"cuda"``.
-        peers: also time the other libraries that are installed.
-        quick: fewer shapes and repeats.
-        threads: of the CPU; PyTorch's setting if None.
-        seconds: for the repeats of one workload; 2, or 0.4 if quick, where None.
+        peers: also time other libraries that are installed.
+        quick: use fewer shapes and repeats.
+        threads: number of CPU threads. None keeps PyTorch's setting.
+        seconds: time for the repeats of one workload. None means 2, or 0.4 if quick.
 
     Returns:
-        The report, which prints, draws and writes itself.
+        The report, which can be printed, drawn and written.
 
     Raises:
-        ValueError: nothing of that name.
+        ValueError: there is no op or family of that name.
     """
     if name is not None and name not in names():
         raise ValueError(f"bench: nothing is called '{name}'; there are: {', '.join(names())}")
@@ -296,7 +299,7 @@ def run(
                 _progress(f"{workload.op} {workload.label} {workload.direction}")
                 report.measured.append(measure(workload, device, ceilings, seconds))
     _progress("")
-    for measured in report.measured:  # again, now that the ceilings are the best of the run
+    for measured in report.measured:  # again, because later readings may have raised a ceiling
         set_fractions(measured, ceilings)
     return report
 

@@ -1,4 +1,4 @@
-"""Peak memory that a call needs beyond what was in use before it."""
+"""Measures the peak memory of a call beyond the memory that was in use before it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import torch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 TRIALS = 3
-SLOW = 0.3  # seconds: such a call is read once
+SLOW = 0.3  # a call that takes more seconds than this is measured only once
 
 
 def peak_extra_bytes(call: Callable[[], Any], device: str) -> int | None:
-    """Bytes in use at the call's peak beyond those before it, its result included.
+    """Bytes in use at the call's peak minus those before the call. The result counts as well.
 
-    GPU: PyTorch's allocator. CPU: resident memory of the process (its high-water mark, reset
-    through ``/proc/self/clear_refs``, Linux alone), after freed memory was given back to the
-    system. That counts the scratch of C++ kernels too, which PyTorch's allocator does not see;
-    it does not count scratch that a kernel keeps from call to call. Whole pages, and the
-    smallest of three readings, since other threads of the process add noise of some pages.
+    On a GPU the figure comes from PyTorch's allocator. On a CPU it is the high-water mark of the
+    process's resident memory, which ``/proc/self/clear_refs`` resets on Linux. Freed memory is
+    returned to the system first. This includes the scratch memory of C++ kernels, which PyTorch's
+    allocator does not see, but not scratch that a kernel keeps between calls. The figure counts
+    whole pages. It is the smallest of three readings, because other threads of the process add
+    noise of some pages.
 
     Args:
-        call: already warmed up.
+        call: the call to measure, already warmed up.
         device: ``"cpu"`` or ``"cuda"``.
 
     Returns:
-        The bytes, or None where the system cannot tell.
+        The number of bytes, or None if the system does not provide it.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -53,7 +54,7 @@ def peak_extra_bytes(call: Callable[[], Any], device: str) -> int | None:
 
 def _one_reading(call: Callable[[], Any]) -> int:
     _give_back()
-    CLEAR.write_text("5")  # the high-water mark starts again from here
+    CLEAR.write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     kept = call()
     peak = _status("VmHWM")

@@ -1,4 +1,4 @@
-"""What a benchmark run found: as a table, as JSON, as a picture."""
+"""The results of a benchmark run, as a table, as JSON, or as a picture."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ FASTEST = "the fastest of the others"
 
 
 def _is_partly_ours(provider: str) -> bool:
-    """Our op in another dtype, or a peer on pages that this package moved it to."""
+    """Whether it is our op in another dtype, or a peer on huge pages from this package."""
     return OURS in provider or "huge pages" in provider
 
 
 @dataclass
 class Timing:
-    """What one provider took; times in seconds a call.
+    """The time of one provider, in seconds per call.
 
     Attributes:
-        ratio: of its time to ours, the median over the repeats: how many times faster we are.
-        extra: peak bytes in use beyond those before the call.
-        fraction: of the ceiling that binds; above 1 where it need not move or compute all
-            that the workload states.
+        ratio: how many times faster we are. It is the median over the repeats of the provider's
+            time divided by ours.
+        extra: peak bytes in use minus those before the call.
+        fraction: share of the ceiling. It is above 1 if the provider does not have to move or
+            compute everything that the workload counts.
     """
 
     provider: str
@@ -48,10 +49,10 @@ class Timing:
 
 @dataclass
 class Measured:
-    """A workload with its timings, and the providers that were refused and why.
+    """A workload with its timings, and the refused providers with the reasons.
 
     Attributes:
-        amount: what counts against the ceiling: bytes, operations or exponentials.
+        amount: number of bytes, operations or exponentials to compare with the ceiling.
     """
 
     op: str
@@ -68,12 +69,12 @@ class Measured:
 
     @property
     def kind(self) -> str:
-        """The word that a label may begin with, such as int8; else empty."""
+        """The word at the start of the label, such as int8, or "" if there is none."""
         first = self.label.split(maxsplit=1)[0] if self.label else ""
         return first if first.isalnum() and not first.isdigit() else ""
 
     def cells(self) -> list[list[str]]:
-        """The rows of the table: one for each provider timed, one for each refused."""
+        """The rows of the table, one for each provider that was timed or refused."""
         head = [self.op if self.direction == "forward" else f"{self.op}, {self.direction}"]
         head.append(self.label)
         rows = []
@@ -118,12 +119,15 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Something disagreed with its reference, or nothing was measured."""
+        """Whether a provider disagreed with the reference, or nothing was measured."""
         return not self.measured or any(m.refused for m in self.measured)
 
     def summary(self) -> list[list[str]]:
-        """Per op and provider: geometric mean of the ratios, the worst one and its shape, and how
-        many are below 1; the same against the fastest of the others at each shape."""
+        """The rows of the summary, one for each op and provider.
+
+        A row has the geometric mean of the ratios, the worst ratio and its shape, and how many
+        ratios are below 1. Further rows compare with the fastest other provider at each shape.
+        """
         groups: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
         for m in self.measured:
             for t in m.timings:
@@ -161,10 +165,10 @@ class Report:
             print_line(f"Peers not installed: {', '.join(self.absent)}.", "dim")
         refused = [f"{m.op} {m.label}: {n}" for m in self.measured for n in m.refused]
         if refused:
-            print_line(f"Not timed, for they failed: {'; '.join(refused)}.", "bad")
+            print_line(f"Not timed, because they failed: {'; '.join(refused)}.", "bad")
 
     def as_json(self) -> dict[str, Any]:
-        """Machine, ceilings and every figure (seconds, bytes)."""
+        """The machine, the ceilings and all figures, in seconds and bytes."""
         return {
             "machine": machine(self.device),
             "ceilings": self.ceilings.measured,
@@ -173,7 +177,7 @@ class Report:
         }
 
     def plot(self, path: str) -> None:
-        """Draw the speed-ups: a dot per shape, a line per op and provider."""
+        """Draw the speed-ups, with a dot per shape and a line per op and provider."""
         from matplotlib.figure import Figure
 
         groups: dict[str, list[float]] = {}
@@ -203,7 +207,7 @@ class Report:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine and the build on which the figures were measured."""
     cpu = _cpu_model()
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,

@@ -131,7 +131,6 @@ def _hash_calls():
         yield label, "hashed_embedding_bag", (ids, offsets, *tables, 100_000)
     args = (_t(bags, dim), ids, offsets, *tables, 100_000, 0, False, False)
     yield label, "hashed_embedding_bag_backward_weights", args
-    yield label, "hashed_embedding_bag_of_rows", (_t(4, 4096).long(), offsets, *tables)
     rule = (100_000, 100, 0, "sum", False, False)
     yield label, "hashed_embedding_bag_backward", (_t(bags, dim), ids, offsets, None, *rule)
     args = (_t(4096, dim).double(), ids, None, _t(4096), *rule)

@@ -1,11 +1,11 @@
 // String hashing from Python objects and NumPy arrays, for bindings.cpp.
 //
-// Nothing is copied and nothing is kept in the str objects: ASCII text is hashed where it lies,
-// other text becomes UTF-8 in a buffer of the worker's, one key at a time.
+// ASCII text is hashed in place. Other text is converted to UTF-8 in a buffer of the worker, one
+// key at a time. Nothing is cached in the str objects.
 //
-// The GIL: the thread that holds it waits while workers read. They look at immutable objects
-// through macros that only load memory, and no other thread can run Python meanwhile. After each
-// chunk of 64 K keys (about 1 ms) waiting threads get their turn, and Ctrl-C is heard.
+// The thread that holds the GIL waits while workers read. They access immutable objects through
+// macros that only load memory, and no other thread can run Python at that time. After each chunk
+// of 64 K keys (about 1 ms) other Python threads may run, and Ctrl-C is handled.
 #pragma once
 #include <pybind11/pybind11.h>
 

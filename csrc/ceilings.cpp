@@ -1,6 +1,7 @@
 // The machine's own ceilings, for the benchmarks: copy bandwidth, random-row gather rate, FMA
 // and exp rates. No tensors: every function runs a bare loop on its own threads and memory.
 #include "ceilings.h"
+#include "ceilings_kernels.h"
 
 #include <algorithm>
 #include <atomic>
@@ -14,9 +15,6 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-
-#define LIRANK_KERNELS "simd/ceilings.h"
-#include "simd/foreach_isa.h"
 
 namespace lirank {
 namespace {

@@ -1,9 +1,6 @@
 #include "convert.h"
 
-#include "half.h"
-
-#define LIRANK_KERNELS "simd/convert.h"
-#include "simd/foreach_isa.h"
+#include "convert_kernels.h"
 
 namespace lirank {
 namespace {

@@ -1,5 +1,5 @@
-// Which instruction set the kernels use: the best the processor has, or the one named by
-// LIRANK_ISA=plain|avx2|avx512|avx512_bf16|amx, read once when the library is loaded.
+// Chooses the instruction set of the kernels: the best that the processor has, or the one named by
+// LIRANK_ISA=plain|avx2|avx512|avx512_bf16|amx. It is chosen once, when the library is loaded.
 #pragma once
 
 // Compilers that know products of bfloat16.

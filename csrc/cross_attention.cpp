@@ -1,10 +1,6 @@
 // outer_attention: checks, CPU kernels, schema.
 // Source: LiRank (arXiv 2402.06859), section 3.3.
-#include "convert.h"
-#include "cross_layer.h"
-
-#define LIRANK_KERNELS "simd/cross_attention.h"
-#include "simd/foreach_isa.h"
+#include "cross_host.h"
 
 namespace lirank {
 namespace {
@@ -32,7 +28,7 @@ void over_samples(int64_t batch, int64_t r, int64_t t, const Run& run) {
   const int64_t grain = 1 + kScores / (r * r / t + 1);
   const int64_t most = torch::stable::get_num_threads(), wanted = (batch + grain - 1) / grain;
   const int64_t tasks = wanted < most ? wanted : most;
-  const Scratch<T> scratch(tasks, LIRANK_DISPATCH(attend_scratch, (const T*)nullptr, r, t));
+  const Scratch<T> scratch(tasks, attention_scratch(r, t));
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       run(batch * i / tasks, batch * (i + 1) / tasks, scratch.of(i));
@@ -50,7 +46,7 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, double tempera
   const int64_t r = q.size(1);
   const T scale = score_scale<T>(temperature, t);
   over_samples<T>(q.size(0), r, t, [&](int64_t begin, int64_t end, T* scratch) {
-    LIRANK_DISPATCH(attend_rows, pq, pk, pv, begin, end, r, t, scale, po, scratch);
+    LIRANK_DISPATCH(CrossAttention<T>::rows, pq, pk, pv, begin, end, r, t, scale, po, scratch);
   });
   return as_float_type(out, q.scalar_type());
 }
@@ -79,8 +75,8 @@ Gradients backward(const Tensor& grad, const Tensor& q, const Tensor& k, const T
   const int64_t r = q.size(1);
   const T scale = score_scale<T>(temperature, t), inverse = score_inverse<T>(temperature, t);
   over_samples<T>(q.size(0), r, t, [&](int64_t begin, int64_t end, T* scratch) {
-    LIRANK_DISPATCH(attend_rows_backward, pg, pq, pk, pv, begin, end, r, t, scale, inverse, oq, ok,
-                    ov, scratch);
+    LIRANK_DISPATCH(CrossAttention<T>::rows_backward, pg, pq, pk, pv, begin, end, r, t, scale,
+                    inverse, oq, ok, ov, scratch);
   });
   return {as_float_type(gq, out), as_float_type(gk, out), as_float_type(gv, out)};
 }

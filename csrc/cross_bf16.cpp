@@ -3,40 +3,7 @@
 
 #include <stdexcept>
 
-#include "cpu_features.h"
-#include "cross_bf16_layer.h"
-#include "simd/isa_macros.h"
-
-#if LIRANK_BF16_PRODUCTS
-#if defined(__clang__)
-#pragma clang attribute push(                                                                   \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi,bmi2," \
-                          "popcnt,avx512bf16,amx-tile,amx-bf16"))),                             \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target( \
-    "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi,bmi2,popcnt,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
-#endif
-#define LIRANK_ISA 512
-namespace lirank::bf16 {
-#include "simd/vec.h"
-#include "simd/half_lanes.h"
-#include "simd/cross_lanes.h"
-#include "simd/cross_tile_product.h"
-#include "simd/cross_attend.h"
-#include "simd/cross_chebyshev.h"
-#include "simd/cross_attend_sample.h"
-#include "simd/cross_bf16_products.h"
-#include "simd/cross_bf16.h"
-}  // namespace lirank::bf16
-#undef LIRANK_ISA
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
+#include "cross_bf16_kernels.h"
 
 namespace lirank {
 
@@ -105,7 +72,7 @@ class PackedLayers {
       for (const Bf16Matrix& one : matrices_) {
         const int64_t count = panels_of(one);
         const int64_t from = first > before ? first - before : 0;
-        for (int64_t c = from; c < count && before + c < last; ++c) bf16::bf16_pack(one, c);
+        for (int64_t c = from; c < count && before + c < last; ++c) bf16::pack(one, c);
         before += count;
       }
     });
@@ -161,12 +128,10 @@ std::vector<Tensor> bf16_layer(const Arguments& a, bool keep, int64_t columns) {
   packed.add(a);
   packed.prepare(batch, keep);
   const Bf16Layer& layer = packed.layers[0];
-  const int64_t size = bf16::bf16_scratch(d, r, a.token_dim, (int64_t)a.kernels.size(), false);
+  const int64_t size = bf16::scratch(d, r, a.token_dim, (int64_t)a.kernels.size(), false);
   over_samples(
       batch, packed.work, size, [&](int64_t begin, int64_t end, int64_t step, float* scratch) {
-        const auto run =
-            has_tiles() ? bf16::bf16_layer_task<bf16::Tiles> : bf16::bf16_layer_task<bf16::Pairs>;
-        run(layer, bits(x0), bits(x), begin, end, step, y, kept, scratch);
+        bf16::layer_task(has_tiles(), layer, bits(x0), bits(x), begin, end, step, y, kept, scratch);
       });
   return out;
 }
@@ -188,11 +153,10 @@ Tensor bf16_net(const Tensor& input, const std::vector<Arguments>& low,
       {first, first + low.size()}, {(int64_t)low.size(), (int64_t)high.size()}, d, merge};
   Tensor out = new_tensor({batch, merge == 2 ? 2 * d : d}, ScalarType::BFloat16);
   uint16_t* y = (uint16_t*)out.mutable_data_ptr();
-  over_samples(batch, packed.work, bf16::bf16_scratch(d, rank, token_dim, 3, true),
+  over_samples(batch, packed.work, bf16::scratch(d, rank, token_dim, 3, true),
                [&](int64_t begin, int64_t end, int64_t step, float* scratch) {
-                 const auto run = has_tiles() ? bf16::bf16_net_task<bf16::Tiles>
-                                              : bf16::bf16_net_task<bf16::Pairs>;
-                 run(net, bits(x), begin, end, step, rank, token_dim, y, scratch);
+                 bf16::net_task(has_tiles(), net, bits(x), begin, end, step, rank, token_dim, y,
+                                scratch);
                });
   return out;
 }

@@ -1,12 +1,12 @@
-// Cross layers in bfloat16 on processors that multiply bfloat16 (see bf16_products()).
-// The arguments are checked already.
+// Cross layers in bfloat16 on processors with bfloat16 products (see bf16_products()). The caller
+// has checked the arguments.
 #pragma once
 #include "cross_host.h"
 
 namespace lirank {
 
-// The result; where `keep` is set also the first `columns` of the projections, (B, columns), and
-// with attention what goes into u, (B, r).
+// Returns the result. With `keep` it also returns the first `columns` of the projections,
+// (B, columns), and for attention the input of u, (B, r).
 std::vector<Tensor> bf16_layer(const Arguments& a, bool keep, int64_t columns);
 
 // Both stacks of residual_cross_net on x, (B, d) or concatenated (B, 2d).

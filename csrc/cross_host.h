@@ -1,13 +1,51 @@
-// Arguments of a cross layer on the Torch side: checks, and contiguous data of one type.
+// Arguments of a cross layer on the Torch side: checks, contiguous data of one type, memory.
 #pragma once
 #include "checks.h"
 #include "convert.h"
-#include "cross_layer.h"
+#include "cross_kernels.h"
 
+#include <cmath>
+#include <cstdlib>
+#include <new>
 #include <utility>
 #include <vector>
 
 namespace lirank {
+
+template <typename T>
+T score_inverse(double temperature, int64_t token_dim) {
+  return (T)(1.0 / (temperature * std::sqrt((double)token_dim)));
+}
+template <typename T>
+T score_scale(double temperature, int64_t token_dim) {
+  return (T)(1.44269504088896340736 / (temperature * std::sqrt((double)token_dim)));
+}
+
+inline void check_same_shape(const char* op, const char* argument, const Tensor& t,
+                             const Tensor& like) {
+  bool same = t.dim() == like.dim();
+  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == like.size(i);
+  LIRANK_CHECK(same, op, argument, "wanted shape ", shape(like), ", got ", shape(t));
+}
+
+// Working memory of all tasks, taken before the parallel loop: an exception must not leave it.
+template <typename T>
+class Scratch {
+ public:
+  Scratch(int64_t tasks, int64_t each) : each_((each + 63) / 64 * 64) {
+    const size_t bytes = (size_t)(tasks * each_) * sizeof(T);
+    memory_ = static_cast<T*>(std::aligned_alloc(64, bytes > 0 ? bytes : 64));
+    if (memory_ == nullptr) throw std::bad_alloc();
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(memory_); }
+  T* of(int64_t task) const { return memory_ + task * each_; }
+
+ private:
+  int64_t each_;
+  T* memory_;
+};
 
 struct Arguments {
   const Tensor &x0, &x;

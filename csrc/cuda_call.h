@@ -1,9 +1,9 @@
-// The Torch side of a CUDA call: device, stream, results on the device, errors of the runtime.
+// The Torch side of a CUDA call: device, stream, results on the device, and runtime errors.
 //
-// Nothing here names a symbol of libtorch_cuda.so at link time: the library builds where torch is
-// a CPU build, and finds the current stream in the process that loads it. The CUDA runtime is
-// linked into the library (setup.py): a stream is a handle of the driver, good in every runtime
-// of a process, and so is memory.
+// Nothing here needs a symbol of libtorch_cuda.so at link time. The library can therefore be built
+// with a CPU build of torch, and it finds the current stream in the process that loads it. The CUDA
+// runtime is linked into the library (setup.py). Streams and memory belong to the driver, so they
+// are valid in every runtime of a process.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -35,7 +35,8 @@ inline void check_cuda(const char* op, cudaError_t status) {
   throw std::runtime_error(std::string("lirank::") + op + ": CUDA: " + cudaGetErrorString(status));
 }
 
-// A CUDA call may come with some tensors on the CPU: PyTorch picks the backend by any of them.
+// Some tensors of a CUDA call may be on the CPU: one CUDA tensor is enough for PyTorch to pick
+// CUDA.
 inline int32_t cuda_index(const char* op, const char* argument, const Tensor& t) {
 #if !defined(LIRANK_ON_HOST)
   LIRANK_CHECK(t.is_cuda(), op, argument,

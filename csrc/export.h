@@ -1,4 +1,5 @@
-// What liblirank.so offers to a C or C++ caller besides the registered ops.
+// Functions that liblirank.so exports to C and C++ in addition to the registered ops. Include this
+// to call them, and to mark further exports.
 #pragma once
 #include <cstdint>
 
@@ -6,8 +7,8 @@
 
 LIRANK_EXPORT const char* lirank_isa_name();
 
-// PyTorch's own threads, for code without a Torch header: run(context, begin, end) over [0, n)
-// in runs of at least `grain`. `run` must not throw.
+// Runs on PyTorch's threads, for code without Torch headers. Calls run(context, begin, end) for
+// parts of [0, n) of at least `grain`. `run` must not throw.
 LIRANK_EXPORT void lirank_parallel_for(int64_t n, int64_t grain,
                                        void (*run)(const void*, int64_t, int64_t),
                                        const void* context);

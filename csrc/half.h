@@ -1,4 +1,5 @@
-// 16-bit floats one at a time, for what has no vectors of them.
+// Conversions of single 16-bit floats. Use these where a value stands alone, and
+// simd/half_lanes.h for vectors.
 #pragma once
 #include <torch/headeronly/util/Half.h>
 
@@ -17,7 +18,7 @@ inline float widen_bfloat(uint16_t bits) {
   return x;
 }
 
-// To the nearest, ties to even; not a number stays that.
+// Rounds to the nearest, ties to even. NaN stays NaN.
 inline uint16_t narrow_bfloat(float x) {
   if (x != x) return 0x7fc0;
   uint32_t bits;

@@ -1,13 +1,9 @@
 // hashed_embedding_bag: checks, CPU kernels, schemas.
 // Source: LiRank (arXiv 2402.06859), vocabulary compression.
-#include "hashed_embedding.h"
-
 #include "checks.h"
 #include "convert.h"
+#include "hashed_embedding_kernels.h"
 #include "quantized_embedding_layout.h"
-
-#define LIRANK_KERNELS "simd/hashed_embedding.h"
-#include "simd/foreach_isa.h"
 
 #include <algorithm>
 #include <array>
@@ -260,44 +256,6 @@ Tensor quantized_hashed_embedding_bag(const Tensor& ids, const OptionalTensor& o
         LIRANK_DISPATCH(pool_packed, t, call.source, call.bags, from, to, po);
       });
   return as_float_type(out, output_dtype);
-}
-
-// The same gathers with rows given: what hashing costs is measured against it.
-Tensor hashed_embedding_bag_of_rows(const Tensor& rows, const OptionalTensor& offsets,
-                                    const Tensor& quotient_b, const Tensor& remainder_b,
-                                    const Tensor& quotient_c, const Tensor& remainder_c,
-                                    std::string mode, const OptionalTensor& weights,
-                                    bool include_last) {
-  const char* op = "hashed_embedding_bag_of_rows";
-  const Four given = {quotient_b, remainder_b, quotient_c, remainder_c};
-  check_form(op, given);
-  LIRANK_CHECK(quotient_b.scalar_type() == ScalarType::Float, op, "quotient_b",
-               "wanted torch.float32, got ", dtype_name(quotient_b.scalar_type()));
-  check_same_dtype(op, "rows", rows, ScalarType::Long);
-  LIRANK_CHECK(rows.dim() == 2 && rows.size(0) == 4, op, "rows", "wanted shape (4, len), got ",
-               shape(rows));
-  const Four tables = contiguous_tables(given);
-  const Tensor all = to_contiguous(rows);
-  Call call = read_bags(op, torch::stable::select(all, 0, 0), offsets, mode, weights, include_last,
-                        ScalarType::Float);
-  for (int t = 0; t < 4; ++t) {
-    call.source.rows[t] = all.const_data_ptr<int64_t>() + t * call.bags.count;
-    call.source.heights[t] = tables[t].size(0);
-    LIRANK_CHECK(call.used == 0 || tables[t].size(0) > 0, op, kNames[t], "wanted rows, got ",
-                 shape(tables[t]));
-  }
-  const Tables t = view(tables);
-  Tensor out = new_tensor({call.bags.bags, t.dim}, ScalarType::Float);
-  void* po = out.mutable_data_ptr();
-  std::atomic<int64_t> bad{-1};
-  torch::stable::parallel_for(
-      0, call.bags.bags, call.grain(t.dim * 4), [&](int64_t from, int64_t to) {
-        const int64_t at = LIRANK_DISPATCH(pool_given, t, call.source, call.bags, from, to, po);
-        if (at >= 0) bad = at;
-      });
-  LIRANK_CHECK(bad < 0, op, "rows", "wanted rows of the tables, got one out of range at position ",
-               bad.load());
-  return out;
 }
 
 // ---- backward --------------------------------------------------------------------------
@@ -619,10 +577,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lirank, m) {
       "quantized_hashed_embedding_bag_backward(Tensor grad, Tensor ids, Tensor? offsets, Tensor "
       "quotient_b, Tensor remainder_b, Tensor quotient_c, Tensor remainder_c, int num_buckets, int "
       "dim, int bits, int seed, bool include_last_offset, bool prehashed) -> Tensor");
-  m.def(
-      "hashed_embedding_bag_of_rows(Tensor rows, Tensor? offsets, Tensor quotient_b, Tensor "
-      "remainder_b, Tensor quotient_c, Tensor remainder_c, str mode=\"sum\", Tensor? "
-      "per_sample_weights=None, bool include_last_offset=False) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lirank, CPU, m) {
@@ -632,7 +586,6 @@ STABLE_TORCH_LIBRARY_IMPL(lirank, CPU, m) {
   m.impl("hashed_embedding_bag_backward_sparse", TORCH_BOX(&backward_sparse));
   m.impl("hashed_embedding_bag_backward_weights", TORCH_BOX(&backward_weights));
   m.impl("quantized_hashed_embedding_bag_backward", TORCH_BOX(&quantized_backward_weights));
-  m.impl("hashed_embedding_bag_of_rows", TORCH_BOX(&hashed_embedding_bag_of_rows));
 }
 
 }  // namespace lirank

@@ -83,34 +83,6 @@ Tensor quantized_hashed_embedding_bag(const Tensor& ids, const OptionalTensor& o
   return as_type(out, output_dtype);
 }
 
-// The same gathers with rows given: what hashing costs is measured against it.
-Tensor hashed_embedding_bag_of_rows(const Tensor& rows, const OptionalTensor& offsets,
-                                    const Tensor& quotient_b, const Tensor& remainder_b,
-                                    const Tensor& quotient_c, const Tensor& remainder_c,
-                                    std::string mode, const OptionalTensor& weights,
-                                    bool include_last) {
-  const OnDevice on("hashed_embedding_bag_of_rows", "quotient_b", quotient_b);
-  const Four given = {quotient_b, remainder_b, quotient_c, remainder_c};
-  check_form(on.op, given);
-  LIRANK_CHECK(quotient_b.scalar_type() == ScalarType::Float, on.op, "quotient_b",
-               "wanted torch.float32, got ", dtype_name(quotient_b.scalar_type()));
-  check_same_dtype(on.op, "rows", rows, ScalarType::Long);
-  LIRANK_CHECK(rows.dim() == 2 && rows.size(0) == 4, on.op, "rows", "wanted shape (4, len), got ",
-               shape(rows));
-  for (int t = 0; t < 4; ++t)
-    LIRANK_CHECK(given[t].size(0) <= int64_t(1) << 32, on.op, kNames[t],
-                 "wanted at most 2^32 rows, got ", given[t].size(0));
-  const Tensor all = to_contiguous(rows);
-  Call c = read_call(on, given, quotient_b.size(1), 0, torch::stable::select(all, 0, 0), offsets,
-                     mode, weights, include_last);
-  for (int t = 0; t < 4; ++t)
-    c.params.source.rows[t] = all.const_data_ptr<int64_t>() + t * all.size(1);
-  Tensor out = new_tensor(quotient_b, {c.params.bags.bags, quotient_b.size(1)}, ScalarType::Float);
-  c.params.out = out.mutable_data_ptr();
-  on.check(gpu::hashed_embedding_bag_launch(c.params, on.stream));
-  return out;
-}
-
 // ---- gradient of per_sample_weights ----------------------------------------------------
 
 Tensor weight_gradient(const OnDevice& on, Call& c, const Tensor& grad, ScalarType type) {
@@ -163,7 +135,6 @@ STABLE_TORCH_LIBRARY_IMPL(lirank, CUDA, m) {
   m.impl("quantized_hashed_embedding_bag", TORCH_BOX(&quantized_hashed_embedding_bag));
   m.impl("hashed_embedding_bag_backward_weights", TORCH_BOX(&backward_weights));
   m.impl("quantized_hashed_embedding_bag_backward", TORCH_BOX(&quantized_backward_weights));
-  m.impl("hashed_embedding_bag_of_rows", TORCH_BOX(&hashed_embedding_bag_of_rows));
 }
 
 }  // namespace lirank

@@ -69,10 +69,8 @@ inline void check_packed(const char* op, const Four& tables, int64_t num_buckets
 
 inline gpu::HashedSource source_of(int64_t num_buckets, int64_t num_remainders, int64_t seed,
                                    bool prehashed) {
-  return {murmur::row_rule((uint64_t)num_buckets, (uint32_t)num_remainders),
-          (uint32_t)seed,
-          prehashed,
-          {}};
+  return {murmur::row_rule((uint64_t)num_buckets, (uint32_t)num_remainders), (uint32_t)seed,
+          prehashed};
 }
 
 }  // namespace lirank

@@ -2,10 +2,8 @@
 // Source: MurmurHash3_x64_128 (Austin Appleby, public domain).
 #include "checks.h"
 #include "export.h"
+#include "hashing_kernels.h"
 #include "hashing_text.h"
-
-#define LIRANK_KERNELS "simd/hashing.h"
-#include "simd/foreach_isa.h"
 
 namespace lirank {
 namespace {

@@ -1,10 +1,10 @@
-// h1 of MurmurHash3_x64_128 over a run of bytes, and over text that is not UTF-8 yet.
+// h1 of MurmurHash3_x64_128 over a sequence of bytes.
 //
-// A hash of 8 to 15 bytes, such as "member:1234", costs 8 multiplications. What costs more is a
-// branch on the length that the processor guesses wrong (15 cycles or so), so keys of any length
-// share one path: whole blocks of 16 bytes, then 16 bytes read at once with those past the end
-// masked away. Without 16 readable bytes (the last keys of a buffer) the rest is copied first.
-// In an object with a header in front of its text the 16 bytes are those up to the end instead.
+// Hashing 8 to 15 bytes, such as "member:1234", costs 8 multiplications. A mispredicted branch on
+// the length would cost more, about 15 cycles. So keys of any length share one path: whole blocks
+// of 16 bytes, and then one read of 16 bytes whose bytes beyond the end are masked. If fewer than
+// 16 bytes are readable there (the last keys of a buffer), the rest is copied first. If the text
+// follows a header in the same object, the last 16 bytes up to the end are read instead.
 #pragma once
 #include <cstdint>
 #include <cstring>

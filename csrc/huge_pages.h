@@ -1,8 +1,8 @@
 // Huge pages for tables that are read at random.
 //
-// A row drawn at random from a table of small pages costs a page walk besides its cache lines:
-// 30 ns against 20 for 64 codes of 1M rows, one id a bag, on one thread of an AVX2 machine.
-// Linux gives huge pages where its setting is "madvise" or "always"; elsewhere nothing happens.
+// Reading a random row of a table with small pages costs a page walk in addition to its cache lines
+// (benchmarks/CROSSOVERS.md has the times). Linux provides huge pages if its setting is "madvise"
+// or "always". Otherwise the functions here do nothing.
 #pragma once
 #include <cstdint>
 
@@ -14,8 +14,8 @@ namespace lirank {
 
 constexpr int64_t kHugePage = 2 << 20;
 
-// Asks for huge pages on those parts of [start, start + bytes) that fill whole ones; returns how
-// many bytes. For memory that nobody has touched yet.
+// Requests huge pages for those parts of [start, start + bytes) that fill whole pages, and returns
+// their size in bytes. The memory must not have been touched yet.
 inline int64_t use_huge_pages(const void* start, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   const uintptr_t first = ((uintptr_t)start + kHugePage - 1) / kHugePage * kHugePage;
@@ -27,7 +27,7 @@ inline int64_t use_huge_pages(const void* start, int64_t bytes) {
 #endif
 }
 
-// The same for memory in use: moved at once where the kernel can (Linux 6.1), else by and by.
+// The same for memory in use. Linux 6.1 and later move it at once, older versions gradually.
 inline int64_t move_to_huge_pages(const void* start, int64_t bytes) {
   const int64_t asked = use_huge_pages(start, bytes);
 #if defined(__linux__)

@@ -2,9 +2,7 @@
 // Source: LiRank (arXiv 2402.06859), equation 1.
 #include "checks.h"
 #include "convert.h"
-
-#define LIRANK_KERNELS "simd/isotonic.h"
-#include "simd/foreach_isa.h"
+#include "isotonic_kernels.h"
 
 #include <vector>
 
@@ -68,8 +66,8 @@ Tensor forward(const Tensor& logits, const Tensor& weight, const Tensor& bias, T
     const T* pe = e.const_data_ptr<T>();
     const T base = lower + first<T>(b);
     torch::stable::parallel_for(0, n, 1 + kChunk / k, [&](int64_t begin, int64_t end) {
-      LIRANK_DISPATCH(calibrate_rows, px, pe, w.const_data_ptr<T>(), begin, end, k, base, lower,
-                      step, po);
+      LIRANK_DISPATCH(Isotonic<T>::calibrate_rows, px, pe, w.const_data_ptr<T>(), begin, end, k,
+                      base, lower, step, po);
     });
     return out;
   }
@@ -81,8 +79,8 @@ Tensor forward(const Tensor& logits, const Tensor& weight, const Tensor& bias, T
     running += (double)step * (double)slope[i];
   }
   torch::stable::parallel_for(0, n, kChunk, [&](int64_t begin, int64_t end) {
-    LIRANK_DISPATCH(calibrate, px + begin, end - begin, prefix.data(), slope.data(), k, lower, step,
-                    po + begin);
+    LIRANK_DISPATCH(Isotonic<T>::calibrate, px + begin, end - begin, prefix.data(), slope.data(), k,
+                    lower, step, po + begin);
   });
   return out;
 }
@@ -138,8 +136,8 @@ Gradients backward(const Tensor& grad, const Tensor& logits, const Tensor& weigh
     torch::stable::parallel_for(0, tasks, most, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         const int64_t from = t * kSumRows, to = n - from < kSumRows ? n : from + kSumRows;
-        LIRANK_DISPATCH(calibrate_rows_backward, pg, px, pe, pw, from, to, k, lower, step, pgx, pge,
-                        sums.data() + t * k);
+        LIRANK_DISPATCH(Isotonic<T>::calibrate_rows_backward, pg, px, pe, pw, from, to, k, lower,
+                        step, pgx, pge, sums.data() + t * k);
       }
     });
     std::vector<double> total(k, 0.0);
@@ -155,8 +153,8 @@ Gradients backward(const Tensor& grad, const Tensor& logits, const Tensor& weigh
     for (int64_t t = begin; t < end; ++t) {
       const int64_t from = t * kChunk, size = n - from < kChunk ? n - from : kChunk;
       double* mine = histograms.data() + t * 2 * k;
-      LIRANK_DISPATCH(calibrate_backward, pg + from, px + from, size, slope.data(), k, lower, step,
-                      pgx + from, mine, mine + k);
+      LIRANK_DISPATCH(Isotonic<T>::calibrate_backward, pg + from, px + from, size, slope.data(), k,
+                      lower, step, pgx + from, mine, mine + k);
     }
   });
   weight_gradient(histograms, tasks, k, step, pw, grad_w.mutable_data_ptr<T>());

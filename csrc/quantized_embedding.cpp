@@ -1,13 +1,9 @@
 // Row-wise quantized tables: quantize, pack, look up. Checks, CPU kernels, schemas.
 // Source: LiRank (arXiv 2402.06859), middle-max row-wise quantization.
-#include "quantized_embedding.h"
-
 #include "checks.h"
 #include "convert.h"
 #include "huge_pages.h"
-
-#define LIRANK_KERNELS "simd/quantized_embedding.h"
-#include "simd/foreach_isa.h"
+#include "quantized_embedding_kernels.h"
 
 #include <algorithm>
 #include <atomic>

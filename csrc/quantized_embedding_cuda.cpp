@@ -17,8 +17,6 @@ void check_bits(const char* op, int64_t bits) {
 
 void check_width(const char* op, int64_t dim) {
   LIRANK_CHECK(dim > 0, op, "dim", "wanted a positive width, got ", dim);
-  LIRANK_CHECK(dim <= gpu::kWidest, op, "dim", "wanted at most ", gpu::kWidest, " columns, got ",
-               dim);
 }
 
 // ---- rows ------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 // The packed layout of row-wise quantized tables: one definition for CPU, CUDA and hashing.
 //
-// A row is `code_bytes` of codes and a pair (scale, mid) of float32. code_bytes is the code size
-// rounded up to 8. Where it is a multiple of 64 the codes of all rows come first, each row on
-// whole cache lines, then all pairs: a look-up touches code_bytes / 64 + 1 lines. Otherwise the
-// pair follows the row's codes; a row of 49 to 63 bytes is padded to 64, one line instead of 1.9.
-// 4-bit codes are stored plus 8, two a byte, the even column in the low half.
+// A row is `code_bytes` of codes and a pair (scale, mid) of float32. code_bytes is the size of the
+// codes rounded up to 8. If it is a multiple of 64, the codes of all rows come first, with each row
+// on whole cache lines, and then all pairs. A look-up then touches code_bytes / 64 + 1 lines.
+// Otherwise the pair follows the codes of its row. A row of 49 to 63 bytes is padded to 64, so that
+// it touches one line instead of 1.9 on average. 4-bit codes are stored plus 8, two per byte, with
+// the even column in the low half.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -40,7 +41,7 @@ LIRANK_HOST_DEVICE Layout layout(int64_t dim, int bits) {
   return {codes, row, apart ? codes : row, apart ? 8 : row, apart};
 }
 
-// Where row 0's pair lies; row i's is i * pair_stride further on.
+// Position of the pair of row 0. The pair of row i is i * pair_stride further on.
 LIRANK_HOST_DEVICE int64_t first_pair(const Layout& l, int64_t rows) {
   return l.apart ? rows * l.code_bytes : l.code_bytes;
 }
@@ -49,7 +50,7 @@ LIRANK_HOST_DEVICE int unpack4(uint8_t byte, int64_t column) {
   return (int)(column & 1 ? byte >> 4 : byte & 15) - 8;
 }
 
-// What a code stands for: one multiply and one add, each rounded.
+// The value of a code: one multiplication and one addition, each of them rounded.
 LIRANK_HOST_DEVICE float dequantize(int code, float scale, float mid) {
 #if defined(__CUDA_ARCH__)
   return __fadd_rn(mid, __fmul_rn((float)code, scale));

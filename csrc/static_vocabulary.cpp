@@ -1,10 +1,7 @@
 // vocabulary_lookup: checks, CPU kernel, schema. The table is described in
 // static_vocabulary_table.h.
 #include "checks.h"
-#include "static_vocabulary_table.h"
-
-#define LIRANK_KERNELS "simd/static_vocabulary.h"
-#include "simd/foreach_isa.h"
+#include "static_vocabulary_kernels.h"
 
 namespace lirank {
 namespace {

@@ -1,10 +1,10 @@
 // Builds the table of static_vocabulary_table.h, some parts at a time, on PyTorch's threads.
 //
-// Within a part: buckets in order of falling size take the first of the 256 pilots that leads all
-// their keys to free slots. Where none does, the bucket takes the pilot that drives out the least
-// (by the sum of squared sizes), and the buckets driven out are placed again, larger ones first.
-// The result depends on the set of keys alone, not on their order or on the number of threads.
-// lirank_ext/nn/_vocabulary_builder.py is the same in NumPy, byte for byte.
+// Within a part, buckets are placed from the largest to the smallest. Each takes the first of the
+// 256 pilots that sends all its keys to free slots. If there is none, the bucket takes the pilot
+// that evicts the least, by the sum of squared bucket sizes. The evicted buckets are placed again,
+// larger ones first. The result depends only on the set of keys, not on their order or on the
+// number of threads. lirank_ext/nn/_vocabulary_builder.py does the same in NumPy, byte for byte.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -18,7 +18,7 @@
 
 namespace lirank::vocabulary {
 
-// One part in the making; its arrays are kept from part to part.
+// Builds one part. Its arrays are reused from part to part.
 class Part {
  public:
   enum class Result { placed, duplicate, failed };
@@ -118,8 +118,8 @@ class Part {
     return false;
   }
 
-  // The pilot that drives out the least; none of the buckets placed just before, or two large
-  // ones could drive each other out for ever. -1 where there is none.
+  // The pilot that evicts the least, or -1 if there is none. Buckets that were placed just before
+  // are not evicted, because two large ones could evict each other forever.
   int cheapest(int32_t b) {
     int64_t least = INT64_MAX;
     int found = -1;
@@ -160,7 +160,7 @@ class Builder {
  public:
   enum class State { building, done, duplicate, failed };
 
-  // The table must have room for layout(h).size bytes; the keys are not read again later.
+  // The table must have room for layout(h).size bytes. The keys are not read again later.
   Builder(const int64_t* keys, const Header& h, uint8_t* table)
       : header_(h), layout_(layout(h)), table_(table), hashes_((size_t)h.keys) {
     memset(table, 0, (size_t)layout_.size);
@@ -220,7 +220,7 @@ class Builder {
 
   int64_t* row_base() { return reinterpret_cast<int64_t*>(table_ + layout_.row_base); }
 
-  // A counting sort by part over chunks of keys, each with counters of its own.
+  // A counting sort by part. Each chunk of keys has its own counters.
   void split_into_parts(const int64_t* keys) {
     const int64_t n = header_.keys, parts = header_.parts;
     const int64_t chunk = std::max<int64_t>(1 << 17, (n + 63) / 64),
@@ -273,7 +273,7 @@ class Builder {
     return result;
   }
 
-  // Parts share a byte where they meet, hence atomically.
+  // Neighboring parts may share a byte, so it is written atomically.
   void write_tag(int64_t bit, uint64_t tag) {
     uint8_t* at = table_ + layout_.tags + bit / 8;
     for (uint64_t bits = tag << bit % 8; bits; bits >>= 8, ++at)

@@ -1,16 +1,18 @@
-// The table of a static vocabulary: how it lies in memory, and where a key finds its row.
+// The table of a static vocabulary: its layout in memory, and how a key's row is found.
 //
-// A minimal perfect hash in the manner of PTHash (Pibiri and Trani, SIGIR 2021) and PtrHash
-// (Groot Koerkamp, SEA 2025). A key's 64-bit hash picks a part of about 32 K keys, and in it a
-// bucket, of skewed sizes; the bucket's pilot, one byte, was chosen so that the hashes of all
-// keys of the part, stirred with the pilots of their buckets, fall on different slots. A part of
-// k keys has k + spare slots; those past k are led back to the free ones below by `remap`. A tag
-// of 0 to 32 bits at the row tells unknown keys from known ones.
-// Bits a key: 8 * 5 / 17 for pilots (3.4 keys a bucket), 16 / 100 for remap: 2.52, and the tag.
+// It is a minimal perfect hash like PTHash (Pibiri and Trani, SIGIR 2021) and PtrHash (Groot
+// Koerkamp, SEA 2025). The 64-bit hash of a key selects a part of about 32 K keys, and a bucket in
+// that part. The sizes of buckets are skewed. Each bucket has a pilot of one byte. The pilots are
+// chosen so that the hashes of all keys of a part, mixed with the pilots of their buckets, give
+// different slots. A part of k keys has k + spare slots. `remap` sends the slots from k on to the
+// free slots below k. A tag of 0 to 32 bits at the row tells unknown keys from known ones.
+// Pilots take 8 * 5 / 17 bits per key (3.4 keys per bucket) and remap takes 16 / 100. That is 2.52
+// bits, plus the tag.
 //
-// All little-endian: 8 numbers of 64 bits (Header), row_base[parts + 1] (int64, rows before each
-// part), pilots[parts * buckets] (uint8), remap[parts * spare] (uint16), tags (tag_bits each,
-// packed from the low bit on). Every section begins at a multiple of 8 bytes, 8 more end it all.
+// Everything is little-endian: 8 numbers of 64 bits (Header), row_base[parts + 1] (int64, the rows
+// before each part), pilots[parts * buckets] (uint8), remap[parts * spare] (uint16) and tags
+// (tag_bits each, packed from the low bit up). Every section begins at a multiple of 8 bytes, and 8
+// more bytes follow the last one.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -47,7 +49,7 @@ inline Layout layout(const Header& h) {
   return l;
 }
 
-// What follows from the number of keys alone.
+// The header of a table. Sizes depend only on the number of keys.
 inline Header header(int64_t keys, int64_t tag_bits, uint64_t seed, int64_t string_seed) {
   const int64_t parts = keys ? (keys + kKeysPerPart - 1) / kKeysPerPart : 1;
   const int64_t mean = (keys + parts - 1) / parts;
@@ -66,7 +68,8 @@ LIRANK_HOST_DEVICE uint64_t part_of(uint64_t hash, uint64_t parts) {
   return scale(hash >> 32, parts);
 }
 
-// 255/256 x^2 (1 + x) / 2 + x / 256: the first buckets, placed while all is free, take the most.
+// 255/256 x^2 (1 + x) / 2 + x / 256: the first buckets are the largest, and they are placed while
+// most slots are free.
 LIRANK_HOST_DEVICE uint64_t bucket_of(uint64_t hash, uint64_t buckets) {
   const uint64_t x = (uint32_t)hash, square = x * x >> 32;
   const uint64_t skewed = (square >> 1) * ((uint64_t(1) << 32) + x) >> 32;
@@ -81,7 +84,7 @@ LIRANK_HOST_DEVICE uint64_t tag_of(uint64_t hash, int tag_bits) {
   return tag_bits ? hash * kTag >> (64 - tag_bits) : 0;
 }
 
-// A table to look up in. It may lie at any address: read with at().
+// A table to look up in. It may be at any address, so it is read with at().
 struct Table {
   Header header;
   const uint8_t *row_base, *pilots, *remap, *tags;

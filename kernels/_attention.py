@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import next_power_of_2
+
 LOG2E = math.log2(math.e)
 
 
@@ -47,8 +49,8 @@ def strides(*tensors: Tensor) -> tuple[int, ...]:
 
 def tiles(r: int) -> tuple[dict, ...]:
     """Pairs a program takes at once; LONG of them a thread has in registers, SHORT along lanes."""
-    side = min(64, max(16, triton.next_power_of_2(r)))
-    half, span = max(16, side // 2), min(1024, max(16, triton.next_power_of_2(r)))
+    side = min(64, max(16, next_power_of_2(r)))
+    half, span = max(16, side // 2), min(1024, max(16, next_power_of_2(r)))
     wanted = ((side, half, 4), (half, half, 2))
     return tuple(
         {"LONG": a, "SHORT": b, "EVEN": r % b == 0, "SPAN": span, "num_warps": w}

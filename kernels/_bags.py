@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lirank_ext.library.device_errors import findings
 
+from ._launch import next_power_of_2
+
 INDEX, OFFSETS, TABLES = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 ROW, CODES, VOCABULARY = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
 
@@ -108,7 +110,7 @@ def unroll(bags: int, count: int) -> int:
 
 
 def columns(dim: int) -> int:
-    return min(128, max(16, triton.next_power_of_2(dim)))
+    return min(128, max(16, next_power_of_2(dim)))
 
 
 def contiguous(*given: Tensor | None) -> list[Tensor | None]:

@@ -3,8 +3,8 @@
 With tokens of width 1 a query's result depends on the query alone: with s = q_i / temperature,
   o(s) = N(s) / D(s),  D(s) = sum_j exp(s k_j),  N(s) = sum_j exp(s k_j) v_j.
 N and D are computed at NODES queries and interpolated at the r others: NODES * r exponentials
-instead of r * r, and three multiply-adds a query and node. ``csrc/cross_chebyshev_sample.h`` holds
-the mathematics and derives the bound; here it is the same, with one difference: the number of
+instead of r * r, and three multiply-adds a query and node. ``csrc/simd/cross_chebyshev_bound.h``
+holds the mathematics and derives the bound. It is the same here, with one difference: the number of
 nodes is fixed, and a sample for which the bound asks for more is summed exactly. So is one whose
 numbers are not finite, or whose D ranges over more than MOST_RANGE at the nodes. A program has one
 sample, so that its choice is one branch for all its threads.
@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from ._attention import value_of
+from ._launch import next_power_of_2
 
 NODES = 32  # queries and keys of standard deviation 1 take 22 at r=64, 26 at r=256
 SMALLEST = 128  # the least rank for which nodes are tried
@@ -140,9 +141,15 @@ def factor_of(x, shape):
 
 
 @triton.jit
+def is_finite(t):
+    """By comparison: t - t, where t is a product, is its rounding once it is fused, not 0."""
+    return tl.sum(tl.where(tl.abs(t) < float("inf"), 0, 1), 0) == 0
+
+
+@triton.jit
 def is_level(d):
     """Whether D's range at the nodes is small; not where a number is not finite."""
-    return (tl.sum(d - d, 0) == 0) & (tl.max(d, 0) <= MOST_RANGE * tl.min(d, 0))
+    return is_finite(d) & (tl.max(d, 0) <= MOST_RANGE * tl.min(d, 0))
 
 
 @triton.jit
@@ -152,15 +159,15 @@ def coefficients(values, matrix):
 
 
 @triton.jit
-def one_of(c, number, NODES: tl.constexpr):
+def one_of(c, number):
     """Coefficient ``number``, in every place: a shuffle."""
-    return tl.gather(c, tl.full((NODES,), number, tl.int32), 0)[None, :]
+    return tl.gather(c, tl.full((1,), number, tl.int32), 0)[None, :]
 
 
 def node_tiles(t: torch.Tensor, r: int) -> tuple[dict, ...]:
     """A warp a sample needs no barrier; four take a small batch sooner."""
     if t.dtype == torch.float64 or not SMALLEST <= r <= LARGEST:
         return ()
-    span = max(NODES, triton.next_power_of_2(r))
+    span = max(NODES, next_power_of_2(r))
     tile = {"NODES": NODES, "SHORT": 32, "EVEN": r % 32 == 0, "SPAN": span}
     return tuple({**tile, "ROWS": min(8, span // NODES), "num_warps": w} for w in (1, 4))

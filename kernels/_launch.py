@@ -12,7 +12,7 @@ or the context manager ``turn`` names one candidate for every choice and times n
 use it, and so do the tests of single candidates.
 
 The interpreter (TRITON_INTERPRET=1) and the resource report take part through ``record``.
-Kernels run on torch's current device, which ``lirank_ext.library.gpu.launcher`` sets.
+Kernels run on torch's current device: ``lirank_ext.library.gpu`` makes it the tensors' own.
 """
 
 from __future__ import annotations
@@ -131,6 +131,15 @@ def _replayed(call: Callable[[], None], calls: int = 8, replays: int = 5) -> flo
             times.append(first.elapsed_time(last))
     torch.cuda.current_stream().wait_stream(stream)
     return statistics.median(times[1:])
+
+
+def cdiv(a: int, b: int) -> int:
+    """Triton's own takes 5 us a call on the host: it looks for constants of a kernel."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
 
 
 def size_class(n: int) -> int:

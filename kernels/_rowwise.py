@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import next_power_of_2
+
 
 @triton.jit
 def form(dim, BITS: tl.constexpr):
@@ -87,7 +89,7 @@ def aligned(packed: Tensor) -> Tensor:
 
 def byte_block(code_bytes: int) -> int:
     """Bytes of codes that a program takes at a time."""
-    return min(256, max(8, triton.next_power_of_2(code_bytes)))
+    return min(256, max(8, next_power_of_2(code_bytes)))
 
 
 __all__ = [

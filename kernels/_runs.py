@@ -11,8 +11,8 @@ hashed embedding are one launch of each kernel.
 Bytes an id and table: the sort (4 passes over 12 bytes), 24 of entry, the gradient of its bag from
 L2: 1M ids at D=64 in float32 are 4 * 256 MB from L2, 0.2 ms at 5.5 TB/s (H100), beside the sorts.
 
-Dropped: runs as a product with a 0/1 matrix (a NaN in one gradient would reach its neighbours'
-rows); an associative scan (log CHUNK steps of shuffles for what a register adds); one sort of
+Dropped: runs as a product with a 0/1 matrix (a NaN in one gradient would reach other rows); an
+associative scan (log CHUNK steps of shuffles for what a register adds); one sort of
 (table, row) in 64 bits (twice the passes).
 """
 
@@ -23,7 +23,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import compute_type, launch
+from ._launch import (
+    cdiv,
+    compute_type,
+    launch,
+    next_power_of_2,
+)
 
 CHUNK = 64  # sorted entries a program sums
 LOWEST = -(1 << 31)  # the key of row 0: rows have 32 bits, keys are sorted as signed numbers
@@ -244,11 +249,11 @@ def sum_runs(
         share: multiplies every gradient.
     """
     n, dim = keys.shape[1], grad.shape[1]
-    chunks = triton.cdiv(n, CHUNK)
+    chunks = cdiv(n, CHUNK)
     wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
     partials = torch.empty((4, chunks, 2, dim), dtype=wide, device=grad.device)
-    columns = min(128, max(32, triton.next_power_of_2(dim)))
-    grid = (chunks, triton.cdiv(dim, columns), 4)
+    columns = min(128, max(32, next_power_of_2(dim)))
+    grid = (chunks, cdiv(dim, columns), 4)
     c = {"CHUNK": CHUNK, "COLUMNS": columns}
     args = (grad, keys, positions, bag_of, weights, *slots, *out, partials, n, fixed, dim, share)
     launch(_sum_runs, grid, *args, COMPUTE=compute_type(grad), **c, num_warps=1)

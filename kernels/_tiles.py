@@ -6,7 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ._launch import dot
+from ._launch import (
+    dot,
+    next_power_of_2,
+)
 
 # Where x v^T of a kernel comes from: it computes it, computes and stores it, or reads it.
 COMPUTED, STORED, GIVEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -80,4 +83,4 @@ def precision() -> str:
 
 def padded(r: int) -> int:
     """The rank as the tensor cores take it."""
-    return max(16, triton.next_power_of_2(r))
+    return max(16, next_power_of_2(r))

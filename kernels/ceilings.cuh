@@ -1,4 +1,4 @@
-// What the device itself reaches, for benchmarks to compare with.
+// A bare gather that measures the ceiling of the device, for the benchmarks.
 #pragma once
 #include <cuda_runtime_api.h>
 

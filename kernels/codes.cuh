@@ -1,7 +1,8 @@
-// Codes of quantized rows in registers: 8 or 16 bytes a load, floats without I2F.
+// Codes of quantized rows in registers: 8 or 16 bytes per load, converted to float without I2F.
 //
-// A code plus its bias is a byte u; the float with the bits 0x4b0000uu is 2^23 + u. One byte
-// permute and one subtraction, both at full rate, where I2F runs at a quarter of it.
+// A code plus its bias is a byte u, and the float with the bits 0x4b0000uu is 2^23 + u. The
+// conversion is therefore one byte permute and one subtraction. Both run at the full rate, and I2F
+// at a quarter of it.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -28,7 +29,7 @@ __device__ inline float from_byte(uint32_t word, int byte, float bias) {
   return __fadd_rn(__uint_as_float(__byte_perm(word, 0x4b000000u, 0x7540 | byte)), -bias);
 }
 
-// total += scale * code, over the columns of one lane.
+// total += scale * code, for the columns of one lane.
 template <int bits, int bytes>
 __device__ inline void add_codes(const Words<bytes>& codes, float scale,
                                  float (&total)[bytes * 8 / bits]) {

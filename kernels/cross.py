@@ -9,8 +9,8 @@ the tiles of x0 and x are asked for one step ahead: Triton does that only for wh
 The other plan for such a layer is timed beside it: torch.mm makes h in float32, and
 ``cross_expand`` the rest over rows and columns, so that no program walks serially. Beyond that
 rank h is rounded to the type of x, as in eager, and torch.mm with an epilogue is timed as well.
-float64 always takes the latter. Backward: ``cross_backward`` up to rank 128, else plain products
-and the same epilogue.
+float64 always takes the latter. Backward: plain products and the same epilogue, and up to rank
+128 ``cross_backward``, timed beside that.
 
 A float32 product takes tf32 where ``torch.backends.cuda.matmul.allow_tf32`` says so, else three
 tf32 passes, exact to about float32, or cuBLAS's float32 where torch.mm makes it. In bfloat16, up
@@ -33,16 +33,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.ops._cross_checks import (
-    check_cross,
-    check_grad,
-    check_net,
-    check_tokens,
-    kept_columns,
-)
-
 from . import cross_attention, cross_net
-from ._launch import architecture, batch_class, choose, launch, rows, size_class
+from ._launch import (
+    architecture,
+    batch_class,
+    cdiv,
+    choose,
+    launch,
+    rows,
+    size_class,
+)
 from ._tiles import COMPUTED, STORED, keep, padded, precision, product, project, tile, turned
 from .cross_backward import fused_backward
 from .cross_expand import expand, finish
@@ -140,7 +140,7 @@ def _layer(x0, x, v, u, bias, hidden) -> Tensor:
     n, d, r = *x.shape, u.shape[1]
     u, bias = u.contiguous(), None if bias is None else rows(bias)
     v, x0, x = v.contiguous(), rows(x0), rows(x)
-    state = COMPUTED if hidden is None else STORED
+    state, passes = COMPUTED if hidden is None else STORED, precision()
     result = {"out": x0.new_empty(n, d)}
 
     def run(c):
@@ -151,10 +151,10 @@ def _layer(x0, x, v, u, bias, hidden) -> Tensor:
                 hidden.copy_(h)
             return
         lengths = (n, d, r, x0.stride(0), x.stride(0))
-        args = (x0, x, v, u, bias, hidden, result["out"], *lengths, precision(), state.value)
-        launch(_cross, (triton.cdiv(n, c["ROWS"]),), *args, padded(r), **c)
+        args = (x0, x, v, u, bias, hidden, result["out"], *lengths, passes, state.value)
+        launch(_cross, (cdiv(n, c["ROWS"]),), *args, padded(r), **c)
 
-    key = ("cross", x.dtype, precision(), state.value, padded(r), size_class(d), batch_class(n))
+    key = ("cross", x.dtype, passes, state.value, padded(r), size_class(d), batch_class(n))
     choose(key, (*_tiles(x, padded(r)), None), run)
     return result["out"]
 
@@ -166,17 +166,44 @@ def _second_half(x0, hidden, u, bias, x) -> Tensor:
     return expand(x0, hidden, u, bias, x, apart=u.shape[1] > FORWARD_RANK)
 
 
-def low_rank_cross(x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None) -> Tensor:
-    """The op on a GPU; scratch: none up to FORWARD_RANK, else (B, r) and (B, d)."""
-    check_cross("low_rank_cross", x0, x, {"v": v}, u, bias)
+def _low_rank(x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None) -> Tensor:
     if _fused(x, u.shape[1], FORWARD_RANK):
         return _layer(x0, x, v, u, bias, None)
     return _second_half(x0, x @ v.T, u, bias, x)
 
 
-def low_rank_cross_train(x0, x, v, u, bias) -> tuple[Tensor, Tensor]:
+def _mix(x, q, k, v, temperature, token_dim, skip) -> tuple[Tensor, Tensor]:
+    """(B, 3r) queries, keys and values, and (B, r) what enters u."""
+    hidden = x @ torch.cat([q, k, v]).T
+    return hidden, cross_attention.forward(*hidden.chunk(3, 1), temperature, token_dim, skip)
+
+
+def _attention(x0, x, q, k, v, u, bias, temperature, token_dim, skip) -> tuple[Tensor, ...]:
+    """The result, and what :func:`_mix` gives.
+
+    One product for queries, keys and values, the attention, ``_cross`` from its second half.
+    """
+    hidden, mixed = _mix(x, q, k, v, temperature, token_dim, skip)
+    return _second_half(x0, mixed, u, bias, x), hidden, mixed
+
+
+# ---- launchers: a is the checked call of the op --------------------------------------------
+
+
+def low_rank_cross(a) -> Tensor:
+    """The op on a GPU; scratch: none up to FORWARD_RANK, else (B, r) and (B, d)."""
+    return _low_rank(*a)
+
+
+def kept_columns(dim: int, rank: int) -> int:
+    """Columns of x v^T that training keeps: as in ``lirank_ext/ops/cross.py``, which says why."""
+    most = (2 * dim + 11 * rank) // 20
+    return rank if most >= rank else most // 16 * 16
+
+
+def low_rank_cross_train(a) -> tuple[Tensor, Tensor]:
     """The result, and the first columns of x @ v.T for the backward."""
-    check_cross("low_rank_cross_train", x0, x, {"v": v}, u, bias)
+    x0, x, v, u, bias = a
     kept = kept_columns(x.shape[1], u.shape[1])
     if _fused(x, u.shape[1], FORWARD_RANK):
         hidden = x.new_empty(x.shape[0], u.shape[1])
@@ -185,66 +212,43 @@ def low_rank_cross_train(x0, x, v, u, bias) -> tuple[Tensor, Tensor]:
     return _second_half(x0, hidden, u, bias, x), hidden[:, :kept].contiguous()
 
 
-def low_rank_cross_backward(grad, x0, x, v, u, bias, hidden=None) -> tuple[Tensor, ...]:
+def low_rank_cross_backward(a) -> tuple[Tensor, ...]:
     """Gradients for x0, x, v, u and bias; scratch: (B, d) and two of (B, r)."""
-    op = "low_rank_cross_backward"
-    check_cross(op, x0, x, {"v": v}, u, bias)
-    check_grad(op, grad, x0)
+    grad, x0, x, v, u, bias, hidden = a
     if hidden is not None and hidden.shape[1] == 0:
         hidden = None
     if hidden is not None and hidden.shape[1] < u.shape[1]:
         hidden = torch.cat([hidden, x @ v[hidden.shape[1] :].T], dim=1)
+
+    def by_products() -> tuple[Tensor, ...]:
+        h = x @ v.T if hidden is None else hidden
+        dt = grad * x0
+        dh = dt @ u
+        dx0 = _second_half(grad, h, u, bias, None)
+        return dx0, torch.addmm(grad, dh, v), dh.T @ x, dt.T @ h, dt.sum(0)
+
     if _fused(x, u.shape[1], BACKWARD_RANK):
-        return fused_backward(grad, x0, x, v, u, bias, hidden)
-    h = x @ v.T if hidden is None else hidden
-    dt = grad * x0
-    dh = dt @ u
-    dx0 = _second_half(grad, h, u, bias, None)
-    return dx0, torch.addmm(grad, dh, v), dh.T @ x, dt.T @ h, dt.sum(0)
+        return fused_backward(grad, x0, x, v, u, bias, hidden, by_products)
+    return by_products()
 
 
-# ---- with attention ------------------------------------------------------------------------
+outer_attention = cross_attention.outer_attention
+outer_attention_backward = cross_attention.outer_attention_backward
 
 
-def outer_attention(q, k, v, temperature=1.0, token_dim=1) -> Tensor:
-    """The op on a GPU: see ``cross_attention``."""
-    return cross_attention.outer_attention(q, k, v, temperature, token_dim)
+def attention_cross(a) -> Tensor:
+    """The op on a GPU; scratch: (B, 3r) and (B, r)."""
+    return _attention(*a)[0]
 
 
-def outer_attention_backward(grad, q, k, v, temperature=1.0, token_dim=1) -> tuple[Tensor, ...]:
-    """Gradients for q, k and v."""
-    return cross_attention.outer_attention_backward(grad, q, k, v, temperature, token_dim)
-
-
-def attention_cross(x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True) -> Tensor:
-    """One product for queries, keys and values, the attention, ``_cross`` from its second half."""
-    return attention_cross_train(x0, x, q, k, v, u, bias, temperature, token_dim, skip)[0]
-
-
-def attention_cross_train(
-    x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True
-) -> tuple[Tensor, Tensor, Tensor]:
+def attention_cross_train(a) -> tuple[Tensor, Tensor, Tensor]:
     """The result, (B, 3r) queries, keys and values, and (B, r) what enters u."""
-    op = "attention_cross"
-    check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)
-    check_tokens(op, v.shape[0], temperature, token_dim)
-    hidden, mixed = _mix(x, q, k, v, temperature, token_dim, skip)
-    return _second_half(x0, mixed, u, bias, x), hidden, mixed
+    return _attention(*a)
 
 
-def _mix(x, q, k, v, temperature, token_dim, skip) -> tuple[Tensor, Tensor]:
-    hidden = x @ torch.cat([q, k, v]).T
-    return hidden, cross_attention.forward(*hidden.chunk(3, 1), temperature, token_dim, skip)
-
-
-def attention_cross_backward(
-    grad, x0, x, q, k, v, u, bias, temperature=1.0, token_dim=1, skip=True, hidden=None, mixed=None
-) -> tuple[Tensor, ...]:
+def attention_cross_backward(a) -> tuple[Tensor, ...]:
     """Gradients for x0, x, q, k, v, u and bias; scratch: two of (B, d), one of (B, 4r)."""
-    op = "attention_cross_backward"
-    check_cross(op, x0, x, {"q": q, "k": k, "v": v}, u, bias)
-    check_tokens(op, v.shape[0], temperature, token_dim)
-    check_grad(op, grad, x0)
+    grad, x0, x, q, k, v, u, bias, temperature, token_dim, skip, hidden, mixed = a
     if hidden is None or mixed is None:
         hidden, mixed = _mix(x, q, k, v, temperature, token_dim, skip)
     dt = grad * x0
@@ -258,19 +262,16 @@ def attention_cross_backward(
     return dx0, dx, dq, dk, dv, dt.T @ mixed, dt.sum(0)
 
 
-def residual_cross_net(
-    x, low_rank, attention, temperature, log_temperatures, token_dim=1, skip=True, merge=0
-) -> Tensor:
+def residual_cross_net(a) -> Tensor:
     """Two stacks on one input: in one kernel or two where that fits, see ``cross_net``."""
-    check_net(x, low_rank, attention, temperature, log_temperatures, token_dim, merge)
-    args = (temperature, log_temperatures)
 
     def layered():
-        return _layer_by_layer(x, low_rank, attention, *args, token_dim, skip, merge)
+        return _layer_by_layer(*a)
 
-    if not cross_net.fits(x, low_rank, attention, token_dim):
+    if not cross_net.fits(a.x, a.low_rank, a.attention, a.token_dim):
         return layered()
-    return cross_net.forward(x, low_rank, attention, *args, skip, merge, layered)
+    scales = (a.temperature, a.log_temperatures)
+    return cross_net.forward(a.x, a.low_rank, a.attention, *scales, a.skip, a.merge, layered)
 
 
 def _layer_by_layer(
@@ -279,12 +280,12 @@ def _layer_by_layer(
     """A learnt temperature divides q, so that nothing is waited for."""
     low, high = x, x
     for i in range(0, len(low_rank), 3):
-        low = low_rank_cross(x, low, *low_rank[i : i + 3])
+        low = _low_rank(x, low, *low_rank[i : i + 3])
     for i in range(0, len(attention), 5):
         q, *layer = attention[i : i + 5]
         if log_temperatures:
             q, temperature = q / log_temperatures[i // 5].exp(), 1.0
-        high = attention_cross(x, high, q, *layer, temperature, token_dim, skip)
+        high = _attention(x, high, q, *layer, temperature, token_dim, skip)[0]
     if merge == 2:
         return torch.cat([low, high], dim=-1)
     return (low + high) / (1 + merge)

@@ -30,13 +30,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.ops._cross_checks import check_attention, check_grad
-
 from . import cross_attention_tokens
 from ._attention import LOG2E, extremes, strides, tiles, value_of, wide
 from ._chebyshev import (
     coefficients,
     factor_of,
+    is_finite,
     is_level,
     keys_of,
     node_tiles,
@@ -45,7 +44,15 @@ from ._chebyshev import (
     sample_of,
     table,
 )
-from ._launch import batch_class, choose, compute_type, launch, rows, size_class
+from ._launch import (
+    batch_class,
+    cdiv,
+    choose,
+    compute_type,
+    launch,
+    rows,
+    size_class,
+)
 from .cross_attention_backward import launch_exact
 from .cross_attention_nodes import attend_nodes_backward
 
@@ -228,7 +235,7 @@ def _attend_nodes(
             )
         by = factor_of(x, shape)
         d, o = tl.sum(sums[0], 1) * by, tl.sum(sums[1], 1) * by
-        good = is_level(d) & (tl.sum(o - o, 0) == 0)
+        good = is_level(d) & is_finite(o)
     if good:
         matrix = tl.load(table + NODES + node[:, None] * NODES + node[None, :])
         of_d, of_o = coefficients(d, matrix), coefficients(o, matrix)
@@ -236,12 +243,12 @@ def _attend_nodes(
             i = (part * ROWS + tl.arange(0, ROWS))[:, None] * NODES + node[None, :]
             at = (value_of(q, row, i, q_row, r, tl.float32) - places[0]) * places[1]
             before, now = tl.full((ROWS, NODES), 1.0, tl.float32), at
-            below = one_of(of_d, 0, NODES) + one_of(of_d, 1, NODES) * at
-            above = one_of(of_o, 0, NODES) + one_of(of_o, 1, NODES) * at
+            below = one_of(of_d, 0) + one_of(of_d, 1) * at
+            above = one_of(of_o, 0) + one_of(of_o, 1) * at
             for m in range(2, NODES):
                 before, now = now, (at + at) * now - before
-                below += one_of(of_d, m, NODES) * now
-                above += one_of(of_o, m, NODES) * now
+                below += one_of(of_d, m) * now
+                above += one_of(of_o, m) * now
             y = above / below + sample[3]
             if SKIP:
                 y += value_of(v, row, i, v_row, r, tl.float32)
@@ -285,7 +292,7 @@ def forward(q, k, v, temperature: float, token_dim: int, skip: bool) -> Tensor:
         if "NODES" in c:
             launch(_attend_nodes, (n,), q, k, v, table(q.device), *rest, **c)
         else:
-            launch(_attend, (n, triton.cdiv(r, c["LONG"])), q, k, v, *rest, compute, **c)
+            launch(_attend, (n, cdiv(r, c["LONG"])), q, k, v, *rest, compute, **c)
 
     key = ("attend", q.dtype, size_class(r), batch_class(n))
     choose(key, (*tiles(r), *node_tiles(q, r)), run)
@@ -313,17 +320,14 @@ def backward(inputs, outputs, temperature: float, token_dim: int, skip: bool) ->
     choose(key, (*tiles(r), *node_tiles(q, r)), run)
 
 
-def outer_attention(q, k, v, temperature=1.0, token_dim=1) -> Tensor:
+def outer_attention(a) -> Tensor:
     """The op on a GPU; no scratch."""
-    check_attention("outer_attention", q, k, v, temperature, token_dim)
-    return forward(q, k, v, temperature, token_dim, False)
+    return forward(a.q, a.k, a.v, a.temperature, a.token_dim, False)
 
 
-def outer_attention_backward(grad, q, k, v, temperature=1.0, token_dim=1) -> tuple[Tensor, ...]:
+def outer_attention_backward(a) -> tuple[Tensor, ...]:
     """Gradients for q, k and v; scratch: two (B, r), float32 or float64."""
-    op = "outer_attention_backward"
-    check_attention(op, q, k, v, temperature, token_dim)
-    check_grad(op, grad, q)
+    q = a.q
     found = tuple(torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
-    backward((grad, q, k, v), found, temperature, token_dim, False)
+    backward((a.grad, q, a.k, a.v), found, a.temperature, a.token_dim, False)
     return found

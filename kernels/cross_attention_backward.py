@@ -18,7 +18,11 @@ import triton
 import triton.language as tl
 
 from ._attention import extremes, value_of
-from ._launch import compute_type, launch
+from ._launch import (
+    cdiv,
+    compute_type,
+    launch,
+)
 
 
 @triton.jit
@@ -336,7 +340,7 @@ def _attend_by_key(
 def launch_exact(c: dict, tensors, n: int, r: int, lengths, scale, skip: bool) -> None:
     """Both kernels in one configuration; ``tensors`` as they are named here."""
     grad, q, k, v, dq, dk, dv, inverse, output = tensors
-    grid, compute = (n, triton.cdiv(r, c["LONG"])), compute_type(q)
+    grid, compute = (n, cdiv(r, c["LONG"])), compute_type(q)
     args = (grad, q, k, v, dq, inverse, output, n, r, *lengths, *scale, compute)
     launch(_attend_by_query, grid, *args, **c)
     args = (grad, q, k, v, dk, dv, inverse, output, n, r, *lengths, *scale, skip, compute)

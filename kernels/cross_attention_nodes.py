@@ -18,6 +18,7 @@ from ._attention import value_of
 from ._chebyshev import (
     coefficients,
     factor_of,
+    is_finite,
     is_level,
     keys_of,
     one_of,
@@ -80,16 +81,16 @@ def _query_gradients(
         at = (value_of(q, row, i, q_row, r, tl.float32) - places[0]) * places[1]
         at = tl.where(i < r, at, 0.0)
         before, now = tl.full((ROWS, NODES), 1.0, tl.float32), at
-        d = one_of(of_d, 0, NODES) + one_of(of_d, 1, NODES) * at
-        n = one_of(of_n, 0, NODES) + one_of(of_n, 1, NODES) * at
-        with_k = one_of(of_k, 0, NODES) + one_of(of_k, 1, NODES) * at
-        with_both = one_of(of_b, 0, NODES) + one_of(of_b, 1, NODES) * at
+        d = one_of(of_d, 0) + one_of(of_d, 1) * at
+        n = one_of(of_n, 0) + one_of(of_n, 1) * at
+        with_k = one_of(of_k, 0) + one_of(of_k, 1) * at
+        with_both = one_of(of_b, 0) + one_of(of_b, 1) * at
         for m in range(2, NODES):
             before, now = now, (at + at) * now - before
-            d += one_of(of_d, m, NODES) * now
-            n += one_of(of_n, m, NODES) * now
-            with_k += one_of(of_k, m, NODES) * now
-            with_both += one_of(of_b, m, NODES) * now
+            d += one_of(of_d, m) * now
+            n += one_of(of_n, m) * now
+            with_k += one_of(of_k, m) * now
+            with_both += one_of(of_b, m) * now
         share = 1.0 / d
         o = n * share
         g = value_of(grad, row, i, grad_row, r, tl.float32)
@@ -136,11 +137,6 @@ def _key_gradients(
         value_total += value_of(grad, row, j, grad_row, r, tl.float32)
     tl.store(dk + row * d_row + j, key_total.to(dk.dtype.element_ty), mask=j < r)
     tl.store(dv + row * d_row + j, value_total.to(dv.dtype.element_ty), mask=j < r)
-
-
-@triton.jit
-def _is_finite(t):
-    return tl.sum(t - t, 0) == 0
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -198,7 +194,7 @@ def attend_nodes_backward(
         d, o = tl.sum(sums[0], 1) * by, tl.sum(sums[1], 1) * by
         with_key, with_both = tl.sum(sums[2], 1) * by, tl.sum(sums[3], 1) * by
         functions = (d, o, with_key, with_both)
-        good = is_level(d) & _is_finite(o) & _is_finite(with_key) & _is_finite(with_both)
+        good = is_level(d) & is_finite(o) & is_finite(with_key) & is_finite(with_both)
     rows = (zeros, zeros, zeros)
     if good:
         to_n, to_d = _query_gradients(
@@ -222,7 +218,7 @@ def attend_nodes_backward(
         score = (x * half + places[0]) * natural
         to_n, to_d = to_n * by, to_d * by
         rows = (to_n, to_n * score, to_d * score)
-        good = _is_finite(rows[0]) & _is_finite(rows[1]) & _is_finite(rows[2])
+        good = is_finite(rows[0]) & is_finite(rows[1]) & is_finite(rows[2])
     if good:
         for start in range(0, r, SHORT):
             _key_gradients(

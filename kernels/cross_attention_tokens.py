@@ -15,7 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ._attention import LOG2E, strides, wide
-from ._launch import compute_type, dot, launch
+from ._launch import (
+    cdiv,
+    compute_type,
+    dot,
+    launch,
+    next_power_of_2,
+)
 
 WIDEST = 128  # tokens of more components are few: their scores are plain batched products
 
@@ -189,7 +195,7 @@ def _token_tiles(t: Tensor, h: int, w: int) -> dict:
     """One configuration: 16 or 32 tokens a side. Products of float32 take three tf32 passes."""
     side = 32 if h > 16 and w <= 64 and t.dtype != torch.float64 else 16
     constants = {"PRECISION": "ieee" if t.dtype == torch.float64 else "tf32x3"}
-    constants |= {"COMPUTE": compute_type(t), "WIDTH": max(16, triton.next_power_of_2(w))}
+    constants |= {"COMPUTE": compute_type(t), "WIDTH": max(16, next_power_of_2(w))}
     return constants | {"QUERIES": side, "KEYS": side, "num_warps": 4}
 
 
@@ -200,7 +206,7 @@ def forward(q, k, v, out, log_sum, temperature, w, skip) -> Tensor:
         found = _weights(q, k, scale, w) @ _as_tokens(v, w)
         return out.copy_(found.reshape(n, r) + (v if skip else 0))
     c = _token_tiles(q, h, w)
-    grid = (n, triton.cdiv(h, c["QUERIES"]))
+    grid = (n, cdiv(h, c["QUERIES"]))
     args = (q, k, v, out, log_sum, n, h, w, *strides(q, k, v), LOG2E / scale, skip)
     launch(_attend_tokens, grid, *args, **c)
     return out
@@ -225,7 +231,7 @@ def backward(grad, q, k, v, outputs, temperature, w, skip) -> None:
     forward(q, k, v, o, log_sum, temperature, w, False)
     c = _token_tiles(q, h, w)
     rest = (n, h, w, *strides(grad, q, k, v), dq.stride(0), LOG2E / scale, 1 / scale)
-    grid = (n, triton.cdiv(h, c["QUERIES"]))
+    grid = (n, cdiv(h, c["QUERIES"]))
     launch(_tokens_by_query, grid, grad, q, k, v, o, log_sum, dq, inner, *rest, **c)
     launch(_tokens_by_key, grid, grad, q, k, v, log_sum, inner, dk, dv, *rest, skip, **c)
 

@@ -5,6 +5,10 @@ dx0 = grad * (h u^T + bias) and dx = grad + dh v. It leaves dh and dt = grad * x
 gradients, whose sums run over the batch: those are plain products, for cuBLAS. The bias's
 gradient comes from one partial sum per program, added up by torch in a fixed order.
 
+Plain products are timed beside it. On an H100 a step forward and backward at B=4096, d=1024, r=64
+in bfloat16 took 118 us with this kernel, and torch.compile with products 68 to 83. Those round dh
+and dt to the type of x, as eager does.
+
 Bytes: reads 3, writes 3 B d items.
 
 Dropped: atomics for the weight gradients (sums differ from run to run).
@@ -17,7 +21,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import batch_class, choose, launch, rows, size_class
+from ._launch import (
+    batch_class,
+    cdiv,
+    choose,
+    launch,
+    rows,
+    size_class,
+)
 from ._tiles import COMPUTED, GIVEN, keep, padded, precision, product, project, tile, turned
 
 
@@ -98,23 +109,27 @@ def _tiles(dtype: torch.dtype, rank: int) -> tuple[dict[str, int], ...]:
     return next(tiles for largest, tiles in table.items() if rank <= largest)
 
 
-def fused_backward(grad, x0, x, v, u, bias, hidden) -> tuple[Tensor, ...]:
+def fused_backward(grad, x0, x, v, u, bias, hidden, by_products) -> tuple[Tensor, ...]:
+    """All gradients; ``by_products`` finds the same by plain products, and is timed beside this."""
     n, d, r = *x.shape, u.shape[1]
-    dt, dx0, dx = (x.new_empty(n, d) for _ in range(3))
-    dh, state = x.new_empty(n, r), COMPUTED if hidden is None else GIVEN
-    h = x.new_empty(n, r) if hidden is None else hidden.contiguous()
-    v, u, bias = v.contiguous(), u.contiguous(), None if bias is None else rows(bias)
-    grad, x0, x = rows(grad), rows(x0), rows(x)
-    strides = (grad.stride(0), x0.stride(0), x.stride(0))
-    sums = {}
+    state = COMPUTED if hidden is None else GIVEN
+    passes, found = precision(), []
+
+    def fused(c):
+        dt, dx0, dx = (x.new_empty(n, d) for _ in range(3))
+        dh, programs = x.new_empty(n, r), cdiv(n, c["ROWS"])
+        h = x.new_empty(n, r) if hidden is None else hidden.contiguous()
+        partial = x.new_empty((programs, d), dtype=torch.float32)
+        inputs = rows(grad), rows(x0), rows(x)
+        strides = tuple(t.stride(0) for t in inputs)
+        weights = v.contiguous(), u.contiguous(), None if bias is None else rows(bias)
+        args = (*inputs, *weights, h, dh, dt, dx0, dx, partial, n, d, r, *strides)
+        launch(_cross_backward, (programs,), *args, passes, state.value, padded(r), **c)
+        return dx0, dx, dh.T @ x, dt.T @ h, partial.sum(0).to(x.dtype)
 
     def run(c):
-        programs = triton.cdiv(n, c["ROWS"])
-        partial = x.new_empty((programs, d), dtype=torch.float32)
-        args = (grad, x0, x, v, u, bias, h, dh, dt, dx0, dx, partial, n, d, r, *strides)
-        launch(_cross_backward, (programs,), *args, precision(), state.value, padded(r), **c)
-        sums["bias"] = partial
+        found[:] = by_products() if c is None else fused(c)
 
-    key = ("back", x.dtype, precision(), state.value, padded(r), size_class(d), batch_class(n))
-    choose(key, _tiles(x.dtype, padded(r)), run)
-    return dx0, dx, dh.T @ x, dt.T @ h, sums["bias"].sum(0).to(x.dtype)
+    key = ("back", x.dtype, passes, state.value, padded(r), size_class(d), batch_class(n))
+    choose(key, (*_tiles(x.dtype, padded(r)), None), run)
+    return tuple(found)

@@ -21,7 +21,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import architecture, batch_class, choose, launch, rows, size_class
+from ._launch import (
+    architecture,
+    batch_class,
+    cdiv,
+    choose,
+    launch,
+    rows,
+    size_class,
+)
 from ._tiles import keep, precision, product, tile
 
 
@@ -157,19 +165,19 @@ def expand(
     n, r, d = *hidden.shape, u.shape[0]
     x0, x = rows(x0), None if x is None else rows(x)
     hidden, u, bias = rows(hidden), u.contiguous(), None if bias is None else rows(bias)
-    result = {"out": x0.new_empty(n, d)}
+    result, passes = {"out": x0.new_empty(n, d)}, precision()
     lengths = (x0.stride(0), hidden.stride(0), 0 if x is None else x.stride(0))
 
     def run(c):
         if c is None:
             result["out"] = finish(x0, hidden @ u.T, bias, x)
             return
-        grid = (triton.cdiv(n, c["ROWS"]) * triton.cdiv(d, c["COLUMNS"]),)
+        grid = (cdiv(n, c["ROWS"]) * cdiv(d, c["COLUMNS"]),)
         even = d % c["COLUMNS"] == 0 and r % c["INNER"] == 0
-        args = (x0, hidden, u, bias, x, result["out"], n, d, r, *lengths, precision())
+        args = (x0, hidden, u, bias, x, result["out"], n, d, r, *lengths, passes)
         launch(_expand, grid, *args, **c, EVEN=even)
 
-    key = ("expand", u.dtype, hidden.dtype, x is None, precision(), size_class(r), size_class(d))
+    key = ("expand", u.dtype, hidden.dtype, x is None, passes, size_class(r), size_class(d))
     plans = _plans(u, n)
     choose((*key, batch_class(n)), (*plans, None) if apart else plans, run)
     return result["out"]
@@ -183,7 +191,7 @@ def finish(x0: Tensor, t: Tensor, bias: Tensor | None, x: Tensor | None) -> Tens
     bias = None if bias is None else rows(bias)
     compute = tl.float64 if t.dtype == torch.float64 else tl.float32
     c = {"ROWS": 4, "COLUMNS": 256, "num_warps": 4}
-    grid = (triton.cdiv(n, c["ROWS"]), triton.cdiv(d, c["COLUMNS"]))
+    grid = (cdiv(n, c["ROWS"]), cdiv(d, c["COLUMNS"]))
     x_row = 0 if x is None else x.stride(0)
     launch(_epilogue, grid, x0, t, bias, x, out, n, d, x0.stride(0), x_row, compute, **c)
     return out

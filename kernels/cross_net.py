@@ -39,7 +39,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import batch_class, choose, dot, launch, rows, size_class
+from ._launch import (
+    batch_class,
+    cdiv,
+    choose,
+    dot,
+    launch,
+    rows,
+    size_class,
+)
 from ._tiles import keep, padded, precision, product, tile, turned
 
 LOG2E = math.log2(math.e)
@@ -342,14 +350,14 @@ def forward(x, low, high, temperature, logs, skip, merge, layered) -> Tensor:
     r, s, totals = low[1].shape[1], high[3].shape[1], _totals(low, high)
     result = {"out": x.new_empty(n, 2 * d if merge == CONCAT.value else d)}
     scratch, scratch_row = _scratch(result["out"], s)
-    scale = LOG2E if logs else LOG2E / temperature
+    passes, scale = precision(), LOG2E if logs else LOG2E / temperature
 
     def one(c, first, second, merge, add):
         args = (x, first, second, tuple(logs) if second else (), scratch, result["out"])
         sizes = (n, d, r, s, x.stride(0), scratch_row, scale, len(first) // 3, len(second) // 5)
         ranks = (padded(r) if first else 16, padded(s) if second else 16)
-        grid = (triton.cdiv(n, c["ROWS"]),)
-        launch(_cross_net, grid, *args, *sizes, skip, merge, add, precision(), *ranks, **c)
+        grid = (cdiv(n, c["ROWS"]),)
+        launch(_cross_net, grid, *args, *sizes, skip, merge, add, passes, *ranks, **c)
 
     def run(c):
         if c is None:
@@ -363,6 +371,6 @@ def forward(x, low, high, temperature, logs, skip, merge, layered) -> Tensor:
     layers = len(low) // 3 + len(high) // 5
     joint = sum(totals) <= _limits(x.dtype)[0] and layers <= LAYERS
     plans = _plans(x.dtype, sum(totals) if joint else max(totals))
-    key = ("net", x.dtype, precision(), layers, totals, size_class(d), batch_class(n))
+    key = ("net", x.dtype, passes, layers, totals, size_class(d), batch_class(n))
     choose(key, (*plans, None), run)
     return result["out"]

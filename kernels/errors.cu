@@ -1,4 +1,4 @@
-// The findings of every kernel on one device: memory of the module, read by check_errors().
+// The findings of all kernels on one device, in memory of the module. check_errors() reads them.
 #include "errors.cuh"
 
 #include <atomic>
@@ -11,7 +11,7 @@ __device__ Errors found_here;
 constexpr int kDevices = 64;
 std::atomic<Errors*> known[kDevices];
 
-// Findings of the current device, waited for.
+// Waits for the findings of the current device.
 cudaError_t read_and_clear(Errors* from, Errors* found) {
   cudaError_t status = cudaDeviceSynchronize();
   if (status == cudaSuccess)
@@ -22,7 +22,7 @@ cudaError_t read_and_clear(Errors* from, Errors* found) {
 
 }  // namespace
 
-// Asked for once a device: the first call of an op is its warm-up, outside of any capture.
+// Looked up once per device. The first call of an op is a warm-up, outside of any graph capture.
 Errors* errors_address() {
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return nullptr;
@@ -34,7 +34,7 @@ Errors* errors_address() {
   return (Errors*)found;
 }
 
-// The current device of this library's runtime is not that of PyTorch's: it is set here.
+// This library's CUDA runtime has its own current device, so it is set here.
 cudaError_t take_errors(int device, Errors* found) {
   *found = {};
   if (device < 0 || device >= kDevices) return cudaErrorInvalidDevice;

@@ -1,5 +1,5 @@
-// What a kernel found wrong in its input. Nothing on the host waits for a kernel, so a bad index
-// reads nothing, gives zeros and is counted here; lirank_ext.check_errors() raises later.
+// Counters of bad input that kernels find. The host does not wait for a kernel, so a bad index
+// reads nothing, gives zeros and is counted here. lirank_ext.check_errors() raises the error later.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -9,16 +9,17 @@ namespace lirank::gpu {
 
 enum class Wrong : int64_t { none, index, offsets, tables, row, codes };
 
-// One per device. The first finding is kept, the rest are counted.
+// One per device. The first finding is stored, the others are only counted.
 struct Errors {
   unsigned long long count;
   int64_t kind, position, value, table, limit;
 };
 
-// On the current device; its memory belongs to the library's module, nothing is allocated.
+// The address on the current device. The memory belongs to the library's module, so nothing is
+// allocated.
 Errors* errors_address();
 
-// Waits for a device, copies its findings and clears them; none where no op has run there.
+// Waits for a device, copies its findings and clears them. There are none if no op has run there.
 cudaError_t take_errors(int device, Errors* found);
 
 #if defined(__CUDACC__) || defined(LIRANK_DEVICE_CODE)

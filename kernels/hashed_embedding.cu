@@ -7,30 +7,13 @@
 namespace lirank::gpu {
 namespace {
 
-// Rows of the id at `i`, hashed by this lane or given; false where a given row is out of range.
-__device__ inline bool read_rows(const HashedParams& p, int64_t i, bool tell, FourRows& r) {
-  if (p.source.rows[0] == nullptr) {
-    r = rows_of(p.source, p.bags, i);
-    return true;
-  }
-  bool good = true;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const int64_t row = p.source.rows[k][i];
-    good = good && (uint64_t)row < (uint64_t)p.tables.heights[k];
-    r.row[k] = (uint32_t)row;
-  }
-  if (!good && tell) report(p.errors, Wrong::row, i, p.source.rows[0][i], 0, p.tables.heights[0]);
-  return good;
-}
-
-// Rows that lane `lane` of this group has read. The whole warp takes part, so that the mask is a
+// Rows that lane `lane` of this group has found. The whole warp takes part, so that the mask is a
 // constant: with a mask in a register every shuffle is compiled twice, for lanes that diverge.
-__device__ inline bool from_lane(const HashedParams& p, const FourRows& mine, bool good, int lane,
-                                 int lanes, FourRows& r) {
+__device__ inline FourRows from_lane(const FourRows& mine, int lane, int lanes) {
+  FourRows r;
 #pragma unroll
   for (int k = 0; k < 4; ++k) r.row[k] = __shfl_sync(kWarp, mine.row[k], lane, lanes);
-  return p.source.rows[0] == nullptr || __shfl_sync(kWarp, (int)good, lane, lanes);
+  return r;
 }
 
 // ---- readers: the columns of one lane, summed over the four rows -------------------------
@@ -121,27 +104,34 @@ __device__ Sum weight_of(const Bags& b, int64_t i) {
 
 constexpr int kAhead = 2;  // ids whose rows a group has in flight
 
-// hashed_embedding_bag: one pass, no hash and no row is ever written.
+// hashed_embedding_bag in one pass. Neither hashes nor row numbers are written to memory.
 //
-// 256 threads a block, as many blocks as there is work. A group of 1 to 32 lanes covers a row, 16
-// bytes a lane; each lane hashes one id and splits it, then the rows go round by shuffle, four of
-// 32 bits, so that a hash (six 64-bit products, about 60 instructions) costs 60 / lanes per id and
-// lane and hides behind the gathers. A group owns a bag, or, where every bag holds one id (`ones`),
-// as many bags as it has lanes. The four rows of two ids are asked for before the first is used.
-// The groups of a warp go round together, as often as the longest bag among them needs: lanes that
-// are done ask for nothing. Sums stay in registers, in the order of the ids:
-// out = sum w ((qb + rb) + (qc + rc)).
+// A block has 256 threads, and there are as many blocks as there is work. A group of 1 to 32 lanes
+// covers a row, with 16 bytes per lane. Each lane hashes one id and splits the hash into four rows
+// of 32 bits, which are then passed to the other lanes by shuffle. A hash (six 64-bit products,
+// about 60 instructions) therefore costs 60 / lanes per id and lane, which the gathers hide. A
+// group takes one bag, or as many bags as it has lanes if every bag holds one id (`ones`). The four
+// rows of two ids are loaded before the first is used. All groups of a warp make as many rounds as
+// the longest of their bags needs, and lanes that are done load nothing. Sums stay in registers, in
+// the order of the ids: out = sum w ((qb + rb) + (qc + rc)).
 //
-// Bytes: two quotient rows an id from DRAM (the remainder tables, 1,000 rows, stay in L2), 8 of
-// id, the result once. The floor on an H100 by its datasheet (3.35 TB/s) at D = 128 in fp16 is 776
-// bytes or 4.3 G ids/s for one id a bag, 533 bytes or 6.3 G ids/s pooled over 20. Not yet measured.
+// Bytes: two quotient rows per id from DRAM (the remainder tables of 1,000 rows stay in L2), 8 for
+// the id, and the result once. By the datasheet of an H100 (3.35 TB/s) the floor at D = 128 in
+// fp16 is 776 bytes or 4.3 G ids/s with one id per bag, and 533 bytes or 6.3 G ids/s with 20. The
+// kernel reaches 3.5 and 5.1 G ids/s there. The bare gather of two rows per id
+// (kernels/ceilings.cu) reaches 5.4 G ids/s with 20.
 //
-// Assumes rows on 16 bytes for the wide path (checked by the launcher), else one element a lane.
-// Tried in SASS and dropped: a loop over ids unrolled by two (the loads of the second id stand
-// behind the sums of the first), shuffles of 64-bit rows under a mask of the group.
-// Dropped on paper: every lane hashing every id (100 instructions a warp and id, more than the
-// gathers cost), hashes by a kernel of their own (16 bytes an id more, and a second launch), the
-// two halves of the hash by shuffle (four divisions a lane cost more than two shuffles).
+// The wide path assumes rows aligned to 16 bytes, which the launcher checks. Otherwise a lane takes
+// one element.
+//
+// Tried in SASS and dropped:
+// - a loop over ids that is unrolled by two: the loads of the second id come after the sums of the
+//   first;
+// - shuffles of 64-bit rows under a mask of the group.
+// Dropped on paper:
+// - every lane hashes every id: 100 instructions per warp and id, more than the gathers cost;
+// - a separate kernel for the hashes: 16 more bytes per id, and a second launch;
+// - the two halves of the hash by shuffle: four divisions per lane cost more than two shuffles.
 template <typename Reader, typename Out, bool ones>
 __global__ void __launch_bounds__(kBlock, ones ? 2 : Reader::kBlocks)
     hashed_kernel(const HashedParams p) {
@@ -166,7 +156,7 @@ __global__ void __launch_bounds__(kBlock, ones ? 2 : Reader::kBlocks)
 #pragma unroll 1
       for (int64_t i = ids.begin; __any_sync(kWarp, i < ids.end); i += lanes) {
         FourRows own = {};
-        const bool good = i + lane < ids.end && read_rows(p, i + lane, base == 0, own);
+        if (i + lane < ids.end) own = rows_of(p.source, p.bags, i + lane);
         const int64_t left = ids.end - i;
         const int count = left < 0 ? 0 : left < lanes ? (int)left : lanes;
         const int most = ones ? lanes : (int)__reduce_max_sync(kWarp, (unsigned)count);
@@ -177,8 +167,8 @@ __global__ void __launch_bounds__(kBlock, ones ? 2 : Reader::kBlocks)
           Sum w[kAhead];
 #pragma unroll
           for (int k = 0; k < kAhead; ++k) {
-            FourRows r;
-            use[k] = from_lane(p, own, good, j + k, lanes, r) && mine && j + k < count;
+            const FourRows r = from_lane(own, j + k, lanes);
+            use[k] = mine && j + k < count;
             w[k] = 1;
             if (use[k]) reader.load(r, first, loaded[k]);
             if (use[k] && p.bags.weights) w[k] = ((const Sum*)p.bags.weights)[i + j + k];
@@ -214,9 +204,10 @@ __global__ void __launch_bounds__(kBlock, ones ? 2 : Reader::kBlocks)
 
 // d out / d per_sample_weights: <grad of the bag, sum of the four rows>.
 //
-// A warp owns a bag, its lanes the columns. Each lane hashes one of 32 ids, and the rows go round
-// by shuffle, those of two ids in flight. The gradient is read 16 bytes at a time where it lies so,
-// from L1 but for the first time. Reads what the forward reads. Not yet measured.
+// A warp takes a bag, with its lanes along the columns. Each lane hashes one of 32 ids, and the
+// rows are passed on by shuffle, with the loads of two ids in flight. The gradient is read 16 bytes
+// at a time if it is aligned to 16, and mostly from L1. Otherwise it reads the same bytes as the
+// forward. Not yet measured.
 template <typename Reader>
 __global__ void __launch_bounds__(kBlock, 2) hashed_dot_kernel(const HashedParams p) {
   using Sum = typename Reader::Sum;
@@ -230,7 +221,7 @@ __global__ void __launch_bounds__(kBlock, 2) hashed_dot_kernel(const HashedParam
     const Sum* grad = (const Sum*)p.grad + bag * dim;
     for (int64_t i = ids.begin; i < ids.end; i += 32) {
       FourRows own = {};
-      const bool good = i + lane < ids.end && read_rows(p, i + lane, true, own);
+      if (i + lane < ids.end) own = rows_of(p.source, p.bags, i + lane);
       const int count = ids.end - i < 32 ? (int)(ids.end - i) : 32;
 #pragma unroll 1
       for (int j = 0; j < count; j += kAhead) {
@@ -238,8 +229,10 @@ __global__ void __launch_bounds__(kBlock, 2) hashed_dot_kernel(const HashedParam
         bool use[kAhead];
         Sum dot[kAhead] = {};
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k)
-          use[k] = from_lane(p, own, good, j + k, 32, r[k]) && j + k < count;
+        for (int k = 0; k < kAhead; ++k) {
+          r[k] = from_lane(own, j + k, 32);
+          use[k] = j + k < count;
+        }
         for (int64_t first = lane * kColumns; first < dim; first += 32 * kColumns) {
           typename Reader::Loaded loaded[kAhead];
 #pragma unroll

@@ -1,4 +1,4 @@
-// CUDA kernels of the hashed embedding, as the Torch side calls them.
+// Launches of the CUDA kernels of the hashed embedding, for the Torch side.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -18,12 +18,11 @@ struct HashedTables {
   int bits;
 };
 
-// Where rows come from: the hash of an id, or (to measure what hashing costs) as given.
+// How the rows of an id follow from it.
 struct HashedSource {
   murmur::RowRule rule;
   uint32_t seed;
-  bool prehashed;
-  const int64_t* rows[4];  // null: from the ids
+  bool prehashed;  // ids are hashes
 };
 
 struct HashedParams {

@@ -28,22 +28,24 @@ from lirank_ext.ops._hashed_reference import (
     _check_grad,
     check_call,
     check_packed_call,
-    check_rows_call,
 )
 
 from ._bags import (
     REGISTERS,
-    ROW,
     columns,
     contiguous,
     findings,
     keep,
     pool,
-    report,
     shape,
     spans,
 )
-from ._launch import compute_type, launch
+from ._launch import (
+    cdiv,
+    compute_type,
+    launch,
+    next_power_of_2,
+)
 from ._rowwise import (
     aligned,
     byte_block,
@@ -156,52 +158,6 @@ def _hashed_bag(
             row = _four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc, rc, valid,
                         column, dim, COMPUTE)  # fmt: skip
             total = pool(total, weights, place, valid, row, MEAN)
-    keep(out, total, length, bag, column, bags, dim, MEAN)
-
-
-@triton.jit(do_not_specialize=["bags", "known", "count", "fixed"])
-def _bag_of_rows(
-    rows,
-    offsets,
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    weights,
-    out,
-    errors,
-    bags,
-    known,
-    count: tl.int64,
-    fixed,
-    dim,
-    b_quotients: tl.int64,
-    b_remainders: tl.int64,
-    c_quotients: tl.int64,
-    c_remainders: tl.int64,
-    MEAN: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    BAGS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    bag = tl.program_id(0).to(tl.int64) * BAGS + tl.arange(0, BAGS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    begin, length = spans(offsets, errors, bag, bags, known, count, fixed)
-    total = tl.zeros((BAGS, COLUMNS), COMPUTE)
-    for step in range(0, tl.max(length, 0)):
-        inside, place = step < length, begin + step
-        qb = tl.load(rows + place, mask=inside, other=0)
-        rb = tl.load(rows + count + place, mask=inside, other=0)
-        qc = tl.load(rows + 2 * count + place, mask=inside, other=0)
-        rc = tl.load(rows + 3 * count + place, mask=inside, other=0)
-        good = (tl.minimum(tl.minimum(qb, rb), tl.minimum(qc, rc)) >= 0) & (qb < b_quotients)
-        good = good & (rb < b_remainders) & (qc < c_quotients) & (rc < c_remainders)
-        if tl.program_id(1) == 0:
-            report(errors, ROW, inside & (good == 0), place, qb, 0, b_quotients)
-        valid = inside & good
-        row = _four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc, rc, valid,
-                    column, dim, COMPUTE)  # fmt: skip
-        total = pool(total, weights, place, valid, row, MEAN)
     keep(out, total, length, bag, column, bags, dim, MEAN)
 
 
@@ -434,7 +390,7 @@ def _rule(num_buckets: int, num_remainders: int, seed: int, prehashed: bool) -> 
 def _plan(bags: int, dim: int) -> tuple[int, dict[str, int]]:
     """Blocks of bags, and the constants of a kernel over tables of floats."""
     c = {"BAGS": 16 if columns(dim) <= 32 else 8, "COLUMNS": columns(dim), "num_warps": 4}
-    return triton.cdiv(bags, c["BAGS"]), c | REGISTERS
+    return cdiv(bags, c["BAGS"]), c | REGISTERS
 
 
 def _packed_plan(bags: int, dim: int, bits: int) -> tuple[int, int, dict[str, int]]:
@@ -443,7 +399,7 @@ def _packed_plan(bags: int, dim: int, bits: int) -> tuple[int, int, dict[str, in
     block = min(128, byte_block(codes))
     c = {"BAGS": min(32, 1024 // block), "BYTES": block}
     c |= {"num_warps": max(1, c["BAGS"] * block // 256)} | REGISTERS
-    return triton.cdiv(bags, c["BAGS"]), triton.cdiv(codes, block), c
+    return cdiv(bags, c["BAGS"]), cdiv(codes, block), c
 
 
 def hashed_embedding_bag(
@@ -470,35 +426,10 @@ def hashed_embedding_bag(
     out = torch.empty((sizes[0], dim), dtype=quotient_b.dtype, device=quotient_b.device)
     blocks, c = _plan(sizes[0], dim)
     c["UNROLL"] = 2 if sizes[2] >= 2 * sizes[0] else 1
-    grid = (blocks, triton.cdiv(dim, c["COLUMNS"]))
+    grid = (blocks, cdiv(dim, c["COLUMNS"]))
     rule = _rule(num_buckets, remainder_b.shape[0], seed, prehashed)
     args = (ids, offsets, *tables, weights, out, findings(out.device), *sizes, dim, *rule)
     launch(_hashed_bag, grid, *args, mode == "mean", compute_type(quotient_b), **c)
-    return out
-
-
-def hashed_embedding_bag_of_rows(
-    rows: Tensor,
-    offsets: Tensor | None,
-    quotient_b: Tensor,
-    remainder_b: Tensor,
-    quotient_c: Tensor,
-    remainder_c: Tensor,
-    mode: str = "sum",
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-) -> Tensor:
-    """The same gathers with the rows given; an id whose rows are not there is counted."""
-    op, weights = "hashed_embedding_bag_of_rows", per_sample_weights
-    tables = (quotient_b, remainder_b, quotient_c, remainder_c)
-    check_rows_call(op, rows, offsets, tables, mode, weights, include_last_offset)
-    sizes, dim = shape(rows[0], offsets, include_last_offset), quotient_b.shape[1]
-    rows, offsets, weights, *tables = contiguous(rows, offsets, weights, *tables)
-    out = torch.empty((sizes[0], dim), dtype=quotient_b.dtype, device=quotient_b.device)
-    blocks, c = _plan(sizes[0], dim)
-    grid, heights = (blocks, triton.cdiv(dim, c["COLUMNS"])), [t.shape[0] for t in tables]
-    args = (rows, offsets, *tables, weights, out, findings(out.device), *sizes, dim, *heights)
-    launch(_bag_of_rows, grid, *args, mode == "mean", compute_type(quotient_b), **c)
     return out
 
 
@@ -608,13 +539,13 @@ def _list(grad, ids, offsets, bags, mode, rule):
     else:  # ids in no bag keep row 0, and add nothing to it
         keys = torch.full((4, n), LOWEST, dtype=torch.int32, device=device)
         bag_of = torch.full((n,), -1, dtype=torch.int32, device=device)
-        known, steps = offsets.shape[0], min(16, triton.next_power_of_2(max(1, n // max(1, bags))))
+        known, steps = offsets.shape[0], min(16, next_power_of_2(max(1, n // max(1, bags))))
         if mode == "mean":
             wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
             shares = torch.empty(n, dtype=wide, device=device)
     c = {"BAGS": 256 // steps, "STEPS": steps, "num_warps": 4}
     args = (ids, offsets, keys, bag_of, shares, findings(device), bags, known, n, *rule)
-    launch(_list_rows, (triton.cdiv(bags, c["BAGS"]),), *args, **c)
+    launch(_list_rows, (cdiv(bags, c["BAGS"]),), *args, **c)
     return keys, bag_of, shares
 
 

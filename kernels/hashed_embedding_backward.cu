@@ -1,21 +1,29 @@
 // Gradients of the hashed tables on the GPU.
 //
-// Per table the ids are sorted by row (stable: positions rise within a row) and each run of one
-// row is summed, so that the 1,000 remainder rows, hit by every id, take no atomics and the bits
-// do not depend on the schedule. A warp sums 64 sorted entries; a run inside them is written at
-// once, the parts of runs that cross chunks go to `partials` (first: the run that was there
-// before, second: the run that goes on) and a second kernel adds those in order. Gradients are
-// read and written in the dtype of the tables, summed in float32 (float64 for float64).
-// A sparse gradient numbers the runs: heads are counted per chunk, one block adds the counts up.
+// For each table the ids are sorted by row, and each run of ids with the same row is summed. The
+// sort is stable, so positions rise within a run. The 1,000 remainder rows, which every id hits,
+// therefore need no atomics, and the bits of the result do not depend on the schedule. A warp sums
+// a chunk of 64 sorted entries. A run inside a chunk is written at once. The parts of runs that
+// cross chunks go to `partials`: first the run that began before the chunk, then the run that
+// continues after it. A second kernel adds them in order. Gradients are read and written in the
+// dtype of the tables. They are summed in float32, or in float64 for float64 tables. For a sparse
+// gradient the runs are numbered: their heads are counted per chunk, and one block adds up the
+// counts.
 //
-// Workspace, beside the results: 12 bytes an id (its row in the table at hand, its position, its
-// bag), the sorted list, 8, CUB's radix sort about as much again, and dim / 8 bytes an id of
-// partials in float32: 40 bytes an id at dim 96, whatever the tables' size. Hashes are computed
-// once per table, 60 instructions an id, rather than kept: 12 bytes an id less.
-// Bytes an id and table: the sort (2 or 3 passes over 8 bytes), 12 of entry, the gradient of its
-// bag from L2. A row that takes most of millions of ids is summed by one block at the end. Tried
-// before on the CPU: private copies of the remainder tables; 512 KB each at D = 128, more than
-// shared memory holds.
+// Workspace in addition to the results: 12 bytes per id (its row in the current table, its position
+// and its bag), 8 for the sorted list, about as much again for CUB's radix sort, and dim / 8 bytes
+// of float32 partials. That is 40 bytes per id at dim 96, for tables of any size. Hashes are
+// computed again for each table, at 60 instructions per id. Storing them would take 12 more bytes.
+// Bytes per id and table: the sort (2 or 3 passes over 8 bytes), 12 for the entry, and the gradient
+// of its bag, which comes from L2. If one row has most of millions of ids, one block sums it at the
+// end.
+//
+// Measured on an H100 with 1,048,560 ids in bags of 20, D = 64 and tables of 1,000,000 rows, zeros
+// included: 1.05 ms, and 1.14 ms if one id makes up a tenth of all. Tried and dropped there:
+// PyTorch's sort (1.20 and 1.28 ms); one entry at a time, and one warp for all parts of a row (1.24
+// and 4.32 ms).
+// Tried and dropped on the CPU: private copies of the remainder tables. At D = 128 they take 512 KB
+// each, which is more than shared memory has.
 #include "hashed_embedding.cuh"
 
 #include "hashed_rows.cuh"

@@ -1,4 +1,4 @@
-// What the kernels of the hashed embedding share: rows of an id, and sums of four dtypes.
+// Helpers of the hashed embedding's kernels: the rows of an id, and sums for four dtypes.
 #pragma once
 #include <type_traits>
 
@@ -17,7 +17,7 @@ __device__ inline FourRows rows_of(const HashedSource& s, const Bags& b, int64_t
   return {{r.quotient_b, r.remainder_b, r.quotient_c, r.remainder_c}};
 }
 
-// Elements of a table are summed in float32, those of float64 tables in float64.
+// Elements of float64 tables are summed in float64, all others in float32.
 template <typename E>
 using SumOf = std::conditional_t<std::is_same_v<E, double>, double, float>;
 

@@ -7,9 +7,9 @@
 namespace lirank::gpu {
 namespace {
 
-// One thread an id, 8 bytes in and 8 out, neighbours together: copy bandwidth. Floor on an H100
-// by its datasheet (3.35 TB/s): 209 G ids/s, against six 64-bit products, about 40 instructions,
-// which allow 700 G; so the copy binds. Assumes nothing of alignment beyond that of int64.
+// One thread per id. It reads and writes 8 bytes, and accesses are coalesced, so copy bandwidth is
+// the limit. By the datasheet of an H100 (3.35 TB/s) that is 209 G ids/s. The six 64-bit products,
+// about 40 instructions, would allow 700 G ids/s. Assumes only the alignment of int64.
 __global__ void __launch_bounds__(kBlock) murmur_kernel(const HashParams p) {
   for (int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x; i < p.count;
        i += (int64_t)gridDim.x * kBlock)
@@ -44,11 +44,11 @@ __device__ uint64_t hash_bytes(const uint8_t* p, int64_t size, uint32_t seed) {
   return murmur::finalize(h1) + murmur::finalize(h2);
 }
 
-// One thread a string, byte by byte: texts start anywhere, and a wider load would leave the
-// buffer at its ends. Neighbouring threads read neighbouring texts, so the lines are shared in L1.
-// Bytes: the text, 8 of offset and 8 of hash a key. Floor on an H100 by its datasheet: 27 bytes
-// for "member:1234", 124 G keys/s; the byte loads (11 a key) bind first, at about 80 G.
-// Assumes keys of tens of bytes: a long text holds its warp up.
+// One thread per string, byte by byte. Texts start at any address, and wider loads would read
+// beyond the buffer at its ends. Neighboring threads read neighboring texts, so they share lines in
+// L1. Bytes per key: the text, 8 of offset and 8 of hash. By the datasheet of an H100 the floor for
+// "member:1234" (27 bytes) is 124 G keys/s, but the byte loads (11 per key) limit it to about 80 G.
+// Assumes keys of tens of bytes, because a long text delays its whole warp.
 __global__ void __launch_bounds__(kBlock) strings_kernel(const HashParams p) {
   for (int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x; i < p.count;
        i += (int64_t)gridDim.x * kBlock) {

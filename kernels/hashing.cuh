@@ -1,4 +1,4 @@
-// CUDA kernels of the hashes, as the Torch side calls them.
+// Launches of the CUDA kernels of the hashes, for the Torch side.
 #pragma once
 #include <cuda_runtime_api.h>
 

@@ -16,7 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bags import OFFSETS, findings, report
-from ._launch import launch
+from ._launch import (
+    cdiv,
+    launch,
+)
 
 
 @triton.jit
@@ -102,7 +105,7 @@ def murmur_hash(a) -> Tensor:
     """The op on a GPU."""
     ids = a.ids.contiguous()
     out, n = torch.empty_like(ids), ids.numel()
-    launch(_murmur_hash, (triton.cdiv(n, 1024),), ids, out, n, a.seed, BLOCK=1024, num_warps=4)
+    launch(_murmur_hash, (cdiv(n, 1024),), ids, out, n, a.seed, BLOCK=1024, num_warps=4)
     return out
 
 
@@ -112,5 +115,5 @@ def hash_strings(a) -> Tensor:
     n = offsets.shape[0] - 1
     out = torch.empty(n, dtype=torch.int64, device=offsets.device)
     args = (text, offsets, out, findings(out.device), n, text.numel(), a.seed)
-    launch(_hash_strings, (triton.cdiv(n, 32),), *args, BLOCK=32, num_warps=1)
+    launch(_hash_strings, (cdiv(n, 32),), *args, BLOCK=32, num_warps=1)
     return out

@@ -34,11 +34,13 @@ from torch import Tensor
 
 from ._launch import (
     batch_class,
+    cdiv,
     choose,
     compute_type,
     dot,
     launch,
     multiprocessors,
+    next_power_of_2,
     rows,
     size_class,
 )
@@ -284,7 +286,7 @@ def isotonic_calibration(a) -> Tensor:
         e = a.embedding.contiguous()
 
         def run(c):
-            grid = (triton.cdiv(n, c["ROWS"]),)
+            grid = (cdiv(n, c["ROWS"]),)
             launch(_calibrate_rows, grid, x, w, b, e, out, n, k, a.lower, a.step, compute, **c)
 
         choose(("rows", x.dtype, size_class(k), batch_class(n)), _ROWS, run)
@@ -293,10 +295,10 @@ def isotonic_calibration(a) -> Tensor:
     if k > IN_REGISTERS:
         table = torch.empty(k, dtype=torch.float64, device=w.device)
         launch(_prefix, (1,), w, b, table, k, a.lower, a.step, CHUNK=CHUNK, num_warps=8)
-    buckets = 0 if k > IN_REGISTERS else max(16, triton.next_power_of_2(k))
+    buckets = 0 if k > IN_REGISTERS else max(16, next_power_of_2(k))
 
     def run(c):
-        grid = (min(triton.cdiv(n, c["BLOCK"]), 8 * multiprocessors(x)),)
+        grid = (min(cdiv(n, c["BLOCK"]), 8 * multiprocessors(x)),)
         args = (x, w, b, table, out, n, k, a.lower, a.step, compute, buckets)
         launch(_calibrate, grid, *args, **c)
 
@@ -319,11 +321,11 @@ def isotonic_calibration_backward(a) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     de = torch.empty_like(e)
     n, k = x.numel(), w.shape[0]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    c = {"ROWS": 16, "COLUMNS": min(128, max(16, triton.next_power_of_2(k))), "num_warps": 4}
-    programs = max(1, min(triton.cdiv(n, 4 * c["ROWS"]), 4 * multiprocessors(x)))
+    c = {"ROWS": 16, "COLUMNS": min(128, max(16, next_power_of_2(k))), "num_warps": 4}
+    programs = max(1, min(cdiv(n, 4 * c["ROWS"]), 4 * multiprocessors(x)))
     partial = torch.empty((programs, k), dtype=wide, device=x.device)
     partial_bias = torch.empty((programs,), dtype=wide, device=x.device)
-    grid = (triton.cdiv(k, c["COLUMNS"]), programs)  # the second axis ends at 65,535
+    grid = (cdiv(k, c["COLUMNS"]), programs)  # the second axis ends at 65,535
     args = (g, x, w, e, dx, de, partial, partial_bias, n, k, a.lower, a.step, compute_type(x))
     launch(_calibrate_rows_backward, grid, *args, **c)
     total, total_bias = partial.sum(0), partial_bias.sum()
@@ -334,9 +336,9 @@ def _samples_backward(g, x, w, lower, step, dx, dw, db):
     n, k = x.numel(), w.shape[0]
     half = max(4, (min(k, CHUNK) - 1).bit_length()) // 2
     low = max(16, 1 << half)
-    high = max(16, triton.next_power_of_2(triton.cdiv(min(k, CHUNK), low)))
-    chunks = triton.cdiv(k, high * low)
-    programs = max(1, min(triton.cdiv(n, 1024), 4 * multiprocessors(x)))
+    high = max(16, next_power_of_2(cdiv(min(k, CHUNK), low)))
+    chunks = cdiv(k, high * low)
+    programs = max(1, min(cdiv(n, 1024), 4 * multiprocessors(x)))
     double = x.dtype == torch.float64
     wide = torch.float64 if double else torch.float32
     partial = torch.empty((programs, 2, chunks * high * low), dtype=wide, device=x.device)

@@ -1,4 +1,4 @@
-// Starting kernels, and what the table kernels share: bags, elements, groups of lanes.
+// Helpers to launch kernels, and helpers of the table kernels: bags, elements, groups of lanes.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -14,25 +14,23 @@ constexpr int kBlock = 256;  // threads
 constexpr unsigned kWarp = 0xffffffffu;
 
 #if !defined(LIRANK_LAUNCH)
-#define LIRANK_LAUNCH(kernel, grid, threads, stream, params) \
-  kernel<<<grid, threads, 0, stream>>>(params)
+#define LIRANK_LAUNCH(kernel, grid, stream, params) kernel<<<grid, kBlock, 0, stream>>>(params)
 #endif
 
 template <typename Params>
-cudaError_t launch(void (*kernel)(Params), dim3 grid, cudaStream_t stream, const Params& params,
-                   int threads = kBlock) {
+cudaError_t launch(void (*kernel)(Params), dim3 grid, cudaStream_t stream, const Params& params) {
   if (grid.x == 0 || grid.y == 0) return cudaSuccess;
-  LIRANK_LAUNCH(kernel, grid, threads, stream, params);
+  LIRANK_LAUNCH(kernel, grid, stream, params);
   return cudaGetLastError();
 }
 
-// Blocks for `items` of which a block takes `each`; kernels stride over the rest.
+// Number of blocks for `items`, if a block takes `each`. Kernels stride over the rest.
 inline unsigned blocks_for(int64_t items, int64_t each, int64_t most = 1 << 20) {
   const int64_t wanted = (items + each - 1) / each;
   return (unsigned)(wanted < most ? wanted : most);
 }
 
-// Of the current device, asked for once.
+// Number of multiprocessors of the current device, which is read once.
 inline int64_t multiprocessors() {
   static std::atomic<int> known[64];
   int device = 0, count = 0;
@@ -54,7 +52,8 @@ struct Range {
   int64_t begin, end;
 };
 
-// The ids of an item; none where the offsets around it do not fit, which `tell` counts.
+// The ids of an item. There are none if its offsets are invalid, which is reported if `tell` is
+// set.
 __device__ inline Range range_of(const Bags& b, int64_t item, Errors* errors, bool tell) {
   const int64_t begin = start_of(b, item), end = start_of(b, item + 1);
   if (begin >= 0 && end >= begin && end <= b.count && (item > 0 || begin == 0)) return {begin, end};
@@ -71,7 +70,7 @@ __device__ inline void put(double* to, double x) { *to = x; }
 __device__ inline void put(__half* to, float x) { *to = __float2half_rn(x); }
 __device__ inline void put(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
 
-// One store of 16 bytes: of an assignment to a uint4 the compiler makes four stores.
+// One store of 16 bytes. The compiler would turn an assignment to a uint4 into four stores.
 __device__ inline void store_16(void* to, const uint4& x) {
 #if defined(__CUDA_ARCH__)
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
@@ -102,7 +101,7 @@ __device__ inline uint4 packed_16(const Sum* x) {
   return {w[0], w[1], w[2], w[3]};
 }
 
-// 16 bytes of results at a time.
+// Stores 16 bytes of results at a time.
 template <int columns, typename Out, typename Sum>
 __device__ inline void store_whole(Out* to, const Sum (&total)[columns]) {
   constexpr int kEach = 16 / (int)sizeof(Out);
@@ -111,7 +110,7 @@ __device__ inline void store_whole(Out* to, const Sum (&total)[columns]) {
   for (int c = 0; c < columns; c += kEach) store_16(to + c, packed_16<Out>(total + c));
 }
 
-// So where they lie so, else one by one.
+// Stores 16 bytes at a time if the address is aligned to 16, otherwise one element at a time.
 template <int columns, typename Out, typename Sum>
 __device__ inline void store_columns(Out* to, const Sum (&total)[columns], int64_t left) {
   if constexpr (columns % (16 / (int)sizeof(Out)) == 0) {
@@ -122,8 +121,8 @@ __device__ inline void store_columns(Out* to, const Sum (&total)[columns], int64
     if (c < left) put(to + c, total[c]);
 }
 
-// The other way round: 16 bytes at a time where they lie so; zeros where fewer than `columns` are
-// left.
+// Loads 16 bytes at a time if the address is aligned to 16. If fewer than `columns` elements are
+// left, the rest is zeros.
 template <int columns, typename Sum>
 __device__ inline void load_columns(const Sum* from, int64_t left, Sum (&to)[columns]) {
   constexpr int kEach = 16 / (int)sizeof(Sum);
@@ -145,7 +144,7 @@ __device__ inline void load_columns(const Sum* from, int64_t left, Sum (&to)[col
   for (int c = 0; c < columns; ++c) to[c] = c < left ? from[c] : (Sum)0;
 }
 
-// Lanes that share a row: the power of two that holds `parts`, 32 at most.
+// Number of lanes that share a row: the smallest power of two that covers `parts`, at most 32.
 __host__ __device__ inline int lanes_for(int64_t parts) {
   int lanes = 1;
   while (lanes < 32 && lanes < parts) lanes *= 2;

@@ -1,4 +1,4 @@
-// CUDA kernels on row-wise quantized tables, as the Torch side calls them.
+// Launches of the CUDA kernels on row-wise quantized tables, for the Torch side.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -7,9 +7,8 @@
 
 namespace lirank::gpu {
 
-constexpr int64_t kWidest = 1 << 30;  // columns of a table: strides of rows have 32 bits
-
-// Tables of one call. With `rows` and `dims` (on the device) their places are found there.
+// The tables of one call. If `rows` and `dims` are given (on the device), kernels compute from them
+// where each table begins.
 struct TableSet {
   const uint8_t* packed = nullptr;
   int64_t bytes = 0;

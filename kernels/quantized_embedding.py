@@ -54,7 +54,12 @@ from ._bags import (
     tell_ids,
     unroll,
 )
-from ._launch import launch, multiprocessors
+from ._launch import (
+    cdiv,
+    launch,
+    multiprocessors,
+    next_power_of_2,
+)
 from ._rowwise import (
     aligned,
     byte_block,
@@ -490,7 +495,7 @@ def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor
     n, dim = weight.shape
     codes = torch.empty((n, dim), dtype=torch.int8, device=weight.device)
     scale, mid = (torch.empty(n, dtype=torch.float32, device=weight.device) for _ in range(2))
-    c = {"HALF": 1 << (bits - 1), "COLUMNS": min(1024, max(32, triton.next_power_of_2(dim)))}
+    c = {"HALF": 1 << (bits - 1), "COLUMNS": min(1024, max(32, next_power_of_2(dim)))}
     c |= {"num_warps": 1 if dim <= 256 else 4, "enable_fp_fusion": False}
     launch(_quantize, (n,), weight, codes, scale, mid, findings(weight.device), n, dim, **c)
     return codes, scale, mid
@@ -504,9 +509,9 @@ def _check_pairs(op: str, codes: Tensor, scale: Tensor, mid: Tensor) -> None:
 
 def _tile(n: int, dim: int, name: str) -> tuple[tuple[int, int], dict[str, int]]:
     """Grid and constants of a kernel that takes ROWS rows and a block of columns a program."""
-    block = min(128, max(16, triton.next_power_of_2(dim)))
+    block = min(128, max(16, next_power_of_2(dim)))
     c = {"ROWS": 2048 // block, name: block, "num_warps": 4}
-    return (triton.cdiv(n, c["ROWS"]), triton.cdiv(dim, block)), c
+    return (cdiv(n, c["ROWS"]), cdiv(dim, block)), c
 
 
 def dequantize_rows(codes: Tensor, scale: Tensor, mid: Tensor) -> Tensor:
@@ -553,11 +558,11 @@ def _plan(packed: Tensor, bags: int, tables: int, width: int, bits: int):
     block = byte_block(_rowwise.layout(max(1, width // tables), bits).code_bytes)
     c = {"BAGS": min(32, max(4, 1024 // block)), "BYTES": block}
     c |= {"num_warps": max(1, min(4, c["BAGS"] * block // 256))} | REGISTERS
-    blocks = triton.cdiv(bags, c["BAGS"])
+    blocks = cdiv(bags, c["BAGS"])
     if tables == 1:
         each = blocks
     else:  # about 64 blocks of threads a multiprocessor: enough to even out long and short bags
-        each = min(blocks, triton.cdiv(64 * multiprocessors(packed), tables))
+        each = min(blocks, cdiv(64 * multiprocessors(packed), tables))
     return (each * tables,), each, c
 
 

@@ -1,4 +1,5 @@
-// Quantizing and packing tables on the GPU, once a table. Layout: csrc/rowwise.h.
+// Quantizing and packing tables on the GPU, once a table. Layout:
+// csrc/quantized_embedding_layout.h.
 #include "launch.cuh"
 #include "quantized_embedding.cuh"
 #include "quantized_embedding_layout.h"
@@ -14,8 +15,9 @@ __device__ inline void tell_row(const RowsParams& p, Wrong kind, int64_t row) {
   if (p.errors) report(p.errors, kind, row, 0, 0, p.rows);
 }
 
-// One warp a row, read twice (the second time from L1): 4 bytes a value in, 1 out, copy bandwidth.
-// The written order of operations with every step rounded: the bits are those of the CPU.
+// One warp per row. A row is read twice, the second time from L1. A value takes 4 bytes in and 1
+// out, and copy bandwidth is the limit. Operations keep their written order and each is rounded, so
+// the bits are those of the CPU.
 __global__ void __launch_bounds__(kBlock) quantize_kernel(const RowsParams p) {
   const int lane = threadIdx.x % 32;
   const float top = p.bits == 8 ? 127.0f : 7.0f, bottom = -top - 1.0f, steps = top - bottom;
@@ -48,7 +50,7 @@ __global__ void __launch_bounds__(kBlock) quantize_kernel(const RowsParams p) {
   }
 }
 
-// One warp a row, a lane a column: 1 byte a value in, 4 out.
+// One warp per row and one lane per column: 1 byte in and 4 bytes out per value.
 __global__ void __launch_bounds__(kBlock) dequantize_kernel(const RowsParams p) {
   for (int64_t row = first_row(); row < p.rows; row += row_step()) {
     const float scale = p.scale[row], mid = p.mid[row];
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kBlock) dequantize_kernel(const RowsParams p) 
   }
 }
 
-// One warp a row, a lane a stored byte, padding included. Runs once a table.
+// One warp per row and one lane per stored byte, including padding. Runs once per table.
 __global__ void __launch_bounds__(kBlock) pack_kernel(const RowsParams p) {
   const rowwise::Layout l = rowwise::layout(p.dim, p.bits);
   const int64_t used = l.apart ? l.code_bytes : l.row_bytes;
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(kBlock) pack_kernel(const RowsParams p) {
   }
 }
 
-// The inverse, a lane a column.
+// The inverse, with one lane per column.
 __global__ void __launch_bounds__(kBlock) unpack_kernel(const RowsParams p) {
   const rowwise::Layout l = rowwise::layout(p.dim, p.bits);
   const int lane = threadIdx.x % 32;

@@ -1,8 +1,9 @@
-// CUB's radix sort, over as many bits as the rows have.
+// CUB's radix sort, over only as many bits as the row numbers have.
 //
-// PyTorch's sort takes all 32 bits of a key, four passes, and 64-bit positions: 12 bytes an entry
-// read and written in each pass. Here an entry has 8 bytes, and 1,000 rows take two passes, a
-// million three. A file of its own, because CUB takes longer to compile than all kernels here.
+// PyTorch's sort takes all 32 bits of a key in four passes, and 64-bit positions. It reads and
+// writes 12 bytes per entry in each pass. Here an entry has 8 bytes. 1,000 rows take two passes,
+// and a million rows take three. This is a file of its own because CUB takes longer to compile than
+// all other kernels.
 #include "sort.cuh"
 
 #include <cub/device/device_radix_sort.cuh>

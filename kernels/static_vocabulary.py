@@ -22,7 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bags import VOCABULARY, findings, report
-from ._launch import launch
+from ._launch import (
+    cdiv,
+    launch,
+)
 from ._rowwise import aligned
 from .hashing import _finalize
 
@@ -132,5 +135,5 @@ def vocabulary_lookup(a) -> Tensor:
     keys, table = a.keys.contiguous(), aligned(a.table)
     out, n = torch.empty_like(keys), keys.numel()
     args = (keys, table, out, findings(keys.device), n, table.numel(), a.oov)
-    launch(_vocabulary_lookup, (max(1, triton.cdiv(n, 256)),), *args, BLOCK=256, num_warps=4)
+    launch(_vocabulary_lookup, (max(1, cdiv(n, 256)),), *args, BLOCK=256, num_warps=4)
     return out

@@ -8,7 +8,8 @@ from .library.build_info import build_info
 from .library.device_errors import check_errors
 from .library.huge_pages import use_huge_pages
 from .library.op import implementations
-from .ops.cross import attention_cross, low_rank_cross, outer_attention
+from .ops.cross import low_rank_cross
+from .ops.cross_attention import attention_cross, outer_attention
 from .ops.hashed_embedding import hashed_embedding_bag, quantized_hashed_embedding_bag
 from .ops.hashing import hash_strings, murmur_hash
 from .ops.isotonic import isotonic_calibration

@@ -70,7 +70,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def print_line(text: str, style: str = "", stream: TextIO | None = None) -> None:
-    """Print one line, coloured where the stream is a terminal that shows colour."""
+    """Print one line, in color if the stream is a terminal that shows colors."""
     stream = sys.stdout if stream is None else stream
     if style and stream.isatty() and importlib.util.find_spec("rich") is not None:
         from rich.console import Console

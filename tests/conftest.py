@@ -25,7 +25,7 @@ def threads():
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with larger real data sets, where it lies beside the repository."""
+    """The folder with larger real data sets, if there is one beside the repository."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the repository: larger real data are optional")

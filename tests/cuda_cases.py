@@ -1,7 +1,8 @@
 """Inputs for the CUDA kernels beyond those of ``verify``.
 
-They reach what only these kernels have: runs of several bags, four ids in flight, 16-byte loads and
-stores, rows at any strides, runs of one row over many chunks, and the backward ops by themselves.
+They reach code that only these kernels have: runs of several bags, four ids in flight, 16-byte
+loads and stores, rows with any strides, runs of one row over many chunks, and the backward ops by
+themselves.
 ``cuda_on_host.py`` runs them without a GPU, ``test_cuda_graph.py`` on one.
 """
 
@@ -184,17 +185,6 @@ def _hashed_packed(generator):
     yield "strided rows", (ids, None, *tables, *rest), wrong
 
 
-def _hashed_rows(generator):
-    tables = _hashed_tables(generator, 40, torch.float32)
-    rows = torch.stack([torch.randint(0, len(t), (70,), generator=generator) for t in tables])
-    offsets = torch.arange(0, 70, 10)
-    yield "rows given", (rows, offsets, *tables), {}
-    yield "rows given, one each", (rows, None, *tables), {}
-    rows = rows.clone()
-    rows[2, 31] = len(tables[2])
-    yield "a row too high", (rows, offsets, *tables), {"raises": "got row"}
-
-
 def _hashed_weights(generator):
     for dim, dtype in itertools.product((1, 4, 30, 64, 128, 264, 600), DTYPES):
         tables = _hashed_tables(generator, dim, dtype)
@@ -240,7 +230,6 @@ _QUANTIZED = {
 _HASHED = {
     "hashed_embedding_bag": _hashed,
     "quantized_hashed_embedding_bag": _hashed_packed,
-    "hashed_embedding_bag_of_rows": _hashed_rows,
     "hashed_embedding_bag_backward_weights": _hashed_weights,
     "quantized_hashed_embedding_bag_backward": _hashed_packed_weights,
     "hashed_embedding_bag_backward": _hashed_gradients,

@@ -46,7 +46,7 @@ struct Block {
   bool started[kThreads];
   std::vector<char> stacks = std::vector<char>((size_t)kThreads * kStack);
   bool done[kThreads];
-  int current = 0, threads = kThreads;
+  int current = 0;
   std::function<void()> body;
   Barrier whole, warp[kThreads / 32][32];
   uint64_t slot[kThreads];
@@ -92,21 +92,21 @@ inline __attribute__((noinline)) void turn_of(int t) {
 
 inline void run_block() {
   Block& b = block();
-  for (int t = 0; t < b.threads; ++t) {
+  for (int t = 0; t < kThreads; ++t) {
     getcontext(&b.fiber[t]);
     b.fiber[t].uc_stack.ss_sp = b.stacks.data() + (size_t)t * kStack;
     b.fiber[t].uc_stack.ss_size = kStack;
     makecontext(&b.fiber[t], enter, 0);
     b.done[t] = b.started[t] = false;
   }
-  int left = b.threads;
+  int left = kThreads;
   for (long rounds = 0; left > 0; ++rounds) {
     if (rounds > 50'000'000) {
       std::fprintf(stderr, "a barrier that not all threads reach\n");
       std::abort();
     }
     left = 0;
-    for (int t = 0; t < b.threads; ++t) {
+    for (int t = 0; t < kThreads; ++t) {
       if (b.done[t]) continue;
       turn_of(t);
       left += !b.done[t];
@@ -115,10 +115,9 @@ inline void run_block() {
 }
 
 template <typename Kernel, typename Params>
-void run(Kernel kernel, dim3 grid, int threads, const Params& params) {
+void run(Kernel kernel, dim3 grid, const Params& params) {
   gridDim = grid;
-  blockDim = dim3(threads);
-  block().threads = threads;
+  blockDim = dim3(kThreads);
   block().body = [&] { kernel(params); };
   for (unsigned y = 0; y < grid.y; ++y)
     for (unsigned x = 0; x < grid.x; ++x) {
@@ -147,10 +146,9 @@ T exchange(unsigned mask, T mine, int from) {
 
 }  // namespace on_host
 
-#define LIRANK_LAUNCH(kernel, grid, threads, stream, params) \
-  on_host::run(kernel, grid, threads, params)
+#define LIRANK_LAUNCH(kernel, grid, stream, params) on_host::run(kernel, grid, params)
 
-inline void __syncthreads() { on_host::wait(on_host::block().whole, on_host::block().threads); }
+inline void __syncthreads() { on_host::wait(on_host::block().whole, on_host::kThreads); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T x, int lanes) {
@@ -166,7 +164,6 @@ inline int __any_sync(unsigned mask, int x) {
     if (mask >> lane & 1) any |= on_host::exchange(mask, x, lane) != 0;
   return any;
 }
-inline int __all_sync(unsigned mask, int x) { return !__any_sync(mask, !x); }
 inline unsigned __ballot_sync(unsigned mask, int x) {
   unsigned all = 0;
   for (int lane = 0; lane < 32; ++lane)

@@ -1,4 +1,4 @@
-"""The logic of the benchmark harness, on tiny workloads; how fast anything is, is not tested."""
+"""The logic of the benchmark harness, on tiny workloads. Speed is not tested."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_slow_provider_gets_fewer_repeats(monkeypatch):
 
 
 def test_ratio_is_the_median_of_paired_ratios(monkeypatch):
-    """A slow spell that hits both providers of a repeat leaves the ratio alone."""
+    """A slow phase that affects both providers of a repeat does not change the ratio."""
     samples = {"lirank": [1.0, 10.0, 1.0, 1.0, 4.0], "eager": [3.0, 30.0, 3.0, 3.0, 40.0]}
     monkeypatch.setattr(harness, "interleaved", lambda *a: samples)
     providers = dict.fromkeys(samples, lambda: ONE + 1)

@@ -278,7 +278,7 @@ def test_bit_equal_for_any_number_of_threads(threads, batch):
 @needs_library
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_every_instruction_set_verifies(isa):
-    """A weaker processor's code, on this processor; more than it has is clamped."""
+    """Runs a weaker processor's code on this one. A level above this processor's is clamped."""
     code = (
         "from lirank_ext.verify import verify\n"
         "for op in ('low_rank_cross', 'outer_attention', 'attention_cross'):\n"

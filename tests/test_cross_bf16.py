@@ -1,7 +1,7 @@
-"""Cross layers in bfloat16, which processors with bfloat16 products multiply as it is.
+"""Cross layers in bfloat16, with bfloat16 products where the processor has them.
 
-Everything here holds on every processor; what has no such products widens to float first. The
-last test repeats the file with the products that this processor has and does not take by itself.
+Everything here holds on every processor. Those without bfloat16 products widen to float first. The
+last test repeats the file with the products that this processor has but does not use by default.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from conftest import REPOSITORY, needs_library
 
 import lirank_ext
 from lirank_ext import attention_cross, low_rank_cross, nn
+from lirank_ext.library.op import OPS
 from lirank_ext.nn import reference_cross
-from lirank_ext.ops.cross import attention_cross_reference, low_rank_cross_reference
 
 pytestmark = needs_library
+
+low_rank_cross_reference = OPS["low_rank_cross"].reference
+attention_cross_reference = OPS["attention_cross"].reference
 
 ROUNDING = 2.0**-8  # to the nearest bfloat16
 
@@ -106,7 +109,7 @@ def test_nets(batch, d, r, s, merge, threads):
 
 @pytest.mark.parametrize("batch", [17, 64, 65, 400])
 def test_a_sample_does_not_depend_on_its_neighbours_nor_on_threads(batch, threads):
-    """Of one path: a batch of 64 reads weights as they lie, one of 65 packs them."""
+    """A batch of 64 reads the weights in place, and a batch of 65 packs them."""
     low, high = layer(batch, 96, 64), layer(batch, 96, 64, projections=3)
     for op, args in ((low_rank_cross, low), (attention_cross, high)):
         threads(1)

@@ -11,8 +11,9 @@ import torch
 from conftest import REPOSITORY, needs_library
 
 from lirank_ext import outer_attention
-from lirank_ext.ops.cross import outer_attention_reference
+from lirank_ext.library.op import OPS
 
+outer_attention_reference = OPS["outer_attention"].reference
 KINDS = {
     "uniform": lambda r, g: np.linspace(-2, 2, r),
     "two clusters": lambda r, g: np.repeat([-1.5, 1.5], (r + 1) // 2)[:r],
@@ -26,7 +27,7 @@ RHO = 2 ** (float(FIRST) + float(STEP) * np.arange(8))  # of the ellipses that t
 
 
 class Sample:
-    """What the bound knows of one sample, in float64; as in the header, natural exponents."""
+    """The quantities of one sample that the bound uses, in float64, with natural exponents."""
 
     def __init__(self, q: np.ndarray, k: np.ndarray):
         self.half, self.middle = np.ptp(q) / 2, (q.max() + q.min()) / 2
@@ -125,8 +126,10 @@ def twice(q, k, v, g, function):
 
 
 def as_good_as_eager(q, k, v, g) -> torch.Tensor:
-    """For each sample, whether result and gradients are; errors against float64. Of a gradient that
-    cancels to nearly nothing only the bound is asked, 2^-25 of what the terms can be."""
+    """For each sample, whether the errors of result and gradients against float64 are small enough.
+
+    A gradient that nearly cancels only has to keep the bound, 2^-25 of the largest possible terms.
+    """
     got = twice(q, k, v, g, outer_attention)
     eager = twice(q, k, v, g, outer_attention_reference)
     want = twice(*(t.double() for t in (q, k, v, g)), outer_attention_reference)
@@ -159,7 +162,7 @@ def test_as_good_as_eager_from_narrow_to_wide(kind, rank, middle):
     [(64, 0.3, True), (64, 1.0, True), (256, 1.0, True), (256, 12.0, False), (32, 1.5, False)],
 )
 def test_which_samples_are_interpolated(rank, width, by_nodes):
-    """An exact sum of one query does not know the others; nodes lie where all queries lie."""
+    """The exact sum of one query does not depend on the others. The nodes depend on all queries."""
     q, k, v = tensors(*([row] for row in draw("normal", rank, width, 0.0)))
     before = outer_attention(q, k, v)
     q[0, q.argmax()] += 0.1 * width

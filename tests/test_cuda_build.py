@@ -1,7 +1,7 @@
-"""The CUDA half on a machine without a GPU: it compiles, links, registers and computes right.
+"""The CUDA code on a machine without a GPU: it compiles, links, registers and is correct.
 
-The kernels themselves are executed here as plain C++ (``cuda_on_host.h``) on every case that
-``verify`` has; races and speed need a GPU (``benchmarks/gpu.sh``).
+The kernels run here as plain C++ (``cuda_on_host.h``) on every case of ``verify``. Races and speed
+need a GPU (``benchmarks/gpu.sh``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPS = {
     ),
     "hashing": "murmur_hash hash_strings",
     "hashed_embedding": (
-        "hashed_embedding_bag quantized_hashed_embedding_bag hashed_embedding_bag_of_rows "
+        "hashed_embedding_bag quantized_hashed_embedding_bag "
         "hashed_embedding_bag_backward hashed_embedding_bag_backward_sparse "
         "hashed_embedding_bag_backward_weights quantized_hashed_embedding_bag_backward"
     ),
@@ -129,6 +129,21 @@ def test_library_holds_the_three_architectures(built):
     found = set(re.findall(r"sm_(\d+)", _run([cuobjdump, "--list-elf", built[0]])))
     assert found == set(ARCHITECTURES)
     assert build_info.architectures(built[0]) == [f"sm_{a}" for a in ARCHITECTURES]
+
+
+@needs_nvcc
+def test_resources_are_read_from_the_library(built):
+    pytest.importorskip("triton", reason="cuobjdump comes with Triton; not installed")
+    from lirank_ext.benchmarks import cuda_resources
+
+    own = [r for r in cuda_resources.read(built[0]) if cuda_resources.own(r)]
+    assert {r.architecture for r in own} == set(map(int, ARCHITECTURES))
+    by = {r.kernel: r for r in own if r.architecture == 90}
+    assert {"quantize_kernel", "pool_kernel<8, long, __half>", "sum_runs_kernel<float>"} <= set(by)
+    assert all(0 < r.registers <= 255 and r.instructions > 50 and r.local == 0 for r in own)
+    rows = by["hashed_kernel<FloatReader<__half, 8>, __half, false>"]
+    assert rows.loads == 8  # the four rows of two ids
+    assert cuda_resources.table(own)[2].count("|") == 2 + len(ARCHITECTURES)
 
 
 @needs_nvcc

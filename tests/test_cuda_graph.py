@@ -52,7 +52,7 @@ def _good_cases(op: str) -> list[Case]:
 
 def _on_gpu(case: Case) -> Callable[[], tuple[Tensor, ...]]:
     """The call of a case, over fixed inputs on the GPU; its results as a tuple."""
-    args = [a.cuda() if isinstance(a, Tensor) else a for a in case.args]
+    args = [a.cuda() if isinstance(a, Tensor) else a for a in case.call]
     op = OPS[case.op].overload
 
     def call() -> tuple[Tensor, ...]:
@@ -69,7 +69,7 @@ def test_captured_calls_give_what_they_give_outside(op):
     found = _good_cases(op)
     assert found
     for case in found:
-        if case.op == "quantized_embedding_bags" and case.args[9:] in ((), (-1,)):
+        if case.op == "quantized_embedding_bags" and case.call[9:] in ((), (-1,)):
             continue  # without total_dim the width has to be waited for
         call = _on_gpu(case)
         wanted = call()
@@ -94,7 +94,7 @@ def test_own_inputs_agree_with_the_reference(op):
 
 
 def _sparse_args(case: Case) -> tuple:
-    return tuple(a.cuda() if isinstance(a, Tensor) else a for a in case.args)
+    return tuple(a.cuda() if isinstance(a, Tensor) else a for a in case.call)
 
 
 @needs_gpu

@@ -217,7 +217,7 @@ def test_reliability_bins_hold_all_rows():
 
 def test_epochs_fall_with_the_rows():
     assert [demo._epochs(rows, False) for rows in (1_000, 400_000, 5_000_000)] == [6, 3, 2]
-    assert [demo._epochs(rows, True) for rows in (1_000, 150_000)] == [3, 2]
+    assert [demo._epochs(rows, True) for rows in (1_000, 150_000)] == [6, 2]
 
 
 def test_the_demo_on_a_csv_file(tmp_path, capsys):

@@ -15,7 +15,10 @@ def times(layer, vector):
 
 
 def by_hand(model, x, s):
-    """Hidden layers a = relu(W x + b), a * s(G a + c) / s(1); the last one linear; plain Python."""
+    """The MLP in plain Python.
+
+    Hidden layers are a = relu(W x + b), then a * s(G a + c) / s(1). The last layer is linear.
+    """
     linears = [m for m in model.layers if isinstance(m, nn.Linear)]
     gates = [m for m in model.layers if type(m).__name__ == "HiddenGate"]
     out = []

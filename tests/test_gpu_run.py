@@ -1,4 +1,4 @@
-"""What a machine with a GPU is asked to run, as far as a machine without one can tell."""
+"""The script for machines with a GPU, as far as it can be tested without one."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def normed(x, norm):
 
 
 def by_hand(model, steps):
-    """One sample: steps (n, width) of valid steps, newest first; attention head by head."""
+    """Encodes one sample, head by head. ``steps`` (n, width) are valid steps, newest first."""
     if not len(steps):
         return torch.zeros(model.out_dim, dtype=torch.float64)
     x = steps
@@ -137,7 +137,7 @@ def test_keeps_the_newest():
     other = encoder(max_len=5, newest_first=False)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(items.flip(1), actions.flip(1), candidate), want)
-    # Oldest first and padded behind: the newest valid steps, wherever they are.
+    # Oldest first and padded at the end: the newest valid steps are found wherever they are.
     lengths = torch.tensor([12, 7, 2, 0])
     got = other(items, actions, candidate, lengths)
     for b, n in enumerate(lengths.tolist()):

@@ -1,4 +1,4 @@
-"""Huge pages: asked for where they pay, and nothing but the pages changes."""
+"""Huge pages are requested where they pay off, and nothing else changes."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def shake(model, scale=0.3):
 
 
 def recorded(cold_weight=0.3, forgetting=0.8, skip=("table",)):
-    """A penalty with two different anchors, and by hand what it should hold."""
+    """A penalty with two different anchors, and the contents that it should have."""
     model = Ranker().double()
     names = [n for n, _ in model.named_parameters() if not n.startswith("table")]
     penalty = IncrementalPenalty(model, forgetting, cold_weight, skip)
@@ -193,7 +193,7 @@ def test_own_likelihood():
 
 
 def test_keeps_what_older_data_taught():
-    """The new data's labels do not depend on column 0: unpenalised training forgets it."""
+    """The new data's labels do not depend on column 0: unpenalized training forgets it."""
     loss = nn.functional.binary_cross_entropy_with_logits
     x, new = torch.randn(1000, 2), torch.randn(1000, 2)
     x[:, 1] = 0

@@ -10,7 +10,7 @@ from lirank_ext.nn import NumericBatchNorm
 
 
 def by_hand(values, weight, bias, eps=1e-5):
-    """One column: mean and biased variance of what is there; None is missing."""
+    """Mean and biased variance of the values of one column. None means missing."""
     there = [v for v in values if v is not None]
     mean = sum(there) / len(there)
     var = sum((v - mean) ** 2 for v in there) / len(there)

@@ -1,4 +1,4 @@
-"""What is true of every op: parts present, schemas equal, opcheck clean, compiles, verifies."""
+"""Tests that every op must pass: parts, equal schemas, opcheck, torch.compile and ``verify``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package as a user gets it: what it imports, what it ships, what it does without a part."""
+"""The installed package: its imports, its files, and how it works without optional parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Equality with outside packages, where benchmarks/requirements-peers.txt is installed."""
+"""Equality with other packages, if benchmarks/requirements-peers.txt is installed."""
 
 from __future__ import annotations
 

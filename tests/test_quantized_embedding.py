@@ -31,7 +31,7 @@ DIMS += (128, 129, 160, 192, 200, 255, 256, 257, 320, 512, 600)
 
 
 def make(rows, dim, bits=8):
-    """A packed table, and the float table that it stands for."""
+    """A packed table, and the dequantized float table."""
     codes, scale, mid = quantize_rows(torch.randn(rows, dim), bits)
     return pack_rows(codes, scale, mid, bits), mid[:, None] + codes * scale[:, None]
 
@@ -524,7 +524,7 @@ def test_compiled_in_one_graph():
 
 @pytest.mark.parametrize("dim", [2, 30, 64])
 def test_codes_are_those_of_the_byte_prepack_but_for_ties(dim):
-    """It quantizes from the minimum; a code may differ where a value lies halfway."""
+    """It quantizes from the minimum, so a code may differ if a value is halfway between two."""
     weight = torch.randn(500, dim)
     theirs = torch.ops.quantized.embedding_bag_byte_prepack(weight)
     codes, scale, mid = quantize_rows(weight)

@@ -22,7 +22,7 @@ LARGE = 12 << 20  # bytes of a result whose lines are asked for ahead (kLargeRes
 
 
 def table(rows, dim, bits=8):
-    """A packed table and the float rows that it stands for."""
+    """A packed table and its dequantized rows."""
     few = [t[torch.arange(rows) % 997] for t in quantize_rows(torch.randn(997, dim), bits)]
     return pack_rows(*few, bits), dequantize_rows(*few)
 

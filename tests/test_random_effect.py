@@ -21,7 +21,7 @@ def rows(n=400, ids=12, features=2, seed=0):
 
 
 def slope(logit, y, x, theta, l2, weights):
-    """Gradient of one id's penalised loss, sample by sample."""
+    """Gradient of one id's penalized loss, sample by sample."""
     total = [l2 * t for t in theta]
     for offset, target, row, weight in zip(logit, y, x, weights, strict=True):
         p = 1 / (1 + math.exp(-(offset + sum(t * v for t, v in zip(theta, row, strict=True)))))

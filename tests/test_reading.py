@@ -554,6 +554,25 @@ def test_years_as_names_are_a_header(tmp_path):
     assert found(path).schema.numeric == ["2019", "2020"]
 
 
+def test_text_with_bars_is_several_ids(write):
+    cells = ["a|b", "b|c|a", "c", "", "a|c", "b | c"]
+    path = write("a.csv", x=times(cells))
+    schema = found(path).schema
+    assert role(path).role == "ids"
+    values, lengths = read(path, schema).bags["ids/x"]
+    assert lengths[:6].tolist() == [2, 3, 1, 0, 2, 2]
+    assert values[:10].tolist() == hash_ids("x", "abbcacacbc").tolist()
+    once = write("b.csv", x=[f"{i}|{i + 1000}" for i in range(ROWS)])  # no value meets another
+    assert role(once).role == "id"
+
+
+def test_a_separator_can_be_given(write):
+    path = write("a.csv", x=times(["a;b", "b;c;a", "c"]))
+    assert role(path).role == "id"
+    schema = found(path, lists={"x": ";"}).schema
+    assert read(path, schema).bags["ids/x"][1][:3].tolist() == [2, 3, 1]
+
+
 def test_lists_of_fractions_are_refused_with_a_way(write):
     path = write("a.parquet", x=times([[0.5, 1.25], [0.75]]))
     with pytest.raises(DataError, match=r"column 'x' holds lists of fractions.*--ignore 'x'"):

@@ -83,7 +83,7 @@ def test_both_builders_make_the_same_table(monkeypatch, n, tag_bits, threads):
 
 @pytest.mark.parametrize("tag_bits", [1, 4, 8, 12])
 def test_unknown_keys_pass_for_known_ones_as_often_as_stated(tag_bits):
-    """Within 5 standard deviations of 2^-tag_bits, for far keys and for near ones."""
+    """The rate is within 5 standard deviations of 2^-tag_bits, for far and for near keys."""
     n, tries = 4000, 400_000
     vocabulary = StaticVocabulary.build(torch.arange(n) * 2, tag_bits)
     wanted = 2.0**-tag_bits

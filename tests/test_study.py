@@ -1,4 +1,4 @@
-"""The study on made-up data: it runs, goes on where it was, and says what is noise."""
+"""The study on synthetic data: it runs, resumes where it stopped, and tells noise from effects."""
 
 from __future__ import annotations
 

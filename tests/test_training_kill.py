@@ -1,4 +1,4 @@
-"""``train`` killed at random moments goes on to the weights of a run that nothing stopped."""
+"""``train``, killed at random moments and resumed, gives the weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPTIONS += ["--set", "model.cross.rank=4"]
 
 
 def train(arguments: list[str]) -> None:
-    """The command, in a process of its own; what it prints goes nowhere."""
+    """Runs the command in a forked process, without output."""
     torch.set_num_threads(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

@@ -36,7 +36,7 @@ def _small_pieces(threads, monkeypatch):
 
 
 def sorted_file(path):
-    """ROWS rows, the clicks behind all others; the item says which a row is."""
+    """ROWS rows with all clicks at the end. The item is "a" for a click, else "b"."""
     click = np.arange(ROWS) >= ROWS // 2
     item = np.where(click, "a", "b")
     if path.suffix == ".parquet":

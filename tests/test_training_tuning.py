@@ -1,4 +1,4 @@
-"""Regularisation chosen on the rows to validate on."""
+"""Regularization that is chosen on the validation rows."""
 
 from __future__ import annotations
 

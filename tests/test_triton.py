@@ -1,4 +1,4 @@
-"""Triton kernels where there is no GPU: interpreted against the reference, and compiled."""
+"""Triton kernels without a GPU: interpreted and compared with the reference, and compiled."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import REPOSITORY
 
 from lirank_ext.library import gpu
 from lirank_ext.library.op import OPS
+from lirank_ext.ops import cross as ops
 
 pytest.importorskip("triton", reason="Triton is not installed: the extra 'test' has it")
 
@@ -47,3 +49,15 @@ def test_every_kernel_compiles_without_spills_and_as_recorded():
     kept = (REPOSITORY / "benchmarks/results/triton_resources.md").read_text()
     for r in measured:  # registers differ between releases of Triton; the configurations do not
         assert f"| `{r.kernel}` | {r.configuration} |" in kept, "write the table again"
+
+
+def test_training_keeps_the_same_columns_everywhere():
+    """The number stands in ``ops/``, ``kernels/`` and ``csrc/``."""
+    from lirank_ext.kernels import cross as kernels
+
+    for d in range(1, 200, 7):
+        for r in (1, 2, 15, 16, 33, 64, 130):
+            kept = ops.kept_columns(d, r)
+            assert kernels.kept_columns(d, r) == kept
+            x, v, u = torch.ones(1, d), torch.ones(r, d), torch.ones(d, r)
+            assert OPS["low_rank_cross_train"].overload(x, x, v, u, None)[1].shape == (1, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,7 @@ from lirank_ext.kernels import _launch
 
 
 class Placed(torch.Tensor):
-    """Says that it lies on a GPU."""
+    """A tensor that claims to be on a GPU."""
 
     @staticmethod
     def on(index: int) -> Placed:
@@ -84,8 +85,9 @@ def chosen(key=("op",), candidates=(0, 1, 2)) -> int:
 def launcher_of(monkeypatch, run):
     """``run`` as the launcher of an op that takes any arguments."""
     monkeypatch.setattr(gpu, "_launcher", lambda family, name: run)
-    bind = lambda *args, **kwargs: (*args, *kwargs.values())  # noqa: E731
-    return gpu.launcher(SimpleNamespace(name="an_op", family="stem", bind=bind, call=tuple))
+    op = SimpleNamespace(name="an_op", family="stem", _check=lambda a: None)
+    op.call = lambda *args, **kwargs: (*args, *kwargs.values())
+    return gpu.launcher(op)
 
 
 def launched_on(gpus, monkeypatch, *args, **kwargs) -> int:
@@ -176,3 +178,46 @@ def test_no_grid_is_longer_than_cuda_allows():
         backward(x, x, w, b, -17.0, 0.05)
     assert max(one.grid[0] for one in launches) > 65_535
     assert max(one.grid[1] for one in launches if len(one.grid) > 1) <= 65_535
+
+
+def test_a_check_runs_once_for_a_signature(monkeypatch):
+    checked, ran = [], []
+
+    def check(a):
+        checked.append(a.by)
+        if not a.by > 0:
+            raise ValueError("wanted a positive number")
+
+    def an_op(a):
+        ran.append(a.by)
+
+    call = namedtuple("an_op", ["x", "by", "more"])
+    op = SimpleNamespace(name="an_op", family="family", call=call, _check=check)
+    monkeypatch.setattr(gpu, "_launcher", lambda family, name: an_op)
+    run, x = gpu.launcher(op), torch.zeros(2, 3)
+    run(x, 1.0, [x])
+    run(x + 1, 1.0, [x])
+    assert checked == [1.0]
+    run(x[:, :2], 1.0, [x])  # another shape, another dtype, another number, another list
+    run(x.double(), 1.0, [x])
+    run(x, 2.0, [x])
+    run(x, 1.0, [x, x])
+    assert len(checked) == 5
+    for bad in (-1.0, float("nan")):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="positive"):
+                run(x, bad, [x])
+    assert len(checked) == 9
+    assert len(ran) == 6
+
+
+def test_signatures_do_not_pile_up(monkeypatch):
+    call = namedtuple("an_op", ["by"])
+    checked = []
+    op = SimpleNamespace(name="an_op", family="family", call=call, _check=checked.append)
+    monkeypatch.setattr(gpu, "_launcher", lambda family, name: lambda a: None)
+    monkeypatch.setattr(gpu, "MOST_SIGNATURES", 2)
+    run = gpu.launcher(op)
+    for by in (1, 2, 3, 3, 1):
+        run(by)
+    assert len(checked) == 4  # the third made room by forgetting the first two

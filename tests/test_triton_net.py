@@ -11,6 +11,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+from lirank_ext.library import gpu
+from lirank_ext.library.op import OPS
+
 pytest.importorskip("triton", reason="Triton is not installed: the extra 'test' has it")
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -46,10 +49,10 @@ def _net(layers: int = 2, r: int = 64, s: int = 64, dtype: torch.dtype = torch.b
 
 
 def _launches(net, token_dim: int = 1, merge: int = 0) -> list[str]:
-    from lirank_ext.kernels import _launch, cross
+    from lirank_ext.kernels import _launch
 
     with _launch.recording() as recorded:
-        cross.residual_cross_net(*net, 1.0, [], token_dim, True, merge)
+        gpu.launcher(OPS["residual_cross_net"])(*net, 1.0, [], token_dim, True, merge)
     return [one.kernel.__name__ for one in recorded]
 
 

@@ -87,7 +87,6 @@ def recorded(bags, count):
          torch.float32, 256),
         ("quantized_embedding_bags_backward", _t(bags, 256), flat, rows, rows, ids, ends, 8),
         ("hashed_embedding_bag", ids, offsets, *tables, 700),
-        ("hashed_embedding_bag_of_rows", _t(4, count).long(), offsets, *tables),
         ("hashed_embedding_bag_backward", *backward),
         ("hashed_embedding_bag_backward_weights", grad, ids, offsets, *tables, 700,
          0, *last),

@@ -1,8 +1,8 @@
-"""``verify`` must notice: a deliberate bug in any op turns its row red.
+"""``verify`` must notice a deliberate bug in any op.
 
-Every bug wraps the best backend of an op, so that it looks as a wrong kernel would. The generic
-ones go for every op; the others are the mistakes one makes in that family. The cases of
-``lirank_ext/verify/cases`` are what is tested here: a bug that stays green asks for another case.
+Every bug wraps the best backend of an op, as if its kernel were wrong. The generic bugs are applied
+to every op. The others are typical mistakes of an op family. These tests check the cases of
+``lirank_ext/verify/cases``: if ``verify`` misses a bug, a case must be added.
 """
 
 from __future__ import annotations

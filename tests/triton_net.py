@@ -14,7 +14,8 @@ from unittest import mock
 
 import torch
 
-from lirank_ext.kernels import _launch, cross, cross_net
+from lirank_ext.kernels import _launch, cross_net
+from lirank_ext.library import gpu
 from lirank_ext.library.op import OPS
 from lirank_ext.verify import check_case
 from lirank_ext.verify.cases import Case
@@ -93,7 +94,7 @@ def cases() -> list[Case]:
 
 def main(turn: str | None = None) -> None:
     device = "cpu" if _launch.INTERPRETED else "cuda"
-    call = cross.residual_cross_net if _launch.INTERPRETED else OPS[OP].overload
+    call = gpu.launcher(OPS[OP]) if _launch.INTERPRETED else OPS[OP].overload
     launched, failures, ran = 0, [], 0
 
     def count(*args, **constants):

@@ -279,24 +279,6 @@ def bad_offsets_are_counted_and_lead_nowhere():
         assert "'offsets'" in found_wrong()
 
 
-@check
-def rows_given():
-    g = generator()
-    tables = [torch.randn(n, 20, generator=g) for n in (9, 4, 8, 3)]
-    rows = torch.stack([torch.randint(0, len(t), (12,), generator=g) for t in tables])
-    offsets, weights = torch.tensor([0, 3, 3, 9]), torch.randn(12, generator=g)
-    args = (offsets, *tables, "sum", weights)
-    got = launch("hashed_embedding_bag_of_rows", rows, *args)
-    close(got, hashed.hashed_embedding_bag_of_rows(rows, *args))
-    bad = rows.clone()
-    bad[3, 10] = 3
-    left_out = weights.clone()
-    left_out[10] = 0
-    got = launch("hashed_embedding_bag_of_rows", bad, *args)
-    assert "row 10" in found_wrong()
-    close(got, hashed.hashed_embedding_bag_of_rows(rows, offsets, *tables, "sum", left_out))
-
-
 # ---- hashes --------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 // Stores that go past the cache: without them a line is read before it is overwritten, and 256
 // MB took 22 GB/s against 40 (2 threads of a Zen 3). `bytes` is a multiple of 64.
-static void stream_copy(char* to, const char* from, int64_t bytes) {
+void stream_copy(char* to, const char* from, int64_t bytes) {
 #if LIRANK_ISA >= 256
   for (int64_t i = 0; i < bytes; i += 64) {
     __builtin_prefetch(from + i + 1024);
@@ -20,8 +20,8 @@ static void stream_copy(char* to, const char* from, int64_t bytes) {
 // cache, or with `near` into the second and `near` rows ahead from there into the first: what a
 // look-up would cost if the rows only had to arrive. Returns a number that depends on every load,
 // so that none is dropped. The table starts on a cache line.
-static uint64_t gather_rows(const char* table, int64_t row_bytes, const uint32_t* rows, int64_t n,
-                            int64_t ahead, int64_t near) {
+uint64_t gather_rows(const char* table, int64_t row_bytes, const uint32_t* rows, int64_t n,
+                     int64_t ahead, int64_t near) {
   uint64_t sum = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (i + ahead < n) {
@@ -43,7 +43,7 @@ static uint64_t gather_rows(const char* table, int64_t row_bytes, const uint32_t
 
 // Twelve independent chains: an FMA takes 4 cycles and two start in each, so eight would do
 // were none of them ever late.
-static float fma_chain(int64_t rounds) {
+float fma_chain(int64_t rounds) {
   f32 a[12];
   for (int i = 0; i < 12; ++i) a[i] = f32::set1(1.0f + i);
   const f32 b = f32::set1(0.999f), c = f32::set1(0.001f);
@@ -55,7 +55,7 @@ static float fma_chain(int64_t rounds) {
 }
 
 // exp of vectors that stay in registers; four at a time hide the latency of its polynomial.
-static float exp_chain(int64_t rounds) {
+float exp_chain(int64_t rounds) {
   f32 total[4], x[4];
   for (int i = 0; i < 4; ++i) total[i] = f32::set1(0), x[i] = f32::set1(-1.0f - i);
   const f32 step = f32::set1(1e-6f);
@@ -67,4 +67,4 @@ static float exp_chain(int64_t rounds) {
   return sum(total[0] + total[1]) + sum(total[2] + total[3]);
 }
 
-static int64_t float_lanes() { return f32::N; }
+int64_t float_lanes() { return f32::N; }

@@ -5,8 +5,8 @@
 template <typename Element>
 LR_INLINE void widen_elements(const Element* from, int64_t n, float* to) {
   int64_t i = 0;
-  for (; i + f32::N <= n; i += f32::N) load_element<f32>(from + i).store(to + i);
-  if (i < n) load_element<f32>(from + i, n - i).store(to + i, n - i);
+  for (; i + f32::N <= n; i += f32::N) load_element(from + i).store(to + i);
+  if (i < n) load_element(from + i, n - i).store(to + i, n - i);
 }
 
 template <typename Element>
@@ -19,14 +19,14 @@ LR_INLINE void narrow_elements(const float* from, int64_t n, Element* to) {
   memcpy(to + i, last, (size_t)(n - i) * sizeof(Element));
 }
 
-static void widen_numbers(const void* from, bool bfloat, int64_t n, float* to) {
+void widen_numbers(const void* from, bool bfloat, int64_t n, float* to) {
   if (bfloat)
     widen_elements((const bfloat_bits*)from, n, to);
   else
     widen_elements((const half_bits*)from, n, to);
 }
 
-static void narrow_numbers(const float* from, int64_t n, bool bfloat, void* to) {
+void narrow_numbers(const float* from, int64_t n, bool bfloat, void* to) {
   if (bfloat)
     narrow_elements(from, n, (bfloat_bits*)to);
   else

@@ -1,20 +1,23 @@
-// Attention among the components of one sample, for one instruction set.
+// Exact attention among the components of one sample, for one instruction set.
 //
-// Tokens of width 1: scores are q_i * k_j, so the row maximum is q_i * k_max or q_i * k_min,
-// whichever is larger: no pass to find it, nothing of size r * r. log2(e) / temperature is
-// folded into q, so that one exponential costs: argument, reduction, 5 FMAs, scaling.
-// Forward: 16 queries of one sample along the lanes, keys and values broadcast, four vectors
-// of queries per pass: 10 instructions per 16 scores, no sums across lanes.
-// Backward: keys along the lanes, exponentials computed once per query and kept for two
-// passes, gradients of k and v updated once per kQueries queries. Sums across lanes are taken
-// for a block of queries at once (one by one they were half of the time at r = 64).
+// Tokens of width 1. Scores are q_i * k_j, so the maximum of a row is q_i * k_max or q_i * k_min,
+// whichever is larger. No pass is needed to find it, and nothing of size r * r is stored.
+// log2(e) / temperature is folded into q. An exponential then costs its argument, a range
+// reduction, 5 FMAs and a scaling.
+// Forward: queries of one sample run along the lanes, several vectors of them per pass. Keys and
+// values are broadcast. With AVX-512 that is 10 instructions per 16 scores, without sums across
+// lanes.
+// Backward: keys run along the lanes. Exponentials are computed once per query and kept for two
+// passes. Gradients of k and v are updated once per kQueries queries. Sums across lanes are taken
+// for a block of queries at once, because one by one they took half of the time at r = 64.
 //
-// A sample whose scores may reach 2^20 (there the rounding of the maximum would show) takes
-// the same loop with the argument q * (k - k_max) or q * (k - k_min): one instruction more,
-// exact at the maximum whatever the magnitude.
+// If the scores of a sample may reach 2^20, rounding of the maximum would become visible. Such a
+// sample takes the same loop with the argument q * (k - k_max) or q * (k - k_min). That is one
+// instruction more, and it is exact at the maximum for any magnitude.
 //
-// Tried and dropped, AVX2: the exponentials of a block step by step for all its queries (4 %);
-// four vectors of queries instead of two (the constants no longer stay in registers).
+// Tried and dropped, AVX2:
+// - computing the exponentials of a block step by step for all its queries (4 % slower);
+// - four vectors of queries instead of two (the constants no longer stay in registers).
 
 constexpr int kQueries = LIRANK_ISA == 512 ? 4 : 2;
 
@@ -95,14 +98,14 @@ LR_INLINE bool needs_exact(Range<T> q, Range<T> k, T scale) {
 }
 
 // out_i = sum_j e_ij v_j / sum_j e_ij for Q vectors of queries.
-template <typename V, int Q, bool exact>
-LR_INLINE void attend_block(const typename V::T* q, int64_t left, Range<typename V::T> keys,
-                            const typename V::T* k, const typename V::T* v, int64_t r,
-                            typename V::T scale, typename V::T* out) {
+template <typename T, int Q, bool exact>
+LR_INLINE void attend_block(const T* q, int64_t left, Range<T> keys, const T* k, const T* v,
+                            int64_t r, T scale, T* out) {
+  using V = Vec<T>;
   V query[Q], top[Q], total[Q], part[Q];
 #pragma GCC unroll 4
   for (int i = 0; i < Q; ++i) {
-    query[i] = load_part<V>(q + i * V::N, left - i * V::N) * V::set1(scale);
+    query[i] = load_part(q + i * V::N, left - i * V::N) * V::set1(scale);
     top[i] = score_top(query[i], V::set1(keys.low), V::set1(keys.high), exact);
     total[i] = part[i] = V::set1(0);
   }
@@ -120,18 +123,18 @@ LR_INLINE void attend_block(const typename V::T* q, int64_t left, Range<typename
 }
 
 // `queries` queries of one sample against its r keys. scale: log2(e) / temperature.
-template <typename V, bool exact>
-static __attribute__((noinline)) void attend_all(const typename V::T* q, int64_t queries,
-                                                 Range<typename V::T> keys, const typename V::T* k,
-                                                 const typename V::T* v, int64_t r,
-                                                 typename V::T scale, typename V::T* out) {
+template <typename T, bool exact>
+static __attribute__((noinline)) void attend_all(const T* q, int64_t queries, Range<T> keys,
+                                                 const T* k, const T* v, int64_t r, T scale,
+                                                 T* out) {
+  using V = Vec<T>;
   constexpr int N = V::N;
   int64_t i = 0;
   for (; i + (kQueries - 1) * N < queries; i += kQueries * N)
-    attend_block<V, kQueries, exact>(q + i, queries - i, keys, k, v, r, scale, out + i);
+    attend_block<T, kQueries, exact>(q + i, queries - i, keys, k, v, r, scale, out + i);
   for (; i + N < queries; i += 2 * N)
-    attend_block<V, 2, exact>(q + i, queries - i, keys, k, v, r, scale, out + i);
-  if (i < queries) attend_block<V, 1, exact>(q + i, queries - i, keys, k, v, r, scale, out + i);
+    attend_block<T, 2, exact>(q + i, queries - i, keys, k, v, r, scale, out + i);
+  if (i < queries) attend_block<T, 1, exact>(q + i, queries - i, keys, k, v, r, scale, out + i);
 }
 
 // What one query brings to the second pass of the backward.
@@ -142,11 +145,10 @@ struct Queries {
 
 // First pass, queries [i, i + kQueries) of a block: exponentials into e, and their sums, alone
 // and with the values, still spread over the lanes.
-template <typename V, bool exact>
-LR_INLINE void exponentials(const typename V::T* q, Range<typename V::T> keys,
-                            const typename V::T* k, const typename V::T* v, int64_t r,
-                            int64_t padded, typename V::T scale, V* totals, V* parts,
-                            typename V::T* e) {
+template <typename T, bool exact>
+LR_INLINE void exponentials(const T* q, Range<T> keys, const T* k, const T* v, int64_t r,
+                            int64_t padded, T scale, Vec<T>* totals, Vec<T>* parts, T* e) {
+  using V = Vec<T>;
   constexpr int N = V::N, Q = kQueries;
   V query[Q], top[Q], total[Q], part[Q];
 #pragma GCC unroll 4
@@ -156,7 +158,7 @@ LR_INLINE void exponentials(const typename V::T* q, Range<typename V::T> keys,
     total[i] = part[i] = V::set1(0);
   }
   for (int64_t j = 0; j < padded; j += N) {
-    const V key = load_part<V>(k + j, r - j), value = load_part<V>(v + j, r - j);
+    const V key = load_part(k + j, r - j), value = load_part(v + j, r - j);
 #pragma GCC unroll 4
     for (int i = 0; i < Q; ++i) {
       V a = exp2_score(score(query[i], key, top[i], exact));
@@ -174,10 +176,10 @@ LR_INLINE void exponentials(const typename V::T* q, Range<typename V::T> keys,
 }
 
 // Second pass: adds to gk and gv; slopes stay spread over the lanes.
-template <typename V>
-LR_INLINE void gradients(const Queries<typename V::T, V::N>& all, int64_t first,
-                         const typename V::T* k, const typename V::T* v, int64_t r, int64_t padded,
-                         const typename V::T* e, V* slopes, typename V::T* gk, typename V::T* gv) {
+template <typename T>
+LR_INLINE void gradients(const Queries<T, Vec<T>::N>& all, int64_t first, const T* k, const T* v,
+                         int64_t r, int64_t padded, const T* e, Vec<T>* slopes, T* gk, T* gv) {
+  using V = Vec<T>;
   constexpr int N = V::N, Q = kQueries;
   V share[Q], weight[Q], mean[Q], slope[Q], raw[Q];
 #pragma GCC unroll 4
@@ -189,8 +191,8 @@ LR_INLINE void gradients(const Queries<typename V::T, V::N>& all, int64_t first,
     slope[i] = V::set1(0);
   }
   for (int64_t j = 0; j < padded; j += N) {
-    const V key = load_part<V>(k + j, r - j), value = load_part<V>(v + j, r - j);
-    V to_value = load_part<V>(gv + j, r - j), to_key = load_part<V>(gk + j, r - j);
+    const V key = load_part(k + j, r - j), value = load_part(v + j, r - j);
+    V to_value = load_part(gv + j, r - j), to_key = load_part(gk + j, r - j);
 #pragma GCC unroll 4
     for (int i = 0; i < Q; ++i) {
       const V a = V::load(e + i * padded + j) * share[i];
@@ -209,23 +211,23 @@ LR_INLINE void gradients(const Queries<typename V::T, V::N>& all, int64_t first,
 // Backward of `queries` queries with gradients g, N at a time, so that sums across lanes are
 // taken for N queries together. e: N rows of the keys' padded length. Writes gk and gv;
 // slopes: o'(q), to be multiplied by g for q's gradient.
-template <typename V, bool exact>
-static __attribute__((noinline)) void attend_backward_all(
-    const typename V::T* g, const typename V::T* q, int64_t queries, Range<typename V::T> keys,
-    const typename V::T* k, const typename V::T* v, int64_t r, typename V::T scale,
-    typename V::T inverse, typename V::T* slopes, typename V::T* gk, typename V::T* gv,
-    typename V::T* e) {
+template <typename T, bool exact>
+static __attribute__((noinline)) void attend_backward_all(const T* g, const T* q, int64_t queries,
+                                                          Range<T> keys, const T* k, const T* v,
+                                                          int64_t r, T scale, T inverse, T* slopes,
+                                                          T* gk, T* gv, T* e) {
+  using V = Vec<T>;
   constexpr int N = V::N;
   const int64_t padded = (r + N - 1) / N * N;
-  Queries<typename V::T, N> block;
+  Queries<T, N> block;
   V first[N], second[N];
   for (int64_t j = 0; j < r; ++j) gk[j] = gv[j] = 0;
   for (int64_t i = 0; i < queries; i += N) {
     const int64_t left = queries - i;
-    const V query = load_part<V>(q + i, left), weight = load_part<V>(g + i, left);
+    const V query = load_part(q + i, left), weight = load_part(g + i, left);
     query.store(block.q);
     for (int64_t m = 0; m < N && m < left; m += kQueries)
-      exponentials<V, exact>(block.q + m, keys, k, v, r, padded, scale, first + m, second + m,
+      exponentials<T, exact>(block.q + m, keys, k, v, r, padded, scale, first + m, second + m,
                              e + m * padded);
     for (int64_t m = (left + kQueries - 1) / kQueries * kQueries; m < N; ++m)
       first[m] = second[m] = V::set1(1);
@@ -235,7 +237,7 @@ static __attribute__((noinline)) void attend_backward_all(
     weight.store(block.weight);
     (weight * query * V::set1(inverse)).store(block.raw);
     for (int64_t m = 0; m < N && m < left; m += kQueries)
-      gradients<V>(block, m, k, v, r, padded, e + m * padded, first + m, gk, gv);
+      gradients<T>(block, m, k, v, r, padded, e + m * padded, first + m, gk, gv);
     store_part(sums(first) * V::set1(inverse), slopes + i, left);
   }
 }
@@ -252,11 +254,9 @@ LR_INLINE void by_component(const T* x, int64_t h, int64_t t, int64_t padded, T*
 }
 
 // e_j = 2^(s_j - max s), 0 beyond h; returns their sum.
-template <typename V>
-LR_INLINE typename V::T score_row(const typename V::T* q, const typename V::T* k, int64_t h,
-                                  int64_t t, int64_t padded, typename V::T scale,
-                                  typename V::T* e) {
-  using T = typename V::T;
+template <typename T>
+LR_INLINE T score_row(const T* q, const T* k, int64_t h, int64_t t, int64_t padded, T scale, T* e) {
+  using V = Vec<T>;
   for (int64_t j = 0; j < padded; j += V::N) {
     V s = V::set1(0);
     for (int64_t c = 0; c < t; ++c) s = fma(V::set1(q[c] * scale), V::load(k + c * padded + j), s);
@@ -274,18 +274,16 @@ LR_INLINE typename V::T score_row(const typename V::T* q, const typename V::T* k
   return sum(total);
 }
 
-template <typename V>
-static __attribute__((noinline)) void attend_tokens(const typename V::T* q, const typename V::T* k,
-                                                    const typename V::T* v, int64_t h, int64_t t,
-                                                    typename V::T scale, typename V::T* out,
-                                                    typename V::T* scratch) {
-  using T = typename V::T;
+template <typename T>
+static __attribute__((noinline)) void attend_tokens(const T* q, const T* k, const T* v, int64_t h,
+                                                    int64_t t, T scale, T* out, T* scratch) {
+  using V = Vec<T>;
   const int64_t padded = (h + V::N - 1) / V::N * V::N;
   T *keys = scratch, *values = keys + t * padded, *e = values + t * padded;
   by_component(k, h, t, padded, keys);
   by_component(v, h, t, padded, values);
   for (int64_t i = 0; i < h; ++i) {
-    const T total = score_row<V>(q + i * t, keys, h, t, padded, scale, e);
+    const T total = score_row<T>(q + i * t, keys, h, t, padded, scale, e);
     for (int64_t c = 0; c < t; ++c) {
       V part = V::set1(0);
       for (int64_t j = 0; j < padded; j += V::N)
@@ -296,12 +294,12 @@ static __attribute__((noinline)) void attend_tokens(const typename V::T* q, cons
 }
 
 // inverse: 1 / (temperature * sqrt(t)).
-template <typename V>
-static __attribute__((noinline)) void attend_tokens_backward(
-    const typename V::T* g, const typename V::T* q, const typename V::T* k, const typename V::T* v,
-    int64_t h, int64_t t, typename V::T scale, typename V::T inverse, typename V::T* gq,
-    typename V::T* gk, typename V::T* gv, typename V::T* scratch) {
-  using T = typename V::T;
+template <typename T>
+static __attribute__((noinline)) void attend_tokens_backward(const T* g, const T* q, const T* k,
+                                                             const T* v, int64_t h, int64_t t,
+                                                             T scale, T inverse, T* gq, T* gk,
+                                                             T* gv, T* scratch) {
+  using V = Vec<T>;
   const int64_t padded = (h + V::N - 1) / V::N * V::N, size = t * padded;
   T *keys = scratch, *values = keys + size, *to_keys = values + size, *to_values = to_keys + size;
   T *e = to_values + size, *d = e + padded;
@@ -310,7 +308,7 @@ static __attribute__((noinline)) void attend_tokens_backward(
   for (int64_t j = 0; j < 2 * size; ++j) to_keys[j] = 0;
   for (int64_t i = 0; i < h; ++i) {
     const T *query = q + i * t, *grad = g + i * t;
-    const V share = V::set1(1 / score_row<V>(query, keys, h, t, padded, scale, e));
+    const V share = V::set1(1 / score_row<T>(query, keys, h, t, padded, scale, e));
     V dot = V::set1(0);
     for (int64_t j = 0; j < padded; j += V::N) {
       V da = V::set1(0);
@@ -341,10 +339,4 @@ static __attribute__((noinline)) void attend_tokens_backward(
       gk[j * t + c] = to_keys[c * padded + j];
       gv[j * t + c] = to_values[c * padded + j];
     }
-}
-
-// Elements of scratch that one sample needs, forward or backward.
-static inline int64_t attention_scratch(int64_t r, int64_t t) {
-  const int64_t lanes = 16, padded = (r / t + lanes - 1) / lanes * lanes;
-  return t == 1 ? (kMostNodes + 7) * padded : 4 * t * padded + 2 * padded;
 }

@@ -28,8 +28,7 @@ struct Bf16Scratch {
   }
 };
 
-static int64_t bf16_scratch(int64_t d, int64_t r, int64_t token_dim, int64_t projections,
-                            bool net) {
+int64_t scratch(int64_t d, int64_t r, int64_t token_dim, int64_t projections, bool net) {
   return Bf16Scratch(nullptr, d, r, token_dim, projections, net).floats;
 }
 
@@ -49,7 +48,7 @@ LR_INLINE Bf16Rows operand_of(const uint16_t* x, int64_t rows, int64_t samples, 
 // Attention or nothing, from one sample's projections h to what goes into u.
 LR_INLINE const float* mixed_of(const Layer<float>& l, const float* h, const Bf16Scratch& s) {
   if (l.projections == 1) return h;
-  attend_sample<f32>(l, h, s.mixed, s.attention);
+  avx512::CrossAttention<float>::sample(l, h, s.mixed, s.attention);
   return s.mixed;
 }
 
@@ -91,11 +90,11 @@ LR_INLINE void bf16_layer_packed(const Bf16Layer& layer, const Bf16Rows& x, int6
     const float *h = s.hidden + b * ldh, *mixed = mixed_of(l, h, s);
     if (kept.hidden)
       for (int64_t j = 0; j < kept.columns; j += 16)
-        store_bf16(load_part<f32>(h + j, kept.columns - j), kept.hidden + b * kept.columns + j,
+        store_bf16(load_part(h + j, kept.columns - j), kept.hidden + b * kept.columns + j,
                    kept.columns - j);
     if (kept.mixed)
       for (int64_t j = 0; j < r; j += 16)
-        store_bf16(load_part<f32>(mixed + j, r - j), kept.mixed + b * r + j, r - j);
+        store_bf16(load_part(mixed + j, r - j), kept.mixed + b * r + j, r - j);
     split_row(mixed, r, wide, s.split_p + b * wide, s.split_p + (samples + b) * wide);
   }
   for (int64_t b = rows; b < samples; ++b) {
@@ -125,7 +124,7 @@ LR_INLINE void weight_rows(const Bf16Product& a, int64_t rows, int64_t samples, 
 // Panels of samples' rows.
 LR_INLINE void pack_samples(const uint16_t* rows, int64_t ld, int64_t samples, uint16_t* to) {
   const Bf16Matrix one = {{rows, nullptr, nullptr}, samples, samples, ld, to};
-  for (int64_t c = 0; c < samples / 16; ++c) bf16_pack(one, c);
+  for (int64_t c = 0; c < samples / 16; ++c) pack(one, c);
 }
 
 // The same for few samples; d and r are multiples of 32.
@@ -148,7 +147,7 @@ LR_INLINE void bf16_layer_direct(const Bf16Layer& layer, const Bf16Rows& x, int6
                     f32::load(s.hidden + (k + 1) * samples + 16 * c), high_p + (c * r + k) * 16,
                     low_p + (c * r + k) * 16);
   } else {
-    turn_out<f32>(s.hidden, samples, rows, m, s.rows, m);
+    turn_out(s.hidden, samples, rows, m, s.rows, m);
     for (int64_t b = 0; b < rows; ++b)
       split_row(mixed_of(l, s.rows + b * m, s), r, r, s.split_p + b * r,
                 s.split_p + (samples + b) * r);
@@ -163,7 +162,7 @@ LR_INLINE void bf16_layer_direct(const Bf16Layer& layer, const Bf16Rows& x, int6
   for (int64_t j = 0; j < d; j += kChunk) {
     const int64_t n = d - j < kChunk ? d - j : kChunk;
     weight_rows<E>(out, n, samples, s.turned);
-    turn_out<f32>(s.turned, samples, rows, n, s.chunk, kChunk);
+    turn_out(s.turned, samples, rows, n, s.chunk, kChunk);
     for (int64_t b = 0; b < rows; ++b) finish(b, j, n, s.chunk + b * kChunk);
     out.rows += n * r;
   }
@@ -260,22 +259,40 @@ LR_INLINE void bf16_net_range(const Bf16Net& net, const uint16_t* x, int64_t beg
     }
 }
 
-// Consecutive tiles of one task, `step` samples each.
+// Consecutive tiles of one task.
 template <typename E>
-static void bf16_layer_task(const Bf16Layer& layer, const uint16_t* x0, const uint16_t* x,
-                            int64_t begin, int64_t end, int64_t step, uint16_t* y,
-                            const Bf16Kept& kept, float* scratch) {
+LR_INLINE void layer_tiles(const Bf16Layer& layer, const uint16_t* x0, const uint16_t* x,
+                           int64_t begin, int64_t end, int64_t step, uint16_t* y,
+                           const Bf16Kept& kept, float* scratch) {
   E::start();
   for (int64_t b = begin; b < end; b += step)
     bf16_layer_range<E>(layer, x0, x, b, b + step < end ? b + step : end, y, kept, scratch);
   E::stop();
 }
+
+void layer_task(bool tiles, const Bf16Layer& layer, const uint16_t* x0, const uint16_t* x,
+                int64_t begin, int64_t end, int64_t step, uint16_t* y, const Bf16Kept& kept,
+                float* scratch) {
+  if (tiles)
+    layer_tiles<Tiles>(layer, x0, x, begin, end, step, y, kept, scratch);
+  else
+    layer_tiles<Pairs>(layer, x0, x, begin, end, step, y, kept, scratch);
+}
+
 template <typename E>
-static void bf16_net_task(const Bf16Net& net, const uint16_t* x, int64_t begin, int64_t end,
-                          int64_t step, int64_t rank, int64_t token_dim, uint16_t* y,
-                          float* scratch) {
+LR_INLINE void net_tiles(const Bf16Net& net, const uint16_t* x, int64_t begin, int64_t end,
+                         int64_t step, int64_t rank, int64_t token_dim, uint16_t* y,
+                         float* scratch) {
   E::start();
   for (int64_t b = begin; b < end; b += step)
     bf16_net_range<E>(net, x, b, b + step < end ? b + step : end, rank, token_dim, y, scratch);
   E::stop();
+}
+
+void net_task(bool tiles, const Bf16Net& net, const uint16_t* x, int64_t begin, int64_t end,
+              int64_t step, int64_t rank, int64_t token_dim, uint16_t* y, float* scratch) {
+  if (tiles)
+    net_tiles<Tiles>(net, x, begin, end, step, rank, token_dim, y, scratch);
+  else
+    net_tiles<Pairs>(net, x, begin, end, step, rank, token_dim, y, scratch);
 }

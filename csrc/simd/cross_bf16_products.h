@@ -1,28 +1,28 @@
 // Cross layers in bfloat16 with products of bfloat16, AVX-512 and up.
 //
-// Every product is (rows x k) (k x columns), up to 32 rows at a time. The columns run along the
-// lanes, packed: a panel is 16 columns, for each pair of k one vector of 16 pairs; a block is 16
-// such vectors, 1 KB. What multiplies is one of two:
-// - tiles (AMX): 2 x 2 tiles of 16 x 16 sums, each instruction 16 x 16 x 32 products, 512
-//   multiply-adds a cycle where float FMAs do 32;
-// - pairs (vdpbf16ps): 4 x 4 vectors of sums, 32 products an instruction: twice the rate of float
-//   FMAs on Zen 4 and 5, half of it on a Xeon with AMX.
-// Which side is packed: with many samples the weights, once a call (0.45 cycles each); with few
-// the samples, and weights are read where they lie, but results are turned (kDirect in
-// cross_bf16.cpp).
+// Every product is (rows x k) (k x columns), with up to 32 rows at a time. The columns are packed
+// and run along the lanes. A panel holds 16 columns, with one vector of 16 pairs for each pair of
+// k. A block is 16 such vectors, 1 KB. Two kinds of instructions multiply:
+// - tiles (AMX): 2 x 2 tiles of 16 x 16 sums. An instruction does 16 x 16 x 32 products, which is
+//   512 multiply-adds per cycle, compared with 32 for float FMAs;
+// - pairs (vdpbf16ps): 4 x 4 vectors of sums. An instruction does 32 products. The rate is twice
+//   that of float FMAs on Zen 4 and 5, and half of it on a Xeon with AMX.
+// With many samples the weights are packed, once per call (0.45 cycles each). With few samples the
+// samples are packed instead and weights are read in place, but then results must be transposed
+// (kDirect in cross_bf16.cpp).
 //
-// Precision: inputs and weights are bfloat16 and multiply exactly; sums are float. What is not
-// bfloat16 between products (h, the attention's result, the state between the layers of a net) is
-// split into two bfloat16, high + low, 2^-17 of it lost, and multiplied twice: results stay as
-// close to those of float products as before, and tiles are so fast that it costs little.
+// Precision: products of bfloat16 inputs and weights are exact, and sums are float. Values between
+// products (h, the attention's result, the state between the layers of a net) are not bfloat16.
+// They are split into two bfloat16 numbers, high + low, which loses 2^-17, and are multiplied
+// twice. Results are therefore as close to those of float products as before. Tiles are so fast
+// that this costs little.
 //
-// Tried and dropped: asking for the next tile's rows while the products run, as cross_rows.h does
-// (3 % at 2048 samples of d = 512, r = 64, -5 % at 256).
+// Tried and dropped: prefetching the next tile's rows during the products, as cross_rows.h does
+// (3 % faster at 2048 samples of d = 512, r = 64, but 5 % slower at 256).
 //
-// A sample's result does not depend on its neighbours nor on the number of threads.
+// A sample's result does not depend on the other samples or on the number of threads.
 
-constexpr int64_t kTileSamples = 32, kBlock = 512;  // elements of a block
-constexpr int64_t kChunk = 64;                      // columns of a product finished together
+constexpr int64_t kChunk = 64;  // columns of a product finished together
 
 // Rows of bfloat16, and where not null what is added to them.
 struct Bf16Rows {
@@ -172,7 +172,7 @@ LR_INLINE void bf16_product(const Bf16Product& a, int64_t rows, int64_t first, i
 // ---- packing -----------------------------------------------------------------------------
 
 // Columns [16 c, 16 c + 16): zeros beyond the last column and the last k.
-static void bf16_pack(const Bf16Matrix& one, int64_t c) {
+void pack(const Bf16Matrix& one, int64_t c) {
   const int64_t depth = (one.k + 31) / 32;
   const uint16_t* column[16];
   for (int64_t i = 0; i < 16; ++i) {
@@ -199,7 +199,7 @@ static void bf16_pack(const Bf16Matrix& one, int64_t c) {
 
 LR_INLINE f32 bf16_part(const uint16_t* p, int64_t left) {
   const bfloat_bits* from = (const bfloat_bits*)p;
-  if (left >= 16) return load_element<f32>(from);
+  if (left >= 16) return load_element(from);
   const __m256i bits = _mm256_maskz_loadu_epi16(f32::mask(left), p);
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
@@ -243,5 +243,5 @@ LR_INLINE void split_pairs(f32 a, f32 b, uint16_t* high, uint16_t* low) {
 LR_INLINE void split_row(const float* from, int64_t n, int64_t padded, uint16_t* high,
                          uint16_t* low) {
   for (int64_t j = 0; j < padded; j += 16)
-    split(j < n ? load_part<f32>(from + j, n - j) : f32::set1(0), high + j, low + j);
+    split(j < n ? load_part(from + j, n - j) : f32::set1(0), high + j, low + j);
 }

@@ -1,9 +1,10 @@
-// Small things on vectors that the cross kernels share, for one instruction set.
+// Vector helpers of the cross kernels, for one instruction set.
 
 static inline int64_t padded_to(int64_t n, int64_t W) { return (n + W - 1) / W * W; }
 
-template <typename V>
-LR_INLINE V load_part(const typename V::T* p, int64_t left) {
+template <typename T>
+LR_INLINE Vec<T> load_part(const T* p, int64_t left) {
+  using V = Vec<T>;
   return left >= V::N ? V::load(p) : V::load(p, left);
 }
 
@@ -145,9 +146,9 @@ struct Range {
   T low, high;
 };
 
-template <typename V>
-LR_INLINE Range<typename V::T> range_of(const typename V::T* x, int64_t n) {
-  using T = typename V::T;
+template <typename T>
+LR_INLINE Range<T> range_of(const T* x, int64_t n) {
+  using V = Vec<T>;
   if (n < V::N) {
     Range<T> r = {x[0], x[0]};
     for (int64_t i = 1; i < n; ++i) {

@@ -1,18 +1,18 @@
-// The one matrix microkernel of the cross layers, for one instruction set.
+// The matrix microkernel of the cross layers, for one instruction set.
 //
-// Idea: a tile holds W samples transposed, T[column][W], so the batch runs along the vector
-// lanes. Every product of a layer then reads its weights where they lie, one broadcast per
-// scalar, and nothing is packed: h = V x, t = U h. A sample's sums run over k in order, alone in
-// their lane, so that results do not depend on the tile's width, the batch or the number of
-// threads. Many samples, and the backward, take the same loop the other way round: cross_rows.h.
+// A tile holds W transposed samples, T[column][W], so the batch runs along the vector lanes. Every
+// product of a layer (h = V x, t = U h) reads its weights in place, with one broadcast per scalar,
+// and nothing is packed. Each sample has its own lane, and its sums run over k in order. Results
+// therefore do not depend on the width of the tile, the batch or the number of threads. With many
+// samples and in the backward, cross_rows.h exchanges the roles of samples and weights.
 //
-// Registers: 6 rows x 4 vectors of accumulators (AVX-512), 6 x 2 (AVX2), 4 x 2 (plain). Per k
-// step 4 vectors of the tile from L2 (256 bytes) and 6 broadcasts feed 24 FMAs. Ceiling: the
-// FMA rate. Six weight rows, not twelve: at widths of 4096 bytes all rows fall into one L1
-// set of 8 ways.
+// The accumulators are 6 rows x 4 vectors (AVX-512), 6 x 2 (AVX2) or 4 x 2 (plain). In each step of
+// k, 4 vectors of the tile from L2 (256 bytes) and 6 broadcasts feed 24 FMAs. The ceiling is the
+// FMA rate. There are six weight rows, not twelve, because rows of 4096 bytes all share one L1 set
+// of 8 ways.
 //
-// Cost beside the products: turning a tile in and out, about 0.35 cycles per element each way,
-// against r / 8 cycles per element for the two products of one layer.
+// In addition to the products, a tile is transposed at the start and at the end. That costs about
+// 0.35 cycles per element each way, and the two products of a layer r / 8 cycles per element.
 
 #if LIRANK_ISA == 512
 constexpr int kTileVectors = 4;
@@ -40,10 +40,9 @@ struct Epilogue {
 };
 
 // acc[m][n] of rows m0 + m.
-template <typename V, int M, int NV>
-LR_INLINE void accumulate(const Product<typename V::T>& one, int64_t ldb, int64_t m0,
-                          V (*acc)[NV]) {
-  using T = typename V::T;
+template <typename T, int M, int NV>
+LR_INLINE void accumulate(const Product<T>& one, int64_t ldb, int64_t m0, Vec<T> (*acc)[NV]) {
+  using V = Vec<T>;
   constexpr int groups = (M + 2) / 3;  // rows in threes: base, base + row, base + 2 row
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
@@ -70,12 +69,11 @@ LR_INLINE void accumulate(const Product<typename V::T>& one, int64_t ldb, int64_
   }
 }
 
-template <typename V, int M, int NV>
-LR_INLINE void micro(const Product<typename V::T>& one, int64_t ldb, int64_t m0,
-                     const Epilogue<typename V::T>& e) {
-  using T = typename V::T;
+template <typename T, int M, int NV>
+LR_INLINE void micro(const Product<T>& one, int64_t ldb, int64_t m0, const Epilogue<T>& e) {
+  using V = Vec<T>;
   V acc[M][NV];
-  accumulate<V, M, NV>(one, ldb, m0, acc);
+  accumulate<T, M, NV>(one, ldb, m0, acc);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
     const int64_t at = (m0 + m) * e.ldo;
@@ -95,40 +93,41 @@ LR_INLINE void micro(const Product<typename V::T>& one, int64_t ldb, int64_t m0,
   }
 }
 
-template <typename V, int MR, int NV>
-static __attribute__((noinline)) void product_rows(const Product<typename V::T>& one, int64_t rows,
-                                                   int64_t ldb, const Epilogue<typename V::T>& e) {
+template <typename T, int MR, int NV>
+static __attribute__((noinline)) void product_rows(const Product<T>& one, int64_t rows, int64_t ldb,
+                                                   const Epilogue<T>& e) {
   int64_t m = 0;
-  for (; m + MR <= rows; m += MR) micro<V, MR, NV>(one, ldb, m, e);
-  for (; m + 4 <= rows; m += 4) micro<V, 4, NV>(one, ldb, m, e);
-  for (; m + 2 <= rows; m += 2) micro<V, 2, NV>(one, ldb, m, e);
-  if (m < rows) micro<V, 1, NV>(one, ldb, m, e);
+  for (; m + MR <= rows; m += MR) micro<T, MR, NV>(one, ldb, m, e);
+  for (; m + 4 <= rows; m += 4) micro<T, 4, NV>(one, ldb, m, e);
+  for (; m + 2 <= rows; m += 2) micro<T, 2, NV>(one, ldb, m, e);
+  if (m < rows) micro<T, 1, NV>(one, ldb, m, e);
 }
 
 // `rows` outputs for the first `vectors` vectors of lanes.
-template <typename V>
-LR_INLINE void product(const Product<typename V::T>& one, int64_t rows, int64_t ldb, int vectors,
-                       const Epilogue<typename V::T>& e) {
+template <typename T>
+LR_INLINE void product(const Product<T>& one, int64_t rows, int64_t ldb, int vectors,
+                       const Epilogue<T>& e) {
 #if LIRANK_ISA == 512
-  if (vectors == 1) return product_rows<V, 12, 1>(one, rows, ldb, e);
-  if (vectors == 2) return product_rows<V, 12, 2>(one, rows, ldb, e);
-  if (vectors == 3) return product_rows<V, 8, 3>(one, rows, ldb, e);
-  return product_rows<V, 6, 4>(one, rows, ldb, e);
+  if (vectors == 1) return product_rows<T, 12, 1>(one, rows, ldb, e);
+  if (vectors == 2) return product_rows<T, 12, 2>(one, rows, ldb, e);
+  if (vectors == 3) return product_rows<T, 8, 3>(one, rows, ldb, e);
+  return product_rows<T, 6, 4>(one, rows, ldb, e);
 #elif LIRANK_ISA == 256
-  if (vectors == 1) return product_rows<V, 12, 1>(one, rows, ldb, e);
-  return product_rows<V, 6, 2>(one, rows, ldb, e);
+  if (vectors == 1) return product_rows<T, 12, 1>(one, rows, ldb, e);
+  return product_rows<T, 6, 2>(one, rows, ldb, e);
 #else
-  if (vectors == 1) return product_rows<V, 8, 1>(one, rows, ldb, e);
-  return product_rows<V, 4, 2>(one, rows, ldb, e);
+  if (vectors == 1) return product_rows<T, 8, 1>(one, rows, ldb, e);
+  return product_rows<T, 4, 2>(one, rows, ldb, e);
 #endif
 }
 
 // ---- turning tiles -----------------------------------------------------------------------
 
 // tile[j * W + b] = x[b * ld + j] for b < rows; 0 for the other lanes of `vectors` vectors.
-template <typename V>
-LR_INLINE void turn_in(const typename V::T* x, int64_t ld, int64_t rows, int64_t columns,
-                       typename V::T* tile, int64_t W, int vectors) {
+template <typename T>
+LR_INLINE void turn_in(const T* x, int64_t ld, int64_t rows, int64_t columns, T* tile, int64_t W,
+                       int vectors) {
+  using V = Vec<T>;
   constexpr int N = V::N;
   for (int64_t b0 = 0; b0 < vectors * N; b0 += N)
     for (int64_t j0 = 0; j0 < columns; j0 += N) {
@@ -136,7 +135,7 @@ LR_INLINE void turn_in(const typename V::T* x, int64_t ld, int64_t rows, int64_t
       V block[N];
 #pragma GCC unroll 16
       for (int i = 0; i < N; ++i) {
-        const typename V::T* from = x + (b0 + i) * ld + j0;
+        const T* from = x + (b0 + i) * ld + j0;
         block[i] = b0 + i >= rows ? V::set1(0) : left == N ? V::load(from) : V::load(from, left);
       }
       transpose(block);
@@ -145,9 +144,9 @@ LR_INLINE void turn_in(const typename V::T* x, int64_t ld, int64_t rows, int64_t
 }
 
 // y[b * ld + j] = tile[j * W + b] for b < rows.
-template <typename V>
-LR_INLINE void turn_out(const typename V::T* tile, int64_t W, int64_t rows, int64_t columns,
-                        typename V::T* y, int64_t ld) {
+template <typename T>
+LR_INLINE void turn_out(const T* tile, int64_t W, int64_t rows, int64_t columns, T* y, int64_t ld) {
+  using V = Vec<T>;
   constexpr int N = V::N;
   for (int64_t b0 = 0; b0 < rows; b0 += N)
     for (int64_t j0 = 0; j0 < columns; j0 += N) {

@@ -1,69 +1,39 @@
-// Compiles one kernel header once per instruction set.
+// Compiles the kernels of one family for one instruction set.
 //
+//   // simd/isotonic.cpp
+//   #include "isotonic.h"  // declares them: LIRANK_EACH_ISA
 //   #define LIRANK_KERNELS "simd/isotonic.h"
 //   #include "simd/foreach_isa.h"
-//   ... LIRANK_DISPATCH(function, arguments) ...
 //
-// The header lands in namespaces lirank::plain, lirank::avx2 and
-// lirank::avx512 and is written against vec.h alone. It must not instantiate
-// templates of the standard library: an instantiation made under a target
-// pragma could be merged with the plain one by the linker.
-#pragma once
-#include "cpu_features.h"
-#include "simd/isa_macros.h"
+// The build compiles every .cpp file of csrc/simd three times, with LIRANK_ISA 0 (plain C++), 256
+// (AVX2) and 512 (AVX-512); the kernels land in lirank::plain, lirank::avx2 and lirank::avx512.
+// Other processors than x86-64 have the plain ones alone. A kernel header has no include guard and
+// is written against vec.h; where an instruction set has something of its own, LIRANK_ISA tells.
+#include "simd/target.h"
 
-#define LIRANK_ISA 0
+#if LIRANK_ISA == 0
+
 namespace lirank::plain {
 #include "simd/vec.h"
 #include LIRANK_KERNELS
 }  // namespace lirank::plain
-#undef LIRANK_ISA
 
-#if LIRANK_X86
+#elif LIRANK_ISA == 256 && LIRANK_X86
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2,popcnt"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2,popcnt")
-#endif
-#define LIRANK_ISA 256
+LIRANK_TARGET_BEGIN(avx2)
 namespace lirank::avx2 {
 #include "simd/vec.h"
 #include LIRANK_KERNELS
 }  // namespace lirank::avx2
-#undef LIRANK_ISA
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(                                                                  \
-    __attribute__((                                                                            \
-        target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi,bmi2,popcnt"))), \
-    apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target( \
-    "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi,bmi2,popcnt,prefer-vector-width=512")
-#endif
-#define LIRANK_ISA 512
+LIRANK_TARGET_END
+
+#elif LIRANK_ISA == 512 && LIRANK_X86
+
+LIRANK_TARGET_BEGIN(avx512)
 namespace lirank::avx512 {
 #include "simd/vec.h"
 #include LIRANK_KERNELS
 }  // namespace lirank::avx512
-#undef LIRANK_ISA
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+LIRANK_TARGET_END
 
-#define LIRANK_DISPATCH(fn, ...)                                                   \
-  (::lirank::isa() == ::lirank::Isa::avx512                                        \
-       ? ::lirank::avx512::fn(__VA_ARGS__)                                         \
-       : (::lirank::isa() == ::lirank::Isa::avx2 ? ::lirank::avx2::fn(__VA_ARGS__) \
-                                                 : ::lirank::plain::fn(__VA_ARGS__)))
-
-#else
-#define LIRANK_DISPATCH(fn, ...) ::lirank::plain::fn(__VA_ARGS__)
 #endif

@@ -1,6 +1,6 @@
 // Vectors of 16-bit floats to vectors of float and back, for one instruction set.
 //
-// load_element<V> takes a pointer to any element type; of its own it loads as V does.
+// load_element takes a pointer to any element type; 16-bit floats come as vectors of float.
 
 struct half_bits {
   uint16_t bits;
@@ -9,62 +9,54 @@ struct bfloat_bits {
   uint16_t bits;
 };
 
-template <typename V>
-LR_INLINE V load_element(const typename V::T* p) {
-  return V::load(p);
+template <typename T>
+LR_INLINE Vec<T> load_element(const T* p) {
+  return Vec<T>::load(p);
 }
-template <typename V>
-LR_INLINE V load_element(const typename V::T* p, int64_t n) {
-  return V::load(p, n);
+template <typename T>
+LR_INLINE Vec<T> load_element(const T* p, int64_t n) {
+  return Vec<T>::load(p, n);
 }
 
 #if LIRANK_ISA == 512
-template <typename V>
-LR_INLINE V load_element(const half_bits* p) {
+LR_INLINE f32 load_element(const half_bits* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
 }
-template <typename V>
-LR_INLINE V load_element(const bfloat_bits* p) {
+LR_INLINE f32 load_element(const bfloat_bits* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
 #elif LIRANK_ISA == 256
-template <typename V>
-LR_INLINE V load_element(const half_bits* p) {
+LR_INLINE f32 load_element(const half_bits* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))};
 }
-template <typename V>
-LR_INLINE V load_element(const bfloat_bits* p) {
+LR_INLINE f32 load_element(const bfloat_bits* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
 }
 #else
-template <typename V>
-LR_INLINE V load_element(const half_bits* p) {
-  float lane[V::N];
-  for (int i = 0; i < V::N; ++i) lane[i] = ::lirank::widen_half(p[i].bits);
-  return V::load(lane);
+LR_INLINE f32 load_element(const half_bits* p) {
+  float lane[f32::N];
+  for (int i = 0; i < f32::N; ++i) lane[i] = ::lirank::widen_half(p[i].bits);
+  return f32::load(lane);
 }
-template <typename V>
-LR_INLINE V load_element(const bfloat_bits* p) {
-  float lane[V::N];
-  for (int i = 0; i < V::N; ++i) lane[i] = ::lirank::widen_bfloat(p[i].bits);
-  return V::load(lane);
+LR_INLINE f32 load_element(const bfloat_bits* p) {
+  float lane[f32::N];
+  for (int i = 0; i < f32::N; ++i) lane[i] = ::lirank::widen_bfloat(p[i].bits);
+  return f32::load(lane);
 }
 #endif
 
 // The first n of a vector of 16-bit elements; never reads past them.
-template <typename V>
-LR_INLINE V load_element(const half_bits* p, int64_t n) {
-  half_bits lane[V::N] = {};
+LR_INLINE f32 load_element(const half_bits* p, int64_t n) {
+  half_bits lane[f32::N] = {};
   memcpy(lane, p, (size_t)n * sizeof(half_bits));
-  return load_element<V>(lane);
+  return load_element(lane);
 }
-template <typename V>
-LR_INLINE V load_element(const bfloat_bits* p, int64_t n) {
-  bfloat_bits lane[V::N] = {};
+LR_INLINE f32 load_element(const bfloat_bits* p, int64_t n) {
+  bfloat_bits lane[f32::N] = {};
   memcpy(lane, p, (size_t)n * sizeof(bfloat_bits));
-  return load_element<V>(lane);
+  return load_element(lane);
 }
 
 // A vector to 16-bit floats, each to the nearest, ties to even.

@@ -1,24 +1,23 @@
 // Hashing, gathering and pooling of hashed embeddings, for one instruction set.
 //
-// Ids are hashed kBlock at a time into rows of a small ring on the stack, kAhead ids before they
-// are pooled; the two quotient rows (anywhere in GBs) are prefetched as the pooling reaches them
-// minus kAhead, so that requests leave evenly. The remainder tables (1,000 rows) stay in the
-// cache. The sums of a bag stay in registers for up to kSegment ids and 8 vectors of columns.
+// Ids are hashed kBlock at a time, kAhead ids before they are pooled. Their rows go into a small
+// ring on the stack. The two quotient rows of an id may be anywhere in GBs of tables. They are
+// prefetched kAhead ids before the pooling reaches them, so that requests are spread evenly. The
+// remainder tables (1,000 rows) stay in the cache. The sums of a bag stay in registers for up to
+// kSegment ids and 8 vectors of columns.
 //
-// An id costs six 64-bit multiplications and four divisions by a constant known at the call
-// (a multiplication each), on vectors; beyond the cache they hide behind the gathers. Splitting
-// one by one instead cost 3.8 ns an id, which shows where the tables lie in the cache.
+// An id costs six 64-bit multiplications and four divisions by a divisor that is fixed during a
+// call, each of them a multiplication. They run on vectors. If the tables are larger than the
+// cache, the gathers hide them.
 //
-// Tried and dropped: a second prefetch into the first-level cache 6 ids ahead, the first one 32
-// ahead into the second level, as look-ups in quantized tables have it: no change for 500,000
-// float rows of 64, 8 % slower for packed ones.
+// Tried and dropped:
+// - splitting hashes one by one: 3.8 ns per id, which shows if the tables are in the cache;
+// - a prefetch into L2 32 ids ahead and a second one into L1 6 ids ahead, as in look-ups in
+//   quantized tables: no change for 500,000 float rows of 64, 8 % slower for packed rows.
 
 #include "simd/half_lanes.h"
 #include "simd/hashing_lanes.h"
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
 #include "simd/quantized_embedding_codes.h"
-#pragma GCC diagnostic pop
 
 constexpr int64_t kBlock = 16, kSegment = 64, kDistance = 16, kRing = 128;
 static_assert(kSegment + kDistance + kBlock <= kRing, "a segment and what runs ahead of it");
@@ -88,23 +87,10 @@ LR_INLINE void hash_block(const Source& s, int64_t at, int64_t count, int64_t* c
   }
 }
 
-// Given rows: one out of range is recorded and read as row 0, so that nothing bad is gathered.
-LR_INLINE void copy_block(const Source& s, int64_t at, int64_t count, int64_t* const* lists,
-                          int64_t& bad) {
-  for (int t = 0; t < 4; ++t)
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t row = s.rows[t][at + j];
-      const bool good = (uint64_t)row < (uint64_t)s.heights[t];
-      lists[t][j] = good ? row : 0;
-      if (!good && (bad < 0 || at + j < bad)) bad = at + j;
-    }
-}
-
 // Keeps the ring filled; `made` counts ids from the first of the range on.
-template <bool given>
 struct Ahead {
   const Source& source;
-  int64_t first, limit, made = 0, bad = -1;
+  int64_t first, limit, made = 0;
   RowRing ring;
 
   LR_METHOD void fill(int64_t goal) {
@@ -113,10 +99,7 @@ struct Ahead {
       int64_t* lists[4];
       for (int t = 0; t < 4; ++t) lists[t] = ring.row[t] + slot;
       const int64_t count = left < kBlock ? left : kBlock;
-      if constexpr (given)
-        copy_block(source, first + made, count, lists, bad);
-      else
-        hash_block(source, first + made, count, lists);
+      hash_block(source, first + made, count, lists);
       made += kBlock;
     }
   }
@@ -137,20 +120,20 @@ LR_INLINE void prefetch_rows(const Tables& t, const RowRing& ring, int64_t slot)
   prefetch_bytes((const uint8_t*)t.base[2] + ring.row[2][slot] * bytes, bytes);
 }
 
-template <typename V>
+template <typename T>
 struct Segment {
-  int64_t slot, count;           // ids, by their place in the ring
-  const typename V::T* weights;  // of the first id, or null
-  typename V::T* out;            // (dim,) of the bag
-  typename V::T divide;          // applied to the sum
-  bool fresh, prefetch;          // first of its bag; prefetch while passing
+  int64_t slot, count;   // ids, by their place in the ring
+  const T* weights;      // of the first id, or null
+  T* out;                // (dim,) of the bag
+  T divide;              // applied to the sum
+  bool fresh, prefetch;  // first of its bag; prefetch while passing
 };
 
 // Columns [first, first + blocks * N), the last vector holding `last` of them.
-template <typename V, typename E, int blocks, bool tail>
-LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<V>& s, int64_t first,
+template <typename T, typename E, int blocks, bool tail>
+LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<T>& s, int64_t first,
                            int64_t last) {
-  using T = typename V::T;
+  using V = Vec<T>;
   const auto out_load = [&](int b) {
     T* p = s.out + first + b * V::N;
     return tail && b == blocks - 1 ? V::load(p, last) : V::load(p);
@@ -166,8 +149,8 @@ LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<V
     for (int b = 0; b < blocks; ++b) {
       V x[4];
       for (int k = 0; k < 4; ++k)
-        x[k] = tail && b == blocks - 1 ? load_element<V>(row[k] + b * V::N, last)
-                                       : load_element<V>(row[k] + b * V::N);
+        x[k] = tail && b == blocks - 1 ? load_element(row[k] + b * V::N, last)
+                                       : load_element(row[k] + b * V::N);
       total[b] = fma((x[0] + x[1]) + (x[2] + x[3]), w, total[b]);
     }
   }
@@ -202,11 +185,12 @@ LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<V
   }
 
 // `blocks` vectors of columns from `first` on; `last` is 0 where all are full.
-template <typename V, typename E>
-static void add_columns(const Tables& t, const RowRing& ring, const Segment<V>& s, int64_t first,
+template <typename T, typename E>
+static void add_columns(const Tables& t, const RowRing& ring, const Segment<T>& s, int64_t first,
                         int64_t blocks, int64_t last) {
-#define LR_FULL(n) add_segment<V, E, n, false>(t, ring, s, first, V::N)
-#define LR_TAIL(n) add_segment<V, E, n, true>(t, ring, s, first, last)
+  using V = Vec<T>;
+#define LR_FULL(n) add_segment<T, E, n, false>(t, ring, s, first, V::N)
+#define LR_TAIL(n) add_segment<T, E, n, true>(t, ring, s, first, last)
   if (last == 0) LR_WIDTHS(LR_FULL);
   LR_WIDTHS(LR_TAIL);
 #undef LR_FULL
@@ -214,8 +198,9 @@ static void add_columns(const Tables& t, const RowRing& ring, const Segment<V>& 
 }
 
 // All columns of a segment, up to 8 vectors at a time; the first pass prefetches.
-template <typename V, typename Add>
-LR_INLINE void all_columns(int64_t dim, Segment<V>& s, const Add& add) {
+template <typename T, typename Add>
+LR_INLINE void all_columns(int64_t dim, Segment<T>& s, const Add& add) {
+  using V = Vec<T>;
   for (int64_t first = 0; first < dim; first += 8 * V::N) {
     const int64_t left = dim - first;
     s.prefetch = first == 0;
@@ -226,13 +211,11 @@ LR_INLINE void all_columns(int64_t dim, Segment<V>& s, const Add& add) {
   }
 }
 
-// Bags [from, to). Returns the position of the first given row out of range, or -1.
-template <typename V, bool given, typename Prefetch, typename Add>
-LR_INLINE int64_t pool_bags(const Source& source, const Bags& b, int64_t from, int64_t to,
-                            int64_t dim, typename V::T* out, const Prefetch& prefetch,
-                            const Add& add) {
-  using T = typename V::T;
-  Ahead<given> ahead{source, b.start(from), b.start(to), 0, -1, {}};
+// Bags [from, to).
+template <typename T, typename Prefetch, typename Add>
+LR_INLINE void pool_bags(const Source& source, const Bags& b, int64_t from, int64_t to, int64_t dim,
+                         T* out, const Prefetch& prefetch, const Add& add) {
+  Ahead ahead{source, b.start(from), b.start(to), 0, {}};
   ahead.fill(ahead.first + kDistance < ahead.limit ? ahead.first + kDistance : ahead.limit);
   for (int64_t i = ahead.first; i < ahead.limit && i < ahead.first + kDistance; ++i)
     prefetch(ahead.ring, ahead.slot(i));
@@ -246,45 +229,39 @@ LR_INLINE int64_t pool_bags(const Source& source, const Bags& b, int64_t from, i
       const int64_t goal = stop + kDistance < ahead.limit ? stop + kDistance : ahead.limit;
       ahead.fill(goal);
       const T divide = b.mean && stop == end ? (T)1 / (T)(end - begin) : (T)1;
-      Segment<V> s{ahead.slot(i), stop - i, weights ? weights + i : nullptr, row, divide,
+      Segment<T> s{ahead.slot(i), stop - i, weights ? weights + i : nullptr, row, divide,
                    i == begin,    true};
       add(ahead.ring, s, stop == end);
     }
   }
-  return ahead.bad;
 }
 
-template <typename V, typename E, bool given>
-static int64_t pool_float(const Tables& t, const Source& source, const Bags& b, int64_t from,
-                          int64_t to, void* out) {
-  return pool_bags<V, given>(
-      source, b, from, to, t.dim, (typename V::T*)out,
+template <typename T, typename E>
+static void pool_float(const Tables& t, const Source& source, const Bags& b, int64_t from,
+                       int64_t to, void* out) {
+  pool_bags<T>(
+      source, b, from, to, t.dim, (T*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_rows<E>(t, ring, slot); },
-      [&](const RowRing& ring, Segment<V>& s, bool) {
-        all_columns<V>(t.dim, s,
-                       [&](const Segment<V>& part, int64_t first, int64_t blocks, int64_t last) {
-                         add_columns<V, E>(t, ring, part, first, blocks, last);
+      [&](const RowRing& ring, Segment<T>& s, bool) {
+        all_columns<T>(t.dim, s,
+                       [&](const Segment<T>& part, int64_t first, int64_t blocks, int64_t last) {
+                         add_columns<T, E>(t, ring, part, first, blocks, last);
                        });
       });
 }
 
-static int64_t pool_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from,
-                           int64_t to, void* out) {
+void pool_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
+                 void* out) {
   switch (t.element) {
     case Element::float64:
-      return pool_float<f64, double, false>(t, s, b, from, to, out);
+      return pool_float<double, double>(t, s, b, from, to, out);
     case Element::float16:
-      return pool_float<f32, half_bits, false>(t, s, b, from, to, out);
+      return pool_float<float, half_bits>(t, s, b, from, to, out);
     case Element::bfloat16:
-      return pool_float<f32, bfloat_bits, false>(t, s, b, from, to, out);
+      return pool_float<float, bfloat_bits>(t, s, b, from, to, out);
     default:
-      return pool_float<f32, float, false>(t, s, b, from, to, out);
+      return pool_float<float, float>(t, s, b, from, to, out);
   }
-}
-
-static int64_t pool_given(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
-                          void* out) {
-  return pool_float<f32, float, true>(t, s, b, from, to, out);
 }
 
 // ---- packed tables ---------------------------------------------------------------------
@@ -299,7 +276,7 @@ LR_INLINE void prefetch_packed(const PackedTables& t, const RowRing& ring, int64
 
 // total = sum of w * scale * code; `mids` takes the sum of w * mid. The caller adds the two.
 template <int bits, int blocks, bool tail>
-LR_INLINE float add_packed(const PackedTables& t, const RowRing& ring, const Segment<f32>& s,
+LR_INLINE float add_packed(const PackedTables& t, const RowRing& ring, const Segment<float>& s,
                            int64_t first, int64_t last) {
   f32 total[blocks];
   for (int b = 0; b < blocks; ++b) {
@@ -336,7 +313,7 @@ LR_INLINE float add_packed(const PackedTables& t, const RowRing& ring, const Seg
 }
 
 template <int bits>
-static float add_packed_columns(const PackedTables& t, const RowRing& ring, const Segment<f32>& s,
+static float add_packed_columns(const PackedTables& t, const RowRing& ring, const Segment<float>& s,
                                 int64_t first, int64_t blocks, int64_t last) {
 #define LR_FULL(n) add_packed<bits, n, false>(t, ring, s, first, f32::N)
 #define LR_TAIL(n) add_packed<bits, n, true>(t, ring, s, first, last)
@@ -346,16 +323,16 @@ static float add_packed_columns(const PackedTables& t, const RowRing& ring, cons
 #undef LR_TAIL
 }
 
-static int64_t pool_packed(const PackedTables& t, const Source& source, const Bags& b, int64_t from,
-                           int64_t to, void* out) {
+void pool_packed(const PackedTables& t, const Source& source, const Bags& b, int64_t from,
+                 int64_t to, void* out) {
   float mids = 0;
-  return pool_bags<f32, false>(
+  pool_bags<float>(
       source, b, from, to, t.dim, (float*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_packed(t, ring, slot); },
-      [&](const RowRing& ring, Segment<f32>& s, bool ends) {
+      [&](const RowRing& ring, Segment<float>& s, bool ends) {
         float segment = 0;  // the same for every pass over the columns
-        all_columns<f32>(
-            t.dim, s, [&](const Segment<f32>& part, int64_t first, int64_t blocks, int64_t last) {
+        all_columns<float>(
+            t.dim, s, [&](const Segment<float>& part, int64_t first, int64_t blocks, int64_t last) {
               segment = t.bits == 8 ? add_packed_columns<8>(t, ring, part, first, blocks, last)
                                     : add_packed_columns<4>(t, ring, part, first, blocks, last);
             });
@@ -368,7 +345,7 @@ static int64_t pool_packed(const PackedTables& t, const Source& source, const Ba
 // ---- backward --------------------------------------------------------------------------
 
 // Rows of ids [from, to) into four lists of the range's length; `from` is a multiple of kBlock.
-static void hash_rows(const Source& s, int64_t from, int64_t to, uint32_t* const* lists) {
+void hash_rows(const Source& s, int64_t from, int64_t to, uint32_t* const* lists) {
   int64_t buffer[4][kBlock];
   int64_t* into[4] = {buffer[0], buffer[1], buffer[2], buffer[3]};
   for (int64_t i = from; i < to; i += kBlock) {
@@ -380,10 +357,10 @@ static void hash_rows(const Source& s, int64_t from, int64_t to, uint32_t* const
 }
 
 // out (+)= sum of weight * grad[bag] over entries [from, to), columns in registers.
-template <typename V, int blocks, bool tail>
+template <typename T, int blocks, bool tail>
 LR_INLINE void sum_entries(const Runs& r, int64_t from, int64_t to, int64_t first, int64_t last,
-                           typename V::T* out) {
-  using T = typename V::T;
+                           T* out) {
+  using V = Vec<T>;
   V total[blocks];
   for (int b = 0; b < blocks; ++b) total[b] = V::set1(0);
   for (int64_t e = from; e < to; ++e) {
@@ -404,11 +381,12 @@ LR_INLINE void sum_entries(const Runs& r, int64_t from, int64_t to, int64_t firs
   }
 }
 
-template <typename V>
+template <typename T>
 static void sum_columns(const Runs& r, int64_t from, int64_t to, int64_t first, int64_t blocks,
-                        int64_t last, typename V::T* out) {
-#define LR_FULL(n) sum_entries<V, n, false>(r, from, to, first, V::N, out)
-#define LR_TAIL(n) sum_entries<V, n, true>(r, from, to, first, last, out)
+                        int64_t last, T* out) {
+  using V = Vec<T>;
+#define LR_FULL(n) sum_entries<T, n, false>(r, from, to, first, V::N, out)
+#define LR_TAIL(n) sum_entries<T, n, true>(r, from, to, first, last, out)
   if (last == 0) LR_WIDTHS(LR_FULL);
   LR_WIDTHS(LR_TAIL);
 #undef LR_FULL
@@ -417,9 +395,8 @@ static void sum_columns(const Runs& r, int64_t from, int64_t to, int64_t first, 
 
 // Entries [from, to) of a sorted list, whose first new run is number `run`. The part that
 // continues a run of the entries before goes to `carry`; returns whether there is one.
-template <typename V>
+template <typename T>
 LR_INLINE bool sum_range(const Runs& r, int64_t from, int64_t to, int64_t run, void* carry) {
-  using T = typename V::T;
   bool carried = false;
   for (int64_t begin = from, end; begin < to; begin = end) {
     const uint64_t row = r.entries[begin] >> 32;
@@ -433,29 +410,30 @@ LR_INLINE bool sum_range(const Runs& r, int64_t from, int64_t to, int64_t run, v
       if (r.rows) r.rows[run] = (int64_t)row;
       ++run;
     }
-    Segment<V> all{};
-    all_columns<V>(r.dim, all, [&](const Segment<V>&, int64_t first, int64_t blocks, int64_t last) {
-      sum_columns<V>(r, begin, end, first, blocks, last, out);
+    Segment<T> all{};
+    all_columns<T>(r.dim, all, [&](const Segment<T>&, int64_t first, int64_t blocks, int64_t last) {
+      sum_columns<T>(r, begin, end, first, blocks, last, out);
     });
   }
   return carried;
 }
 
-static bool sum_runs(bool wide, const Runs& r, int64_t from, int64_t to, int64_t run, void* carry) {
-  return wide ? sum_range<f64>(r, from, to, run, carry) : sum_range<f32>(r, from, to, run, carry);
+bool sum_runs(bool wide, const Runs& r, int64_t from, int64_t to, int64_t run, void* carry) {
+  return wide ? sum_range<double>(r, from, to, run, carry)
+              : sum_range<float>(r, from, to, run, carry);
 }
 
 // <grad, sum of four rows>, for the gradient of an id's weight.
-template <typename V, typename E>
-LR_INLINE typename V::T dot_rows(const Tables& t, const RowRing& ring, int64_t slot,
-                                 const typename V::T* grad) {
+template <typename T, typename E>
+LR_INLINE T dot_rows(const Tables& t, const RowRing& ring, int64_t slot, const T* grad) {
+  using V = Vec<T>;
   V total = V::set1(0);
   for (int64_t c = 0; c < t.dim; c += V::N) {
     const int64_t left = t.dim - c < V::N ? t.dim - c : V::N;
     V x[4];
     for (int k = 0; k < 4; ++k) {
       const E* p = (const E*)t.base[k] + ring.row[k][slot] * t.dim + c;
-      x[k] = left == V::N ? load_element<V>(p) : load_element<V>(p, left);
+      x[k] = left == V::N ? load_element(p) : load_element(p, left);
     }
     total = fma((x[0] + x[1]) + (x[2] + x[3]), V::load(grad + c, left), total);
   }
@@ -486,7 +464,7 @@ LR_INLINE float dot_packed(const PackedTables& t, const RowRing& ring, int64_t s
 template <typename T, typename Prefetch, typename Dot>
 LR_INLINE void dot_bags(const Source& source, const Bags& b, int64_t from, int64_t to, int64_t dim,
                         const T* grad, T* out, const Prefetch& prefetch, const Dot& dot) {
-  Ahead<false> ahead{source, b.start(from), b.start(to), 0, -1, {}};
+  Ahead ahead{source, b.start(from), b.start(to), 0, {}};
   for (int64_t bag = from; bag < to; ++bag)
     for (int64_t i = b.start(bag), end = b.start(bag + 1); i < end; ++i) {
       ahead.fill(i + kDistance < ahead.limit ? i + kDistance + 1 : ahead.limit);
@@ -495,34 +473,33 @@ LR_INLINE void dot_bags(const Source& source, const Bags& b, int64_t from, int64
     }
 }
 
-template <typename V, typename E>
+template <typename T, typename E>
 static void dot_float(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
                       const void* grad, void* out) {
-  using T = typename V::T;
   dot_bags<T>(
       s, b, from, to, t.dim, (const T*)grad, (T*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_rows<E>(t, ring, slot); },
       [&](const RowRing& ring, int64_t slot, const T* g) {
-        return dot_rows<V, E>(t, ring, slot, g);
+        return dot_rows<T, E>(t, ring, slot, g);
       });
 }
 
-static void dot_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
-                       const void* grad, void* out) {
+void dot_hashed(const Tables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
+                const void* grad, void* out) {
   switch (t.element) {
     case Element::float64:
-      return dot_float<f64, double>(t, s, b, from, to, grad, out);
+      return dot_float<double, double>(t, s, b, from, to, grad, out);
     case Element::float16:
-      return dot_float<f32, half_bits>(t, s, b, from, to, grad, out);
+      return dot_float<float, half_bits>(t, s, b, from, to, grad, out);
     case Element::bfloat16:
-      return dot_float<f32, bfloat_bits>(t, s, b, from, to, grad, out);
+      return dot_float<float, bfloat_bits>(t, s, b, from, to, grad, out);
     default:
-      return dot_float<f32, float>(t, s, b, from, to, grad, out);
+      return dot_float<float, float>(t, s, b, from, to, grad, out);
   }
 }
 
-static void dot_quantized(const PackedTables& t, const Source& s, const Bags& b, int64_t from,
-                          int64_t to, const void* grad, void* out) {
+void dot_quantized(const PackedTables& t, const Source& s, const Bags& b, int64_t from, int64_t to,
+                   const void* grad, void* out) {
   dot_bags<float>(
       s, b, from, to, t.dim, (const float*)grad, (float*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_packed(t, ring, slot); },

@@ -1,7 +1,7 @@
 // hash_id of hashing_murmur.h on the 64-bit lanes of one instruction set; included like vec.h.
 //
-// Six multiplications of 64 bits an id. AVX-512 has them (vpmullq); AVX2 builds one from three of
-// 32 bits, of which none is 64 wide, and still beats the scalar unit, which does one a cycle.
+// An id takes six 64-bit multiplications. AVX-512 has them (vpmullq). AVX2 builds each from three
+// 32-bit multiplications, which is still faster than the scalar unit with one per cycle.
 
 #if LIRANK_ISA == 512
 

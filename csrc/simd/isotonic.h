@@ -1,9 +1,9 @@
 // Isotonic calibration, forward and backward, for one instruction set.
 //
-// A logit x lies in bucket i = floor((clamp(x) - lower) / step). Without a per-sample
-// embedding the sum over buckets is a prefix sum, so a sample costs two gathers and one
-// multiply-add: 8 bytes of traffic per fp32 sample, bound by copy bandwidth.
-// With an embedding (B, k) only the buckets up to i are read: bound by reading them.
+// A logit x is in bucket i = floor((clamp(x) - lower) / step). Without an embedding the sum over
+// buckets is a prefix sum, so a sample costs two gathers and one multiply-add. It moves 8 bytes in
+// float32, and copy bandwidth is the limit. With an embedding (B, k) only the buckets up to i are
+// read, and reading them is the limit.
 
 template <typename V>
 struct Bucket {
@@ -21,11 +21,10 @@ LR_INLINE Bucket<V> bucket_of(V input, V lower, V width, V step, V inverse, V la
 }
 
 // prefix[i] = lower + bias + step * sum_{j<i} relu(weight_j); slope[i] = relu(weight_i)
-template <typename V>
-LR_INLINE void calibrate_range(const typename V::T* x, int64_t n, const typename V::T* prefix,
-                               const typename V::T* slope, int64_t buckets, typename V::T lower,
-                               typename V::T step, typename V::T* out) {
-  using T = typename V::T;
+template <typename T>
+void Isotonic<T>::calibrate(const T* x, int64_t n, const T* prefix, const T* slope, int64_t buckets,
+                            T lower, T step, T* out) {
+  using V = Vec<T>;
   const V lo = V::set1(lower), width = V::set1((T)buckets * step), s = V::set1(step);
   const V inverse = V::set1((T)1 / step), last = V::set1((T)(buckets - 1));
   for (int64_t i = 0; i < n; i += V::N) {
@@ -42,12 +41,11 @@ LR_INLINE void calibrate_range(const typename V::T* x, int64_t n, const typename
 
 // grad_x = slope[i] * g inside the range, 0 outside. counts[i] += g and parts[i] += g * part
 // are what the weight gradient is built from.
-template <typename V>
-LR_INLINE void calibrate_backward_range(const typename V::T* grad, const typename V::T* x,
-                                        int64_t n, const typename V::T* slope, int64_t buckets,
-                                        typename V::T lower, typename V::T step,
-                                        typename V::T* grad_x, double* counts, double* parts) {
-  using T = typename V::T;
+template <typename T>
+void Isotonic<T>::calibrate_backward(const T* grad, const T* x, int64_t n, const T* slope,
+                                     int64_t buckets, T lower, T step, T* grad_x, double* counts,
+                                     double* parts) {
+  using V = Vec<T>;
   const V lo = V::set1(lower), width = V::set1((T)buckets * step), s = V::set1(step);
   const V inverse = V::set1((T)1 / step), last = V::set1((T)(buckets - 1));
   const V high = V::set1(lower + (T)buckets * step);
@@ -68,11 +66,9 @@ LR_INLINE void calibrate_backward_range(const typename V::T* grad, const typenam
 }
 
 // One sample with its own row e of the embedding: sum_i relu(e_i + w_i) * v_i.
-template <typename V>
-LR_INLINE typename V::T calibrate_row(typename V::T x, const typename V::T* e,
-                                      const typename V::T* w, int64_t buckets, typename V::T base,
-                                      typename V::T lower, typename V::T step) {
-  using T = typename V::T;
+template <typename T>
+LR_INLINE T calibrate_row(T x, const T* e, const T* w, int64_t buckets, T base, T lower, T step) {
+  using V = Vec<T>;
   const Bucket<V> b = bucket_of(V::set1(x), V::set1(lower), V::set1((T)buckets * step),
                                 V::set1(step), V::set1((T)1 / step), V::set1((T)(buckets - 1)));
   T lane[V::N];
@@ -92,13 +88,10 @@ LR_INLINE typename V::T calibrate_row(typename V::T x, const typename V::T* e,
 // The same sample backward: grad_e_i = g * v_i where e_i + w_i > 0, added to `sums` as well.
 // Returns grad_x. Tried and dropped: column sums of grad_e in a pass of their own (read it
 // again from beyond the cache, and not in vectors).
-template <typename V>
-LR_INLINE typename V::T calibrate_row_backward(typename V::T g, typename V::T x,
-                                               const typename V::T* e, const typename V::T* w,
-                                               int64_t buckets, typename V::T lower,
-                                               typename V::T step, typename V::T* grad_e,
-                                               typename V::T* sums) {
-  using T = typename V::T;
+template <typename T>
+LR_INLINE T calibrate_row_backward(T g, T x, const T* e, const T* w, int64_t buckets, T lower,
+                                   T step, T* grad_e, T* sums) {
+  using V = Vec<T>;
   const Bucket<V> b = bucket_of(V::set1(x), V::set1(lower), V::set1((T)buckets * step),
                                 V::set1(step), V::set1((T)1 / step), V::set1((T)(buckets - 1)));
   T lane[V::N];
@@ -124,28 +117,21 @@ LR_INLINE typename V::T calibrate_row_backward(typename V::T g, typename V::T x,
   return inside && at > 0 ? g * at : (T)0;
 }
 
-#define LR_ISOTONIC(V, T)                                                                         \
-  static void calibrate(const T* x, int64_t n, const T* prefix, const T* slope, int64_t buckets,  \
-                        T lower, T step, T* out) {                                                \
-    calibrate_range<V>(x, n, prefix, slope, buckets, lower, step, out);                           \
-  }                                                                                               \
-  static void calibrate_backward(const T* grad, const T* x, int64_t n, const T* slope,            \
-                                 int64_t buckets, T lower, T step, T* grad_x, double* counts,     \
-                                 double* parts) {                                                 \
-    calibrate_backward_range<V>(grad, x, n, slope, buckets, lower, step, grad_x, counts, parts);  \
-  }                                                                                               \
-  static void calibrate_rows(const T* x, const T* e, const T* w, int64_t begin, int64_t end,      \
-                             int64_t buckets, T base, T lower, T step, T* out) {                  \
-    for (int64_t i = begin; i < end; ++i)                                                         \
-      out[i] = calibrate_row<V>(x[i], e + i * buckets, w, buckets, base, lower, step);            \
-  }                                                                                               \
-  static void calibrate_rows_backward(const T* g, const T* x, const T* e, const T* w,             \
-                                      int64_t begin, int64_t end, int64_t buckets, T lower,       \
-                                      T step, T* grad_x, T* grad_e, T* sums) {                    \
-    for (int64_t i = begin; i < end; ++i)                                                         \
-      grad_x[i] = calibrate_row_backward<V>(g[i], x[i], e + i * buckets, w, buckets, lower, step, \
-                                            grad_e + i * buckets, sums);                          \
-  }
-LR_ISOTONIC(f32, float)
-LR_ISOTONIC(f64, double)
-#undef LR_ISOTONIC
+template <typename T>
+void Isotonic<T>::calibrate_rows(const T* x, const T* e, const T* w, int64_t begin, int64_t end,
+                                 int64_t buckets, T base, T lower, T step, T* out) {
+  for (int64_t i = begin; i < end; ++i)
+    out[i] = calibrate_row(x[i], e + i * buckets, w, buckets, base, lower, step);
+}
+
+template <typename T>
+void Isotonic<T>::calibrate_rows_backward(const T* g, const T* x, const T* e, const T* w,
+                                          int64_t begin, int64_t end, int64_t buckets, T lower,
+                                          T step, T* grad_x, T* grad_e, T* sums) {
+  for (int64_t i = begin; i < end; ++i)
+    grad_x[i] = calibrate_row_backward(g[i], x[i], e + i * buckets, w, buckets, lower, step,
+                                       grad_e + i * buckets, sums);
+}
+
+template struct Isotonic<float>;
+template struct Isotonic<double>;

@@ -1,52 +1,59 @@
 // Pooling rows, for one instruction set.
 //
-// pooled = sum_i scale_i * code_i + sum_i mid_i. A look-up beyond the cache is bound by cache
-// lines touched (12.6 ns a line and thread on an AVX2 machine, however far ahead it is asked for),
-// so ids are checked kAhead ids before they are used, in one stream that runs across bags and
-// tables: a row is never touched before its id is known to be good. How far a table is, by its
-// bytes, decides how its rows are sent for:
-// - beyond kFarBytes into the second-level cache, and into the first kNear ids before they are
-//   used: 7.4 and 10.5 ns against 9.1 and 12.2 with one prefetch at 16 into the first (1M rows of
-//   16 and 30 codes, 20 ids a bag, one thread);
-// - with AVX-512 one prefetch kAhead ids before into the first level serves both: on a Xeon
-//   with AMX two cost 5 to 15 %, any distance from 16 to 40 took the same time, and into the second
-//   level alone 5 to 20 % more;
-// - near tables get the second prefetch alone: for the third level 6 ids are too near (100,000
-//   rows of 32 codes, 20 ids a bag, two threads: 7.1 ns against 4.6);
-// - tables up to kNearBytes get none and their ids are checked where they are used: a loop of 32
-//   instructions an id becomes one of 22 (1,000 rows, one thread: 2.4 ns against 3.9 for 16 codes,
-//   one id a bag; 2.2 against 2.9 for 32 codes, 5 ids). Without prefetches 10,000 rows of 64 codes
-//   take 5.0 ns against 3.2 in bags of 50.
-// Offsets are read kBlock at a time, so that their three kinds are not told apart in every bag.
-// Bags of a result beyond kLargeResult ask for the lines of those behind them, since writing to a
-// line fetches it first: 25 ns against 35 (256 columns, 5 ids a bag, 16 MB), 6.3 against 7.7 (64
-// columns, 20 MB). Results of 4 MB lose 4 %, and one-id bags of far tables 5 %.
+// pooled = sum_i scale_i * code_i + sum_i mid_i. The cache lines touched limit a look-up in tables
+// larger than the cache. Ids are read in one stream that runs across bags and tables. Each id is
+// checked kAhead ids before it is used, so that a row is never touched before its id is known to be
+// valid. The size of a table decides how its rows are prefetched:
+// - Tables above kFarBytes are in L3 or memory. Their rows are prefetched into L2 kAhead ids ahead,
+//   and into L1 kNear ids ahead.
+// - Smaller tables get only the L1 prefetch, kNear ids ahead.
+// - With AVX-512 one L1 prefetch kAhead ids ahead serves both (kOnePrefetch).
+// - Tables up to kNearBytes get no prefetch, and their ids are checked when they are used. That
+//   shortens the loop from 32 instructions per id to 22.
+// Offsets are read kBlock at a time, so that their three kinds need not be distinguished in every
+// bag. Writing to a line fetches it first, so results above kLargeResult are prefetched too.
 //
-// Up to kVectors vectors of columns stay in registers over a bag, with the number of vectors known
-// to the compiler; wider rows take several passes over a bag, all of one width, the last
-// overlapping the one before it. Each pass prefetches the lines that the same pass reads later:
-// all of them in the first, 4 passes then out of the cache, took 76 ns a row against 52 (1M rows
-// of 256 codes, 20 ids a bag). A bag of one id has nothing to add up and copies its row.
+// Up to kVectors vectors of columns stay in registers during a bag, and the compiler knows their
+// number. Wider rows take several passes over a bag, all of one width. The last pass overlaps the
+// one before it. Each pass prefetches the lines that the same pass will read later. A bag of one id
+// copies its row, because it has nothing to add.
 //
 // Tried and dropped, on one thread of an AVX2 machine:
-// - prefetching a whole bag before it is pooled, in two passes of 4 vectors: 8.4 ns a row against
-//   3.7 (20,000 rows of 64 codes, the call included);
-// - the place of the stream in a struct that every id writes to, weights tested for every id:
-//   4.9 ns against 3.7; a counter of its own beside the bag's: 3.1 against 2.8;
-// - a multiplication each for a row's codes and its pair: 1.8 against 1.6 (16 codes in cache);
-// - masked stores of the last columns: 9.0 against 5.9 (30 codes, one id a bag);
-// - bytes to the top of a 32-bit lane by vpshufb instead of vpmovsxbd: 3.7 against 2.8;
-// - rows of 72 bytes in one piece, or 8 rows of codes and a line of their pairs, instead of pairs
-//   apart: the same time within 5 % with huge pages.
+// - prefetching all lines of a row in the first pass: 76 ns per row, against 52 (1M rows of 256
+//   codes, 20 ids per bag, 4 passes);
+// - prefetching a whole bag before it is pooled, in two passes of 4 vectors: 8.4 ns per row,
+//   against 3.7 (20,000 rows of 64 codes, the call included);
+// - the position of the stream in a struct that every id writes to, and weights tested for every
+//   id: 4.9 ns, against 3.7; a counter of the stream in addition to that of the bag: 3.1, against
+//   2.8;
+// - separate multiplications for the codes of a row and its pair: 1.8, against 1.6 (16 codes, in
+//   cache);
+// - masked stores of the last columns: 9.0, against 5.9 (30 codes, one id per bag);
+// - bytes moved to the top of a 32-bit lane by vpshufb instead of vpmovsxbd: 3.7, against 2.8;
+// - rows of 72 bytes in one piece, or 8 rows of codes and a line of their pairs, instead of
+//   separate pairs: the same time within 5 % with huge pages.
 // Not done: folding the 8 of 4-bit codes into mid. A constant row has scale 1 and would lose all
 // digits below 8 * 2^-24.
 
 #include "simd/quantized_embedding_codes.h"
+#include "simd/quantized_embedding_rows.h"
 
+// Two prefetches took 7.4 and 10.5 ns per row, and one 16 ids ahead 9.1 and 12.2 (1M rows of 16 and
+// 30 codes, 20 ids per bag, one thread). For tables in L3, 6 ids ahead is too late: 7.1 ns, against
+// 4.6 with both (100,000 rows of 32 codes, 20 ids per bag, two threads). Without prefetches 1,000
+// rows of 16 codes took 2.4 ns instead of 3.9 (one id per bag) and of 32 codes 2.2 instead of 2.9
+// (5 ids), but 10,000 rows of 64 codes 5.0 instead of 3.2 (50 ids).
 constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 1 << 20, kNearBytes = 1 << 17;
+// On a Xeon with AMX two prefetches cost 5 to 15 %, and one into L2 only 5 to 20 %. Every distance
+// from 16 to 40 took the same time.
 constexpr bool kOnePrefetch = LIRANK_ISA == 512;
-constexpr int64_t kLargeResult = 12 << 20, kAheadPooled = 2, kAheadCopied = 8;  // see above
+// Prefetching the result took 25 ns instead of 35 (256 columns, 5 ids per bag, 16 MB) and 6.3
+// instead of 7.7 (64 columns, 20 MB). Results of 4 MB lose 4 %, and one-id bags of far tables 5 %.
+constexpr int64_t kLargeResult = 12 << 20, kAheadPooled = 2, kAheadCopied = 8;
 constexpr int kVectors = 8;
+// Rows of several passes are cut so evenly that a pass has more than half of kVectors.
+template <int V>
+constexpr bool kSeveralPasses = 2 * V > kVectors;
 
 LR_INLINE void read_pair(const uint8_t* at, float& scale, float& mid) {
   memcpy(&scale, at, 4);
@@ -223,10 +230,10 @@ static __attribute__((noinline)) bool copy_bags(const PoolCall& call,
     store_lanes(value(columns.tail), out + columns.tail, columns.left);
     return true;
   };
-  if (columns.vectors <= V) {
+  if (!kSeveralPasses<V> || columns.vectors <= V) {
     for (int64_t i = first; i < first + bags; ++i, out += stride)
       if (__builtin_expect(!copy(i, rows.kPassBytes, true), 0)) return false;
-  } else {
+  } else if constexpr (kSeveralPasses<V>) {
     for (int64_t i = first; i < first + bags; ++i, out += stride)
       if (__builtin_expect(!copy(i, t.code_stride, false), 0)) return false;
   }
@@ -302,9 +309,11 @@ static bool pool_table(const PoolCall& call, const PoolTable& table, const Index
         continue;
       }
       if (!pool(begin, end, 0, true)) return false;
-      for (int64_t done = V; done < columns.vectors; done += V) {
-        const int64_t next = done + V <= columns.vectors ? done : columns.vectors - V;
-        pool(begin, end, next * f32::N, false);
+      if constexpr (kSeveralPasses<V>) {
+        for (int64_t done = V; done < columns.vectors; done += V) {
+          const int64_t next = done + V <= columns.vectors ? done : columns.vectors - V;
+          pool(begin, end, next * f32::N, false);
+        }
       }
       ++k;
       out += stride;
@@ -341,11 +350,14 @@ LR_INLINE bool pool_reach(const PoolCall& call, const PoolTable& t, const Index*
                                                            ahead);
 }
 
-// Codes whose pairs lie apart fill whole lines, and so whole passes of the widest kinds.
+// Codes whose pairs lie apart fill whole lines, and so a multiple of kLine vectors: with AVX-512
+// and 8 bits 4, cut into passes of 4, 6, 7 or 8 of them, else 8 or 16, in passes of 8.
+template <int bits, int V>
+constexpr bool kMayLieApart = bits == 8 && f32::N > 8 ? V == 4 || V > 5 : V == kVectors;
 template <int bits, int V, bool weighted, typename Index>
 LR_INLINE bool pool_layout(const PoolCall& call, const PoolTable& t, const Index* ids, int64_t from,
                            int64_t to, int64_t first_item, Ahead<Index>& ahead) {
-  if constexpr (V >= (f32::N > 8 ? 4 : kVectors)) {
+  if constexpr (kMayLieApart<bits, V>) {
     if (t.pair_stride == 8)
       return pool_reach<bits, V, true, weighted>(call, t, ids, from, to, first_item, ahead);
   }
@@ -406,10 +418,10 @@ LR_INLINE int64_t pool_call(const PoolCall& call, const Index* ids, int64_t from
                       : pool_items<4, false>(call, ids, from, to);
 }
 
-static int64_t pool(const PoolCall& call, const int64_t* ids, int64_t from, int64_t to) {
+int64_t pool(const PoolCall& call, const int64_t* ids, int64_t from, int64_t to) {
   return pool_call(call, ids, from, to);
 }
-static int64_t pool(const PoolCall& call, const int32_t* ids, int64_t from, int64_t to) {
+int64_t pool(const PoolCall& call, const int32_t* ids, int64_t from, int64_t to) {
   return pool_call(call, ids, from, to);
 }
 
@@ -420,11 +432,11 @@ LR_INLINE bool all_rise(const Offset* offsets, int64_t n) {
   for (int64_t i = 1; i < n; ++i) falls |= offsets[i] < offsets[i - 1];
   return !falls;
 }
-static bool rise(const int64_t* offsets, int64_t n) { return all_rise(offsets, n); }
-static bool rise(const int32_t* offsets, int64_t n) { return all_rise(offsets, n); }
+bool rise(const int64_t* offsets, int64_t n) { return all_rise(offsets, n); }
+bool rise(const int32_t* offsets, int64_t n) { return all_rise(offsets, n); }
 
 // <grad, dequantized row>: the gradient of an id's weight.
-static float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad) {
+float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad) {
   float scale, mid;
   read_pair(t.pairs + row * t.pair_stride, scale, mid);
   const uint8_t* codes = t.codes + row * t.code_stride;

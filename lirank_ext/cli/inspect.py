@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     options.check_writable(args.json)
     from ..data.broken import Broken
     from ..data.infer import HEADINGS, cells, infer
+    from ..training.options import Options
 
     inferred = infer(
         args.data,
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         numeric=args.numeric or (),
         categorical=args.categorical or (),
         ignore=args.ignore or (),
+        lists=Options([], lists=args.lists).parted(),
         names=args.names or (),
         missing=args.missing,
         broken=Broken(args.skip_bad_rows),

@@ -109,6 +109,14 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--numeric", type=names, metavar="A,B", help="columns to read only as numbers")
     add("--ignore", type=names, metavar="A,B", help="columns to leave out")
     add(
+        "--list",
+        dest="lists",
+        action="append",
+        default=[],
+        metavar="COLUMN=SEPARATOR",
+        help="a column of text whose cells hold several ids, as in --list tags=;",
+    )
+    add(
         "--names",
         type=names,
         metavar="A,B",
@@ -119,7 +127,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         type=names,
         metavar="A,B",
         help="texts that stand for a missing value in CSV, besides an empty cell "
-        "(default: the usual ones: NA, null, ? and the like)",
+        "(default: ?,NA,N/A,NaN,nan,NULL,null,None,\\N)",
     )
 
 

@@ -78,6 +78,9 @@ class ColumnReader:
         # A typed file says itself which of its texts are missing.
         self.missing = () if chunk.file.is_parquet else schema.missing
         self.times = {part.name: part for part in schema.times}
+        # Several features are made of one column: it is read once.
+        self._numbers: dict[str, np.ndarray] = {}
+        self._moments: dict[tuple[str, str], np.ndarray] = {}
 
     def _mark(self, rows: Iterator[int] | Sequence[int], message: Callable[[int], str]) -> None:
         for row in rows:
@@ -105,6 +108,11 @@ class ColumnReader:
 
     def numbers(self, column: str) -> np.ndarray:
         """float64, NaN where missing."""
+        if column not in self._numbers:
+            self._numbers[column] = self._read_numbers(column)
+        return self._numbers[column]
+
+    def _read_numbers(self, column: str) -> np.ndarray:
         comma = column in self.schema.decimal_comma
         numbers, bad = self._read(column, to_numbers, self.schema.missing, comma)
 
@@ -133,6 +141,12 @@ class ColumnReader:
 
     def moments(self, column: str, form: str) -> np.ndarray:
         """Seconds since 1970, NaN where missing."""
+        key = (column, form)
+        if key not in self._moments:
+            self._moments[key] = self._read_moments(column, form)
+        return self._moments[key]
+
+    def _read_moments(self, column: str, form: str) -> np.ndarray:
         values = decoded(self.chunk.table[column])
         if is_moment(values.type):
             return typed_seconds(values)

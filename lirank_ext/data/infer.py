@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,13 +82,14 @@ def infer(
     numeric: Sequence[str] = (),
     categorical: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    lists: Mapping[str, str] | None = None,
     names: Sequence[str] = (),
     missing: Sequence[str] | None = None,
     broken: Broken | None = None,
 ) -> Inferred:
     """Look at up to half a million rows and say what each column is.
 
-    - Text, truth values and categories are ids.
+    - Text, truth values and categories are ids; lists and text with bars (``a|b``) are several.
     - Numbers are numeric, and also ids: one for each value where there are at most 128, else one
       for each of 32 quantile bins.
     - Whole numbers are ids only where they are names: in a column called "id" or "user_id", of
@@ -103,6 +104,7 @@ def infer(
         labels: label columns; see :func:`lirank_ext.data.labels.parse_labels`.
         numeric, categorical: columns to read as such, whatever they look like.
         ignore: columns to leave out.
+        lists: columns whose cells hold several values, with what parts them.
         names: of the columns, for CSV without a header line.
         missing: texts that stand for a missing value; see :class:`Schema`.
         broken: what to do with broken rows.
@@ -114,7 +116,8 @@ def infer(
     file = source.files[0]
     schema = Schema(missing=list(MISSING if missing is None else missing), names=list(names))
     schema.tasks = parse_labels(file, labels)
-    for column in (*numeric, *categorical, *ignore):
+    lists = dict(lists or {})
+    for column in (*numeric, *categorical, *ignore, *lists):
         file.check(column)
     label_columns = {task.source for task in schema.tasks}
     left_out = {*ignore, *label_columns}
@@ -129,6 +132,10 @@ def infer(
     for name in ignore:
         found.columns.append(Column(name, "left out", "--ignore"))
     for seen in _profiles(chunks, wanted, schema):
+        if seen.name in lists:
+            seen.kind, seen.separator = "text", lists[seen.name]
+            _Reading(found, seen, complete).add_list("--list")
+            continue
         _Reading(found, seen, complete).add(seen.name in numeric, seen.name in categorical)
     if not schema.columns:
         reasons = "; ".join(f"'{c.name}' {c.why}" for c in found.columns if c.role == "left out")
@@ -214,12 +221,21 @@ class _Reading:
             self._add_times()
         elif seen.kind == "list":
             self._add_id("lists", "ids")
+        elif seen.separator is not None:
+            self.add_list("text with bars")
         elif seen.kind != "number":
             self._add_id("truth values" if seen.kind == "boolean" else "text", "id")
         elif why := seen.why_code():
             self._add_id(why, "id")
         else:
             self._add_number("numbers", ids=True)
+
+    def add_list(self, why: str) -> None:
+        """Add a column whose cells hold several values."""
+        seen = self.seen
+        self.schema.categorical.append(Categorical(seen.name, separator=seen.separator))
+        self.found.ids += seen.distinct + 1
+        self._note("ids", why)
 
     def _note(self, role: str, why: str) -> None:
         seen = self.seen

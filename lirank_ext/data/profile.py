@@ -22,6 +22,7 @@ PADDED = r"^0\d+$"
 FILLED = 0.5  # whole numbers that fill so much of their range are codes, not amounts
 SPARSE = 1000  # whole numbers that lie so far apart, and come again and again, are codes
 COUNTED = 20  # rows that must be numbered one by one before a column is called their number
+BAR, BARRED = "|", 0.3  # values of a cell are parted where so many cells have a bar
 EXAMPLE = 24  # characters of an example
 
 
@@ -42,6 +43,7 @@ class Profile:
         mark: what the numbers tell of the decimal mark: "comma", "point", or "" where they fit
             both, as 1,234 does.
         is_category: the file says that the values are names of categories.
+        separator: what parts the values of a cell.
         padded: a number is written with a zero in front, as in the postal code 01060.
         counts_up: every row holds the number after the last row's.
     """
@@ -59,6 +61,7 @@ class Profile:
     comma: bool = False
     mark: str = ""
     is_category: bool = False
+    separator: str | None = None
     padded: bool = False
     counts_up: bool = False
 
@@ -192,11 +195,24 @@ def _look(seen: Profile, parts: list[Any], chunks: Sequence[Chunk], schema: Sche
             seen.moments = seconds(values, whole)
             seen.moments = seen.moments[np.isfinite(seen.moments)]
         return
+    seen.separator = _separator(values, counts)
+    if seen.separator is not None:
+        return
     form, seen.problem = form_of(values) if re.search(r"\d", seen.example) else (None, "")
     if form is not None:
         seen.kind, seen.form = "time", form
         moments = seconds(values, form)
         seen.moments = np.repeat(moments, counts)[np.isfinite(np.repeat(moments, counts))]
+
+
+def _separator(values: Any, counts: np.ndarray) -> str | None:
+    """A bar between the values of a cell, where the same ones meet in many cells."""
+    pc = need("pyarrow.compute")
+    barred = pc.match_substring(values, BAR).to_numpy(zero_copy_only=False)
+    if counts[barred].sum() < BARRED * counts.sum():
+        return None
+    pieces = pc.utf8_trim_whitespace(pc.split_pattern(values, BAR).flatten()).unique()
+    return BAR if len(pieces) < len(values) else None
 
 
 def _has_words(values: Any) -> bool:

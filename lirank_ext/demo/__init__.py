@@ -95,7 +95,7 @@ def _compare(data: Prepared, options: Options) -> tuple[list[Reading], dict[str,
 
 def _epochs(rows: int, quick: bool) -> int:
     """Small data are seen more often; early stopping cuts what is too much."""
-    return min(3, max(1, 400_000 // rows)) if quick else min(6, max(2, 1_200_000 // rows))
+    return min(6, max(1, 400_000 // rows)) if quick else min(6, max(2, 1_200_000 // rows))
 
 
 def _write(

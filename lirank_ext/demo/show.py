@@ -11,7 +11,7 @@ from ..data.packages import need
 from .measure import Reading, reliability
 from .prepare import Prepared
 
-COLOURS = ("#9aa5b1", "#3b82c4", "#e07b39")
+COLORS = ("#9aa5b1", "#3b82c4", "#e07b39")
 
 
 def headline(readings: list[Reading]) -> str:
@@ -82,11 +82,11 @@ def _draw_reliability(axes: Any, data: Prepared, readings: list[Reading]) -> Non
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":", label="perfect")
     # Before and after all but coincide: a broad line below a thin one shows both.
     styles = ({"linewidth": 7, "alpha": 0.6}, {"linewidth": 1.5, "marker": "o", "markersize": 5})
-    chosen = ((readings[0], COLOURS[0]), (readings[-1], COLOURS[-1]))
-    for (reading, colour), style in zip(chosen, styles, strict=True):
+    chosen = ((readings[0], COLORS[0]), (readings[-1], COLORS[-1]))
+    for (reading, color), style in zip(chosen, styles, strict=True):
         predicted, observed = reliability(reading.probabilities, labels)
         label = f"{reading.name}: observed / expected {reading.observed_over_expected:.3f}"
-        axes.plot(predicted, observed, color=colour, label=label, **style)
+        axes.plot(predicted, observed, color=color, label=label, **style)
     axes.set(xlabel="predicted probability (bins of as many rows)", ylabel="observed share")
     axes.set(title="Calibration on the test rows", xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left", frameon=False)
@@ -101,8 +101,8 @@ def _draw_bars(
 ) -> None:
     """A bar per variant with its value and how it compares with the first; ``tops``: with marks."""
     height = max(tops)
-    for i, (value, top, colour) in enumerate(zip(values, tops, COLOURS, strict=True)):
-        axes.bar(i, value, 0.85, color=colour)
+    for i, (value, top, color) in enumerate(zip(values, tops, COLORS, strict=True)):
+        axes.bar(i, value, 0.85, color=color)
         text, ratio = f"{value:.3g}" if value < 100 else f"{value:,.0f}", values[0] / value
         if round(ratio, 1) != 1:
             text += f"\n{ratio:.1f}x" + (f"\n{better}" if ratio > 1 else "")

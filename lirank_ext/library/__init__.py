@@ -1,1 +1,1 @@
-"""How ops are registered: loading, dispatch, autograd, argument checks and errors found late."""
+"""Registers the ops: loading, dispatch, autograd, argument checks, and errors found on devices."""

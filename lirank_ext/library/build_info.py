@@ -1,4 +1,4 @@
-"""What was built, and what is in use."""
+"""Reports which libraries were built and which kernels are in use."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def build_info() -> dict[str, str]:
     """Versions and capabilities as text.
 
     Returns:
-        dict with ``version``, ``torch_built_for`` and ``torch_running``, ``cpu`` (instruction
-        set in use, or why the references serve), ``cuda`` (architectures built, or why not),
-        ``triton`` (version and whether a GPU is there to use it, or why not), ``gpu`` (its
-        name, or why there is none).
+        A dict with ``version``, ``torch_built_for``, ``torch_running``, ``cpu`` (the instruction
+        set in use, or why the references are used), ``cuda`` (the GPU architectures it was built
+        for, or why it was not built), ``triton`` (its version and why it is unused, if it is) and
+        ``gpu`` (its name, or why there is none).
     """
     return {
         "version": __version__,
@@ -37,7 +37,7 @@ def build_info() -> dict[str, str]:
 
 
 def why_no_gpu() -> str:
-    """Why PyTorch has no CUDA device here, in words; empty where it has one."""
+    """Why PyTorch has no CUDA device here, in words, or "" if it has one."""
     if torch.cuda.is_available():
         return ""
     return "this PyTorch is a CPU build" if torch.version.cuda is None else "no CUDA device"
@@ -47,7 +47,7 @@ CUDA_LIBRARY = Path(__file__).parent.parent / "liblirank_cuda.so"
 
 
 def _cuda_library() -> str:
-    """Compiled CUDA kernels and for which GPUs, or why there are none."""
+    """The GPUs that the CUDA kernels were built for, or why there are none."""
     if not CUDA_LIBRARY.is_file():
         return "not built: that needs nvcc when the package is installed"
     without = why_no_gpu()
@@ -56,16 +56,16 @@ def _cuda_library() -> str:
 
 
 def architectures(library: Path) -> list[str]:
-    """The GPU architectures in a built library, such as ``sm_90``, without loading it."""
+    """The GPU architectures in a built library, such as ``sm_90``, read without loading it."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         found = re.search(rb"lirank_ext was built for CUDA architectures ([0-9a-z ]+)", data)
         return [f"sm_{a}" for a in found[1].decode().split()] if found else ["unknown GPUs"]
 
 
 def gpu_ops() -> dict[str, str]:
-    """What computes each op where its tensors lie on a GPU, in words.
+    """Which kernel computes each op on GPU tensors, in words.
 
-    On a machine without one: what would, with this installation.
+    Without a GPU, it tells which kernel this installation would use.
     """
     return {name: _on_gpu(name) for name, op in OPS.items() if not op.internal}
 
@@ -84,7 +84,11 @@ def _served_by(op: Op) -> str:
 
 
 def planned_backend(op: Op) -> str | None:
-    """``"cuda"``, ``"triton"`` or None: what serves a GPU, or would with this installation."""
+    """The backend that this installation uses, or would use, on a GPU.
+
+    Returns:
+        ``"cuda"``, ``"triton"``, or None for the reference.
+    """
     if torch.version.cuda is not None:
         return gpu.backend(op)
     if op.name in _cuda_names():
@@ -93,7 +97,7 @@ def planned_backend(op: Op) -> str | None:
 
 
 def _cuda_names() -> set[str]:
-    """The ops that liblirank_cuda.so registers, read without loading it."""
+    """The names of the ops that liblirank_cuda.so registers, read without loading it."""
     if not CUDA_LIBRARY.is_file():
         return set()
     with CUDA_LIBRARY.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as d:
@@ -101,7 +105,7 @@ def _cuda_names() -> set[str]:
 
 
 def _missing() -> str:
-    """What would have to be there for a kernel."""
+    """What to install to get a kernel, in words."""
     if gpu.has_triton():
         return ": there is no kernel"
     without_library = "" if CUDA_LIBRARY.is_file() else ", or nvcc when the package is installed"
@@ -113,14 +117,14 @@ def _triton() -> str:
         return "not installed"
     try:
         version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:  # nightly builds go by another name
+    except importlib.metadata.PackageNotFoundError:  # nightly builds have another package name
         version = "installed"
     without = why_no_gpu()
     return f"{version}, unused: {without}" if without else version
 
 
 def why_absent(backend: str) -> str:
-    """Why a backend does not serve an op here, in words.
+    """Why a backend is not available for an op here, in words.
 
     Args:
         backend: ``"cpu"``, ``"triton"`` or ``"cuda"``.

@@ -1,8 +1,8 @@
 """Argument checks of the references, fake kernels and Triton launchers.
 
-The text is the one that the C++ checks raise (``csrc/checks.h``):
-``lirank::op: argument 'name': wanted ..., got ...``. ``a`` is the call, a named tuple of the op's
-name; a check of something that is no argument of it takes the op's name and the tensor.
+The messages are those of the C++ checks (``csrc/checks.h``):
+``lirank::op: argument 'name': wanted ..., got ...``. ``a`` is the call, a named tuple that has the
+name of the op. To check a value that is not an argument, pass the op's name and the value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INDEX = (torch.int32, torch.int64)
 
 Call = Any  # a named tuple of arguments, or the name of the op
-_ARGUMENT = object()  # stands for: the argument of that name
+_ARGUMENT = object()  # means the argument of that name
 
 
 def refuse(a: Call, argument: str, text: str, error: type[Exception] = ValueError) -> NoReturn:
@@ -25,7 +25,7 @@ def refuse(a: Call, argument: str, text: str, error: type[Exception] = ValueErro
 
 
 def check(condition: bool, a: Call, argument: str, wanted: str, got: Any = _ARGUMENT) -> None:
-    """Raise ValueError naming op and argument unless ``condition`` holds."""
+    """Raise a ValueError that names op and argument unless ``condition`` holds."""
     if not condition:
         got = getattr(a, argument) if got is _ARGUMENT else got
         got = shape(got) if isinstance(got, Tensor) else got

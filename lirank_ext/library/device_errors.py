@@ -1,4 +1,4 @@
-"""Bad input that GPU kernels found: counted on the device, raised by ``check_errors``."""
+"""GPU kernels count bad input on the device. ``check_errors`` reads the counters and raises."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ _INDEX, _OFFSETS, _TABLES, _ROW, _CODES, _VOCABULARY = range(1, 7)
 
 
 def check_errors() -> None:
-    """Wait for every CUDA device in use and raise what the kernels found wrong since last time.
+    """Wait for every CUDA device in use and raise an error if its kernels found bad input.
 
-    No op waits for the device, so on CUDA tensors a bad index reads nothing, gives zeros and is
-    counted. Call this where a wait does not hurt: at the end of a batch, a step or a test. The
-    first finding is named, the others are counted, and the counter starts again at zero. Other
-    devices refuse at once; there, and without CUDA kernels, this does nothing.
+    Ops do not wait for the device. On CUDA tensors a bad index therefore reads nothing, gives zeros
+    and is counted. Call this function where a wait is acceptable, such as at the end of a batch, a
+    step or a test. The error describes the first finding since the last call and gives the number
+    of all. The counter is then reset to zero. On other devices ops raise at once, so this function
+    has nothing to do there. It does nothing either if there are no CUDA kernels.
 
     Raises:
-        IndexError: an index was out of range; position, index, table and rows are named.
-        ValueError: offsets, widths or rows of tables, or codes did not fit.
-        RuntimeError: CUDA itself failed.
+        IndexError: an index was out of range. The message gives position, index, table and rows.
+        ValueError: offsets, codes, or the widths or rows of tables were invalid.
+        RuntimeError: CUDA failed.
     """
     for found, where in take_findings():
         raise _describe(found, where)
@@ -41,7 +42,10 @@ _buffers: list[Tensor] = []
 
 
 def findings(device: torch.device) -> Tensor:
-    """Count, kind, position, value, table and limit (``kernels/errors.cuh``) on the device."""
+    """The device's buffer of findings, which Triton kernels write.
+
+    It holds count, kind, position, value, table and limit (``kernels/errors.cuh``).
+    """
     if device.type == "meta":
         return torch.empty(6, dtype=torch.int64, device=device)
     index = device.index
@@ -58,9 +62,9 @@ def _buffer(kind: str, index: int | None) -> Tensor:
 
 
 def take_findings() -> Iterator[tuple[list[int], str]]:
-    """What was found on each device that has findings, cleared there, and the device in words."""
+    """Yield the findings of each device that has any, with the device in words, and clear them."""
     for buffer in _buffers:
-        if buffer.is_cuda:  # kernels may run on other streams than the current one
+        if buffer.is_cuda:  # kernels may run on streams other than the current one
             torch.cuda.synchronize(buffer.device)
         found = buffer.tolist()
         if found[0]:
@@ -69,7 +73,7 @@ def take_findings() -> Iterator[tuple[list[int], str]]:
 
 
 def _take(library: ctypes.CDLL, device: int) -> list[int]:
-    """Count, kind, position, value, table and limit of what was found; cleared on the device."""
+    """Read and clear a device's findings: count, kind, position, value, table and limit."""
     found = (ctypes.c_int64 * 6)()
     status = library.lirank_take_errors(device, found)
     if status:
@@ -80,7 +84,7 @@ def _take(library: ctypes.CDLL, device: int) -> list[int]:
 def _describe(found: list[int], where: str = "") -> Exception:
     """The exception that reports one finding."""
     count, kind, position, value, table, limit = found
-    more = f"; {count} such findings{where}, this the first" if count > 1 else where
+    more = f"; this is the first of {count} such findings{where}" if count > 1 else where
     if kind == _INDEX:
         text = f"indices[{position}] = {value} is out of range for table {table} with {limit} rows"
         return IndexError(f"lirank: {text}{more}")

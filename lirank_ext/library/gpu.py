@@ -1,9 +1,10 @@
-"""Which kernels serve an op's CUDA tensors, and how they are reached.
+"""Registers the implementation of an op on CUDA tensors.
 
-One implementation is registered per op: the CUDA kernel where liblirank_cuda.so has one, which
-registers itself when it is loaded, else the Triton launcher. That is a plain function of the op's
-name in ``kernels/<family>.py``, which takes the checked call. It is looked up at the op's first
-call: a CPU install needs no Triton, and importing the package loads none.
+Each op has one. If liblirank_cuda.so has a CUDA kernel for the op, the library registers it when it
+is loaded. Otherwise the Triton launcher is registered here. The launcher is a plain function in
+``kernels/<family>.py`` that has the same name as the op and takes the checked call. It is looked up
+at the first call of the op, so a CPU installation needs no Triton and importing the package does
+not load it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import torch
 if TYPE_CHECKING:
     from .op import Op
 
-_launched: set[str] = set()  # ops whose CUDA tensors reach ``launcher``
+# A check takes 20 to 30 us of Python, comparing signatures 3: serving repeats a few shapes.
+MOST_SIGNATURES = 1024
+
+_launched: set[str] = set()  # ops that use ``launcher`` on CUDA tensors
 
 
 def register(library: torch.library.Library, op: Op) -> None:
-    """Give the op its Triton launcher, where Triton is there and no CUDA kernel is."""
+    """Register the op's Triton launcher if Triton is installed and there is no CUDA kernel."""
     if torch.version.cuda is None or not has_triton() or has_cuda_kernel(op.name):
         return
     library.impl(op.name, launcher(op), "CUDA")
@@ -32,7 +36,7 @@ def register(library: torch.library.Library, op: Op) -> None:
 
 
 def backend(op: Op) -> str | None:
-    """``"cuda"``, ``"triton"``, or None where the reference serves CUDA tensors."""
+    """The op's backend on CUDA tensors: ``"cuda"``, ``"triton"``, or None for the reference."""
     if op.name in _launched:
         return "triton" if has_launcher(op) else None
     return "cuda" if has_cuda_kernel(op.name) else None
@@ -47,7 +51,7 @@ def has_triton() -> bool:
 
 
 def has_launcher(op: Op) -> bool:
-    """Triton is there, and ``kernels/`` has a launcher for this op."""
+    """Whether Triton is installed and ``kernels/`` has a launcher for this op."""
     return has_triton() and _launcher(op.family, op.name) is not None
 
 
@@ -59,7 +63,12 @@ def _launcher(family: str, name: str) -> Callable[[Any], Any] | None:
 
 
 def launcher(op: Op) -> Callable[..., Any]:
-    """The op on CUDA tensors: checked, and on their device; by the reference without a launcher."""
+    """The op on CUDA tensors. It checks the call and runs the launcher on the tensors' device.
+
+    If the op has no launcher, it runs the reference.
+    """
+
+    accepted: set[tuple] = set()  # signatures of calls that passed the op's check
 
     def launch(*args: Any, **kwargs: Any) -> Any:
         run = _launcher(op.family, op.name)
@@ -68,7 +77,13 @@ def launcher(op: Op) -> Callable[..., Any]:
         if op.call is None or "a" not in run.__code__.co_varnames[:1]:
             a, run = args, functools.partial(_unpacked, run, kwargs)  # not on @op yet
         else:
-            a = op.bind(*args, **kwargs)
+            a = op.call(*args, **kwargs)
+            signature = _signature(a)
+            if signature not in accepted:
+                op._check(a)
+                if len(accepted) >= MOST_SIGNATURES:
+                    accepted.clear()
+                accepted.add(signature)
         index = _device_index(a)
         if index is None or index == torch.cuda.current_device():
             return run(a)
@@ -82,8 +97,24 @@ def _unpacked(run: Callable[..., Any], named: dict[str, Any], a: tuple) -> Any:
     return run(*a, **named)
 
 
+def _signature(values: Iterable[Any]) -> tuple:
+    """All that a check may look at: shapes, dtypes, devices and numbers."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found += (value.shape, value.dtype, value.device)
+        elif isinstance(value, (list, tuple)):
+            found.append(_signature(value))
+        else:
+            found.append(value)
+    return tuple(found)
+
+
 def _device_index(values: Iterable[Any]) -> int | None:
-    """Of the first CUDA tensor: Triton launches on torch's current device and stream."""
+    """The device of the first CUDA tensor.
+
+    It must be made current, because Triton launches on torch's current device and stream.
+    """
     for value in values:
         if isinstance(value, torch.Tensor):
             if value.is_cuda:

@@ -7,26 +7,26 @@ from torch import Tensor, nn
 
 from .load import extension
 
-SMALLEST = 4 << 20  # bytes; a smaller table's pages fit the processor's own list of them
+SMALLEST = 4 << 20  # in bytes; the page addresses of a smaller table fit in the processor's TLB
 
 
 def use_huge_pages(tables: nn.Module | Tensor) -> int:
-    """Move large CPU tables to huge pages, in place, where Linux gives them.
+    """Move large CPU tables to huge pages, in place, if Linux provides them.
 
-    A row drawn at random from a table beyond the cache costs a page walk besides its memory
-    lines, which huge pages save: ``bench --op quantized_embedding`` shows torch's tables on both.
-    Tables that this package quantizes are moved when they are made; call this for float tables,
-    and for tables that came another way, such as ``torch.load`` of a whole tensor. Values,
-    addresses and dtypes stay as they are. Without Linux, its transparent huge pages ("madvise" or
-    "always" in ``/sys/kernel/mm/transparent_hugepage/enabled``) or the compiled library, nothing
-    happens.
+    Reading a random row of a table that is larger than the cache costs a page walk in addition to
+    the memory access. Huge pages avoid it. ``bench --op quantized_embedding`` measures torch's
+    tables both ways. Tables that this package quantizes are moved when they are made. Call this
+    function for float tables, and for tables that were made otherwise, such as by ``torch.load`` of
+    a whole tensor. Values, addresses and dtypes do not change. The function does nothing without
+    the compiled library, or on systems without transparent huge pages. On Linux,
+    ``/sys/kernel/mm/transparent_hugepage/enabled`` must be "madvise" or "always".
 
     Args:
-        tables: a module (its parameters and buffers count) or a tensor.
+        tables: a tensor, or a module whose parameters and buffers are moved.
 
     Returns:
-        Bytes for which huge pages were asked: whole pages of 2 MiB inside contiguous CPU tensors
-        of at least 4 MiB.
+        The number of bytes for which huge pages were requested. Only whole pages of 2 MiB inside
+        contiguous CPU tensors of at least 4 MiB count.
     """
     if extension is None:
         return 0
@@ -37,6 +37,6 @@ def use_huge_pages(tables: nn.Module | Tensor) -> int:
 
 
 def _is_large(t: Tensor) -> bool:
-    """Whether the tensor has memory of its own that is worth moving (a fake one has none)."""
+    """Whether the tensor has memory that is worth moving. Fake tensors have none."""
     plain = type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu"
     return plain and t.layout == torch.strided and t.is_contiguous() and t.nbytes >= SMALLEST

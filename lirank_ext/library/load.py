@@ -1,4 +1,4 @@
-"""Loads the compiled libraries, whose loading registers the C++ and CUDA kernels."""
+"""Loads the compiled libraries. They register the C++ and CUDA kernels when they are loaded."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ library = torch.library.Library("lirank", "FRAGMENT")
 
 
 def source_folder() -> str:
-    """What to do where the source folder was imported, in words; empty where it was not.
+    """What to do if the source folder was imported, in words, or "" if it was not.
 
-    Python started in a checkout imports the sources there, not the installed package, and the
+    Python that is started in a checkout imports the sources there, not the installed package. The
     sources have no compiled part unless they were built in place.
     """
     checkout = Path(__file__).parents[2]
@@ -30,18 +30,18 @@ def source_folder() -> str:
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The pybind11 module (its import registers the C++ ops), or None and why."""
+    """The pybind11 module, whose import registers the C++ ops, or None and the reason."""
     if os.environ.get("LIRANK_NO_EXT", "0") not in ("", "0"):
         return None, "LIRANK_NO_EXT is set"
     if importlib.util.find_spec("lirank_ext._C") is None:
         missing = "not built: no C++ compiler was found when the package was installed"
         return None, source_folder() or missing
-    # A library that is there and does not load is an error, never a reason to go on without.
+    # A library that exists but does not load is an error. It is never silently left out.
     return importlib.import_module("lirank_ext._C"), ""
 
 
 def _load_cuda() -> bool:
-    """The CUDA kernels beside the module, where they were built and PyTorch has CUDA."""
+    """Load the CUDA kernels if they were built and PyTorch has CUDA. Returns whether it did."""
     if extension is None or torch.version.cuda is None:
         return False
     path = Path(extension.__file__).parent / "liblirank_cuda.so"
@@ -56,5 +56,5 @@ cuda_loaded = _load_cuda()
 
 @cache
 def cuda_library() -> ctypes.CDLL:
-    """What the loaded CUDA library offers besides its ops, for ``ctypes``."""
+    """The loaded CUDA library as a ``ctypes`` object, for the functions that are not ops."""
     return ctypes.CDLL(str(Path(extension.__file__).parent / "liblirank_cuda.so"))

@@ -1,8 +1,8 @@
-"""``@op``: one annotated function is an op's public signature, schema and reference.
+"""``@op`` makes one annotated function an op's public signature, schema and reference.
 
-The dispatcher is the only switch: CPU tensors reach the C++ kernel, CUDA tensors the
-CUDA or Triton kernel, meta tensors the fake kernel, and everything else (or everything,
-where no library is built) the reference. Nothing chooses a backend at call time.
+The dispatcher is the only switch. CPU tensors go to the C++ kernel, CUDA tensors to the CUDA or
+Triton kernel, meta tensors to the fake kernel, and all others to the reference. If no library is
+built, all tensors go to the reference. No other code chooses a backend at call time.
 
 ::
 
@@ -11,16 +11,17 @@ where no library is built) the reference. Nothing chooses a backend at call time
         \"\"\"Docstring for users.\"\"\"
         return x * by
 
-    @scale.check                      # before the reference, the fake kernel and a Triton launcher
+    @scale.check                      # runs before the reference, fake kernel and Triton launcher
     def _(a): check_floating(a, "x")
 
-    @scale.fake                       # what comes out, on tensors without data
+    @scale.fake                       # returns the result without data
     def _(a): return torch.empty_like(a.x)
 
-    @scale.backward(saves=())         # the gradient of each argument, by name
+    @scale.backward(saves=())         # returns the gradient of each argument, by name
     def _(a, grad): return {"x": grad * a.by}
 
-``a`` is the call: a named tuple of the op's arguments, defaults filled in, named like the op.
+``a`` is the call: a named tuple of the op's arguments that has the name of the op. Defaults are
+filled in.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ class Op:
     Attributes:
         name: its name in ``torch.ops.lirank``.
         family: the stem of the files that hold its kernels, cases and tests.
-        internal: users do not call it: it serves other ops.
-        schema: as PyTorch reads the function's annotations.
-        reference: the definition, with the checks in front of it.
-        overload: what the dispatcher runs.
+        internal: whether the op only serves other ops and is not for users.
+        schema: the schema that PyTorch infers from the function's annotations.
+        reference: the decorated function, preceded by the checks.
+        overload: the callable that goes through the dispatcher.
         call: the class of ``a``.
-        differentiable: it has a backward.
+        differentiable: whether it has a backward.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, family: str, internal: bool):
@@ -77,18 +78,18 @@ class Op:
         OPS[name] = self
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
-        """The call with its defaults filled in, checked."""
+        """The checked call, with its defaults filled in."""
         a = self.call(*args, **kwargs)
         self._check(a)
         return a
 
     def check(self, function: Callable[[Any], None]) -> Callable[[Any], None]:
-        """Register what refuses a call, from shapes, dtypes and numbers alone."""
+        """Register the checks. They may read shapes, dtypes and numbers, but no data."""
         self._check = function
         return function
 
     def fake(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Register what the op returns on tensors without data."""
+        """Register the fake kernel, which returns the result on tensors without data."""
 
         def fake(*args: Any, **kwargs: Any) -> Any:
             return function(self.bind(*args, **kwargs))
@@ -97,7 +98,7 @@ class Op:
         return function
 
     def backward(self, **options: Any) -> Callable[[Callable], Callable]:
-        """Register the gradients; the options are those of :func:`autograd.register`."""
+        """Register the gradients. The options are those of :func:`autograd.register`."""
 
         def register(formula: Callable[..., dict]) -> Callable[..., dict]:
             autograd.register(library, self, formula, **options)
@@ -106,8 +107,14 @@ class Op:
 
         return register
 
+    def in_parts(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Register differentiable ops that do the same, for where a derivative is wanted."""
+        autograd.register_in_parts(library, self, function)
+        self.differentiable = True
+        return function
+
     def without_gradient(self) -> None:
-        """The results are constants, whatever the arguments require."""
+        """Declare that the results never require a gradient."""
         library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
 
 
@@ -115,12 +122,13 @@ OPS: dict[str, Op] = {}
 
 
 class OpFunction(Protocol[P, R]):
-    """What ``@op`` makes of a function: the same to its callers, and the handles of the op."""
+    """The function that ``@op`` returns: it has the same signature, and the handles of the op."""
 
     op: Op
     check: Callable[[Callable], Callable]
     fake: Callable[[Callable], Callable]
     backward: Callable[..., Callable[[Callable], Callable]]
+    in_parts: Callable[[Callable], Callable]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
@@ -136,13 +144,16 @@ def op(
 
 
 def op(function=None, *, name=None, family=None, internal=False):
-    """Define ``lirank::<name>`` (unless C++ has) by a function; return what users call.
+    """Define ``lirank::<name>`` by a function, unless C++ has defined it already.
 
     Args:
-        function: plain PyTorch with annotations that ``torch.library.infer_schema`` reads.
-        name: of the op; the function's own by default.
-        family: the stem of its kernels, cases and tests; the function's module by default.
-        internal: users do not call it (backward kernels).
+        function: plain PyTorch with annotations that ``torch.library.infer_schema`` can read.
+        name: name of the op, by default the function's name.
+        family: the stem of its kernels, cases and tests, by default the function's module.
+        internal: the op is not for users, as with backward kernels.
+
+    Returns:
+        The function that users call, or the decorator.
     """
     if function is None:
         return lambda function: op(function, name=name, family=family, internal=internal)
@@ -150,7 +161,7 @@ def op(function=None, *, name=None, family=None, internal=False):
     made = Op(function, name or function.__name__, family, internal)
     run = made.overload
 
-    # Only the arguments that were given go on: each costs 0.3 us on its way to C++.
+    # Only the arguments that were given are passed on, because each costs 0.3 us on its way to C++.
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -159,12 +170,13 @@ def op(function=None, *, name=None, family=None, internal=False):
             raise _python_error(made, error, args, kwargs) from None
 
     call.__signature__ = inspect.signature(function)
-    call.op, call.check, call.fake, call.backward = made, made.check, made.fake, made.backward
+    call.op, call.check, call.fake = made, made.check, made.fake
+    call.backward, call.in_parts = made.backward, made.in_parts
     return call
 
 
 def _python_error(op: Op, error: RuntimeError, args: tuple, kwargs: dict) -> Exception:
-    """What the reference would raise: C++ ops raise RuntimeError alone."""
+    """The error that the reference would raise. C++ ops can only raise RuntimeError."""
     try:
         op.bind(*args, **kwargs)
     except (TypeError, ValueError) as refusal:
@@ -182,15 +194,15 @@ def implementations(op_name: str) -> dict[str, Callable[..., Any]]:
         op_name: name without namespace, such as ``"low_rank_cross"``.
 
     Returns:
-        ``{"reference": f, "cpu": f, "triton": f, "cuda": f}``, holding only those that can
-        run here. Every callable takes the op's own arguments.
+        ``{"reference": f, "cpu": f, "triton": f, "cuda": f}``, but only those that can run here.
+        Every callable takes the op's arguments.
 
     Raises:
-        ValueError: no op of that name.
+        ValueError: there is no op of that name.
     """
     if op_name not in OPS:
         known = ", ".join(name for name, op in OPS.items() if not op.internal)
-        raise ValueError(f"implementations: no op named '{op_name}'; there are: {known}")
+        raise ValueError(f"implementations: no op named '{op_name}'; known ops: {known}")
     op = OPS[op_name]
     found: dict[str, Callable[..., Any]] = {"reference": op.reference}
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"lirank::{op_name}", "CPU"):

@@ -77,10 +77,10 @@ class LiRank(nn.Module):
             {_safe(h.name): HistoryFeature(config.history, dim, bool(h.actions)) for h in wanted}
         )
         numeric = len(schema.numeric) if config.numeric.enabled else 0
-        self.normalise = None
+        self.normalize = None
         if numeric and config.numeric.batch_norm:
             log = [schema.numeric.index(name) for name in schema.log]
-            self.normalise = NumericBatchNorm(numeric, log)
+            self.normalize = NumericBatchNorm(numeric, log)
         width = numeric + dim * sum(map(len, self.columns.values()))
         width += sum(history.out_dim for history in self.histories.values())
         if not width:
@@ -159,7 +159,7 @@ class LiRank(nn.Module):
             numbers = _get(features, "numeric")
             check_shape("LiRank", "numeric", numbers, "B", len(self.config.schema.numeric))
             parts.append(
-                numbers.nan_to_num() if self.normalise is None else self.normalise(numbers)
+                numbers.nan_to_num() if self.normalize is None else self.normalize(numbers)
             )
         parts += [self.dropout(bag).flatten(1) for bag in bags.values()]
         for history in self.config.schema.history if self.histories else ():

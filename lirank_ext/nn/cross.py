@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops.cross import attention_cross, low_rank_cross, residual_cross_net
+from ..ops.cross import low_rank_cross
+from ..ops.cross_attention import attention_cross
+from ..ops.cross_net import residual_cross_net
 
 MERGES = ("sum", "mean", "concat")
 
@@ -215,7 +217,8 @@ class ResidualCrossNet(ResidualCrossParameters):
         low_rank = self._modules["low_rank"]._modules.values()
         attention = self._modules["attention"]._modules.values()
         plain = all(map(_is_plain, low_rank)) and all(map(_is_plain, attention))
-        if torch.is_grad_enabled() or not plain:
+        # torch.jit.trace records with gradients and checks without: the op serves both.
+        if not plain or (torch.is_grad_enabled() and not torch.jit.is_tracing()):
             return super().forward(x)
         first, second, learned = [], [], []
         for layer in low_rank:

@@ -334,38 +334,3 @@ def quantized_hashed_embedding_bag_backward(
     rows = rows_of(ids.reshape(-1), num_buckets, remainder_b.shape[0], seed, prehashed)
     found = sum(quantized._look_up(t, row, dim, bits) for t, row in zip(tables, rows, strict=True))
     return _dot_with_grad(grad, found, ids, offsets, include_last_offset, torch.float32)
-
-
-def check_rows_call(op, rows, offsets, tables, mode, weights, include_last) -> None:
-    first = tables[0]
-    for name, t in zip(TABLES, tables, strict=True):
-        check_dtype(op, name, t, torch.float64 if first.dtype == torch.float64 else torch.float32)
-        check_dim(op, name, t, 2)
-        check_device(op, name, t, rows.device)
-        check(t.shape[1] == first.shape[1], op, name, f"width {first.shape[1]}", t)
-    check(first.shape[1] > 0, op, "quotient_b", "a positive width", first)
-    check_dtype(op, "rows", rows, torch.int64)
-    check(rows.dim() == 2 and rows.shape[0] == 4, op, "rows", "shape (4, len)", rows)
-    check_bags(op, rows[0], offsets, include_last, mode, weights, first.device)
-
-
-def hashed_embedding_bag_of_rows(
-    rows: Tensor,
-    offsets: Tensor | None,
-    quotient_b: Tensor,
-    remainder_b: Tensor,
-    quotient_c: Tensor,
-    remainder_c: Tensor,
-    mode: str = "sum",
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-) -> Tensor:
-    """The same gathers with rows (4, len) given; what hashing costs is measured against it."""
-    op, tables = "hashed_embedding_bag_of_rows", (quotient_b, remainder_b, quotient_c, remainder_c)
-    weights = per_sample_weights
-    check_rows_call(op, rows, offsets, tables, mode, weights, include_last_offset)
-    check_offsets(op, rows[0], offsets)
-    for t, row in zip(tables, rows, strict=True):
-        check(bool(((row >= 0) & (row < t.shape[0])).all()), op, "rows", "rows of the tables", row)
-    found = sum(t[row] for t, row in zip(tables, rows, strict=True))
-    return pool(found, rows[0], offsets, mode, weights, include_last_offset)

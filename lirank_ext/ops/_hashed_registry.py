@@ -271,31 +271,3 @@ packed_op = register(
     setup_context=_packed_context,
     backward=_packed_backward,
 )
-
-
-def _of_rows_fake(
-    rows,
-    offsets,
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    mode="sum",
-    per_sample_weights=None,
-    include_last_offset=False,
-):
-    op, tables = "hashed_embedding_bag_of_rows", (quotient_b, remainder_b, quotient_c, remainder_c)
-    weights = per_sample_weights
-    ref.check_rows_call(op, rows, offsets, tables, mode, weights, include_last_offset)
-    bags = ref.quantized.bag_count(rows[0], offsets, include_last_offset)
-    return quotient_b.new_empty((bags, quotient_b.shape[1]))
-
-
-of_rows_op = register(
-    f"hashed_embedding_bag_of_rows(Tensor rows, Tensor? offsets, {_TABLES}, str "
-    'mode="sum", Tensor? per_sample_weights=None, bool include_last_offset=False) -> Tensor',
-    stem=STEM,
-    reference=ref.hashed_embedding_bag_of_rows,
-    fake=_of_rows_fake,
-    internal=True,
-)

@@ -42,7 +42,8 @@ def hashed_embedding_bag(
     Args:
         ids: int64 (len,), or (B, L) without offsets.
         offsets: int32 or int64 (B,), or (B + 1,) with ``include_last_offset``; or None.
-        quotient_b, quotient_c: (ceil(num_buckets / m), D) floating.
+        quotient_b, quotient_c: (ceil(num_buckets / m), D) floating. The CPU copies a strided
+            table in every call; CUDA kernels read one where it lies.
         remainder_b, remainder_c: (m, D) of the same dtype.
         num_buckets: 1 to 2^32.
         seed: of the hash, 0 to 2^32 - 1.
@@ -98,7 +99,8 @@ def quantized_hashed_embedding_bag(
 
     Args:
         ids, offsets: as :func:`hashed_embedding_bag`.
-        quotient_b, quotient_c: uint8 (ceil(num_buckets / m), row_bytes) from ``pack_rows``.
+        quotient_b, quotient_c: uint8 (ceil(num_buckets / m), row_bytes) from ``pack_rows``,
+            contiguous, as for :func:`quantized_embedding_bag`.
         remainder_b, remainder_c: uint8 (m, row_bytes).
         num_buckets: 1 to 2^32.
         dim: width D of the tables.

@@ -42,17 +42,23 @@ def isotonic_calibration(
     Raises:
         ValueError, TypeError, RuntimeError: shapes, dtypes or ``step`` do not fit.
     """
-    v = _shares(logits, weight, lower, step)
+    _, v = _buckets(logits, weight, lower, step)
     slope = torch.relu(weight if embedding is None else embedding + weight)
     return (slope * v).sum(-1) + lower + bias.reshape(())
 
 
-def _shares(logits: Tensor, weight: Tensor, lower: float, step: float) -> Tensor:
-    """(*logits.shape, k): how far each logit reaches into every bucket."""
+def _buckets(logits: Tensor, weight: Tensor, lower: float, step: float) -> tuple[Tensor, Tensor]:
+    """The bucket of each logit, and (*logits.shape, k): how far it reaches into every bucket.
+
+    A knot belongs to the bucket at its right, and so does the derivative there: a clamp of each
+    bucket's share by itself would count both sides.
+    """
     k = weight.shape[0]
-    z = logits.clamp(lower, lower + k * step) - lower
-    i = torch.arange(k, dtype=logits.dtype, device=logits.device)
-    return (z.unsqueeze(-1) - i * step).clamp(0, step)
+    z = (logits.clamp(lower, lower + k * step) - lower).unsqueeze(-1)
+    bucket = (z / step).nan_to_num(0.0).floor().clamp(0, k - 1).long()
+    i = torch.arange(k, device=logits.device)
+    part = z - i.to(z.dtype) * step
+    return bucket, torch.where(i == bucket, part, step * (i < bucket).to(z.dtype))
 
 
 @isotonic_calibration.check
@@ -94,13 +100,10 @@ def isotonic_calibration_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for logits, weight, bias and embedding (zeros (k,) where there is none)."""
     k = weight.shape[0]
-    upper = lower + k * step
-    v = _shares(logits, weight, lower, step)
-    z = logits.clamp(lower, upper) - lower
-    bucket = (z / step).nan_to_num(0.0).floor().clamp(0, k - 1).long()
+    bucket, v = _buckets(logits, weight, lower, step)
     slope = (weight if embedding is None else embedding + weight).expand(*logits.shape, k)
-    here = slope.gather(-1, bucket.unsqueeze(-1)).squeeze(-1).relu()
-    inside = (logits >= lower) & (logits <= upper)
+    here = slope.gather(-1, bucket).squeeze(-1).relu()
+    inside = (logits >= lower) & (logits <= lower + k * step)
     grad_logits = torch.where(inside, grad * here, torch.zeros_like(grad))
     grad_slope = grad.unsqueeze(-1) * v * (slope > 0)
     grad_weight = grad_slope.reshape(-1, k).sum(0)
@@ -117,7 +120,7 @@ def _(a):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
 
-@isotonic_calibration.backward(saves=("logits", "weight", "bias", "embedding"))
+@isotonic_calibration.backward(saves=("logits", "weight", "bias", "embedding"), by_reference=True)
 def _(a, grad):
     logits, weight, bias, embedding = isotonic_calibration_backward(grad, *a)
     return {"logits": logits, "weight": weight, "bias": bias, "embedding": embedding}

@@ -126,7 +126,8 @@ def quantized_embedding_bag(
     An empty bag gives zeros. Sums do not depend on the number of threads.
 
     Args:
-        packed: uint8 (N, row_bytes) from :func:`pack_rows`.
+        packed: uint8 (N, row_bytes) from :func:`pack_rows`, contiguous. The CPU copies a strided
+            table in every call; CUDA kernels refuse one, and one that does not start on 8 bytes.
         indices: int32 or int64 (len,), or (B, L) without offsets.
         offsets: int32 or int64 (B,), or (B + 1,) with ``include_last_offset``; or None.
         dim: width D of the table.
@@ -194,7 +195,8 @@ def quantized_embedding_bags(
     Args:
         packed: uint8 (bytes,): the packed tables end to end (``torch.cat`` of the flattened ones)
             or each starting on 64 bytes (:func:`concatenate_tables`); or the sequence of packed
-            tables, which is concatenated, a copy, in every call.
+            tables, which is concatenated, a copy, in every call. Contiguous, as for
+            :func:`quantized_embedding_bag`.
         rows: int64 (T,) rows of each table.
         dims: int64 (T,) width of each table.
         indices: int32 or int64 (len,), those of all tables, table-major.

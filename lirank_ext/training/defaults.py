@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def for_files(
     numeric: Sequence[str] = (),
     categorical: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    lists: Mapping[str, str] | None = None,
     names: Sequence[str] = (),
     missing: Sequence[str] | None = None,
     skip: bool = False,
@@ -54,7 +55,7 @@ def for_files(
         given: values that hold whatever the defaults are. A schema in it is taken as it is;
             without one the columns are inferred.
         preset: blocks of one of the paper's models.
-        numeric, categorical, ignore, names, missing: see :func:`infer`.
+        numeric, categorical, ignore, lists, names, missing: see :func:`infer`.
         skip: pass over broken rows.
         tell: called with how each column is read, where the columns are inferred.
 
@@ -67,10 +68,10 @@ def for_files(
     quiet = dataclasses.replace(base.embedding, init_norm=INIT_NORM)
     base = dataclasses.replace(base, embedding=quiet)
     if "schema" in given.get("model", {}):
-        if labels or numeric or categorical or ignore or names or missing is not None:
+        if labels or numeric or categorical or ignore or lists or names or missing is not None:
             raise DataError(
                 "the configuration names the columns in model.schema: leave out --label, "
-                "--numeric, --categorical, --ignore, --names and --missing, or the schema"
+                "--numeric, --categorical, --ignore, --list, --names and --missing, or the schema"
             )
         schema = Config.from_dict(given).model.schema
         model = with_schema(base, schema)
@@ -81,6 +82,7 @@ def for_files(
             numeric=numeric,
             categorical=categorical,
             ignore=ignore,
+            lists=lists,
             names=names,
             missing=missing,
             broken=Broken(skip),
@@ -114,6 +116,7 @@ def configuration(
         numeric=options.numeric,
         categorical=options.categorical,
         ignore=options.ignore,
+        lists=options.parted(),
         names=options.names,
         missing=options.missing,
         tell=tell,

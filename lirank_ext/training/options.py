@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.errors import DataError
 from ..models import ConfigError, Dwell, Task
 from ..models._parse import override, put, read_yaml
 from .settings import Config
@@ -18,8 +19,9 @@ class Options:
 
     Attributes:
         data, valid: files to train on and to validate on.
-        label, long_dwell, preset, categorical, numeric, ignore, names, missing: what the columns
-            are and which blocks the model has; see :func:`lirank_ext.training.defaults.for_files`.
+        label, long_dwell, preset, categorical, numeric, ignore, lists, names, missing: what the
+            columns are and which blocks the model has; see
+            :func:`lirank_ext.training.defaults.for_files`.
         config: a YAML file with values of the configuration.
         set: values of the configuration, ``KEY=VALUE``.
         settings: values of the configuration that have an option of their own, by key.
@@ -35,6 +37,7 @@ class Options:
     categorical: list[str] = field(default_factory=list)
     numeric: list[str] = field(default_factory=list)
     ignore: list[str] = field(default_factory=list)
+    lists: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     missing: list[str] | None = None
     config: str | None = None
@@ -83,8 +86,20 @@ class Options:
     def columns(self) -> dict[str, Any]:
         """The options that decide the columns and the blocks, where they were given."""
         names = ("label", "long_dwell", "preset", "categorical", "numeric", "ignore")
-        names += ("names", "missing")
+        names += ("lists", "names", "missing")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    def parted(self) -> dict[str, str]:
+        """What parts the values of a cell, by column, of each ``--list``.
+
+        Raises:
+            DataError: an option names no separator.
+        """
+        pairs = [item.rpartition("=") for item in self.lists]
+        for item, (column, _, separator) in zip(self.lists, pairs, strict=True):
+            if not column or not separator:
+                raise DataError(f"--list {item}: wanted COLUMN=SEPARATOR")
+        return {column: separator for column, _, separator in pairs}
 
     def tasks(self) -> list[str | Task]:
         """Label columns, and a task for each ``--long-dwell``."""

@@ -1,8 +1,10 @@
-// What the host side of quantized look-ups hands to its kernels.
+// What the host side of row-wise quantized tables hands to its kernels, and these: see
+// simd/quantized_embedding.h.
 #pragma once
-#include <cstdint>
-
+#include "dispatch.h"
 #include "quantized_embedding_layout.h"
+
+#include <cstdint>
 
 namespace lirank {
 
@@ -35,5 +37,17 @@ struct PoolCall {
     return wide ? ((const int64_t*)offsets)[item] : (int64_t)((const int32_t*)offsets)[item];
   }
 };
+
+// pool: items [from, to); returns the position of the first bad id, or -1.
+// row_dot: <grad, dequantized row>, the gradient of an id's weight.
+// quantize_row: false where the row, its scale or its mid is not finite.
+// rise: whether no offset is below the one before it.
+LIRANK_EACH_ISA(int64_t pool(const PoolCall& call, const int64_t* ids, int64_t from, int64_t to);
+                int64_t pool(const PoolCall& call, const int32_t* ids, int64_t from, int64_t to);
+                float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad);
+                bool quantize_row(const float* w, int64_t dim, int bits, int8_t* codes,
+                                  float* scale, float* mid);
+                bool rise(const int64_t* offsets, int64_t n);
+                bool rise(const int32_t* offsets, int64_t n);)
 
 }  // namespace lirank

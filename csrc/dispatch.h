@@ -1,0 +1,32 @@
+// How the host side names and calls kernels that are compiled once per instruction set.
+//
+//   LIRANK_EACH_ISA(void hash_ids(const int64_t* ids, int64_t n, int64_t* out);)
+//   LIRANK_DISPATCH(hash_ids, ids, n, out);
+//
+// Kernels are defined in csrc/simd, see simd/foreach_isa.h.
+#pragma once
+#include "cpu_features.h"
+
+#if defined(__x86_64__)
+#define LIRANK_EACH_ISA(...) \
+  namespace plain {          \
+  __VA_ARGS__                \
+  }                          \
+  namespace avx2 {           \
+  __VA_ARGS__                \
+  }                          \
+  namespace avx512 {         \
+  __VA_ARGS__                \
+  }
+#define LIRANK_DISPATCH(fn, ...)                                                   \
+  (::lirank::isa() == ::lirank::Isa::avx512                                        \
+       ? ::lirank::avx512::fn(__VA_ARGS__)                                         \
+       : (::lirank::isa() == ::lirank::Isa::avx2 ? ::lirank::avx2::fn(__VA_ARGS__) \
+                                                 : ::lirank::plain::fn(__VA_ARGS__)))
+#else
+#define LIRANK_EACH_ISA(...) \
+  namespace plain {          \
+  __VA_ARGS__                \
+  }
+#define LIRANK_DISPATCH(fn, ...) ::lirank::plain::fn(__VA_ARGS__)
+#endif

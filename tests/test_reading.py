@@ -325,6 +325,12 @@ def test_whole_numbers_are_ids_or_amounts(tmp_path, kind, is_id):
     assert (role(path).role == "id") == is_id
 
 
+def test_text_that_may_be_meant_as_numbers_says_so(write):
+    path = write("a.csv", x=["--" if i % 5 == 0 else i / 7 for i in range(ROWS)])
+    assert role(path).why == "text, though 80% are numbers (--missing, --numeric)"
+    assert role(path, missing=["--"]).role == "number"
+
+
 def test_columns_that_say_nothing_are_left_out_and_named(write):
     columns = {
         "": range(ROWS),

@@ -33,14 +33,14 @@ INDICATED = ("there", "")  # the ids of an indicator: a value is there, or it is
 
 
 def hash_ids(key: str, values: Any) -> np.ndarray:
-    """The ids of values of a column; "" is the id of a missing value.
+    """The ids of values of a column. The id of "" is that of a missing value.
 
-    What is hashed is the length of the key, the key and the value, ``4:user=anna``: no value of
-    another key gives the same text, whatever signs both hold.
+    The text that is hashed holds the length of the key, the key and the value, as in
+    ``4:user=anna``. So values of two keys never give the same text, whatever characters they have.
 
     Args:
-        key: of the column; columns of one key share their ids.
-        values: text, as a sequence or an Arrow array.
+        key: the name of the column, or its prefix. Columns with one key share their ids.
+        values: the values as text, in a sequence or an Arrow array.
     """
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     if not isinstance(values, pa.Array):
@@ -65,11 +65,11 @@ def ranges(firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 class ColumnReader:
-    """Reads the columns of one chunk; rows that do not fit are gathered with what is wrong.
+    """Reads the columns of one chunk and collects the rows whose values do not fit.
 
     Args:
         chunk: the rows.
-        schema: how their columns are written.
+        schema: says how files write the columns.
     """
 
     def __init__(self, chunk: Chunk, schema: Schema) -> None:
@@ -87,7 +87,7 @@ class ColumnReader:
             self.broken.setdefault(int(row), message(int(row)))
 
     def _read(self, column: str, read: Callable[..., Any], *options: Any) -> Any:
-        """``read`` of the column's values, where what it cannot read is an error with a way out."""
+        """The result of ``read`` on the column's values, or an error that names a way out."""
         try:
             return read(self.chunk.table[column], *options)
         except UnreadableColumn as error:
@@ -125,7 +125,7 @@ class ColumnReader:
         return np.where(bad, np.nan, numbers)
 
     def feature(self, name: str) -> np.ndarray:
-        """A numeric feature as float32, NaN where missing: a column of numbers, or an age."""
+        """A numeric feature (a column of numbers, or an age) as float32; NaN where missing."""
         if name in self.times:
             part = self.times[name]
             return self._part(part).astype(np.float32)
@@ -167,7 +167,7 @@ class ColumnReader:
         return parts(moments, [part.part], part.origin)[part.part]
 
     def order(self, column: str) -> np.ndarray:
-        """What to sort rows by: numbers, or seconds since 1970 where the column holds dates.
+        """The numbers to sort rows by: seconds since 1970 if the column holds dates.
 
         Raises:
             DataError: a value is missing, or is neither.
@@ -209,7 +209,7 @@ class ColumnReader:
         return self._hashes(flat.filter(pa.array(there)), column), counts
 
     def _made(self, column: Categorical) -> np.ndarray:
-        """One id a row, of a few that are made of what the column holds."""
+        """The ids of a feature that is made of a column: a part of a time, a bin, an indicator."""
         name = column.name
         if name in self.times:
             part = self.times[name]
@@ -226,7 +226,7 @@ class ColumnReader:
         return hash_ids(column.key, [*names, ""])[places.astype(np.int64)]
 
     def _hashes(self, values: Any, column: Categorical) -> np.ndarray:
-        """One id each; the distinct values alone are spelled and hashed."""
+        """The id of each value. Only the different values are hashed."""
         pc = need("pyarrow.compute")
         values = decoded(values)
         try:

@@ -28,8 +28,8 @@ def parse_labels(file: File, labels: Sequence[str | Task] | None) -> list[Task]:
     Args:
         file: with the columns.
         labels: ``NAME``, ``NAME=VALUE``, ``NAME>=NUMBER`` (or another comparison), or whole tasks.
-            Without any, a column called "label", "click" or the like is taken, and has to be there
-            unless this is None.
+            If the sequence is empty, there must be a column with a usual name such as "label" or
+            "click"; if this is None, such a column is the label where there is one.
 
     Raises:
         DataError: a column is missing.

@@ -234,7 +234,7 @@ def test_numbers_in_other_spellings(write, spell, delimiter):
 def test_whole_thousands_are_told_by_the_other_columns(write):
     """1.234 is a number of its own, or a thousand and some, as the file writes its others."""
     whole = [f"{i % 9 + 1}.{i * 7 % 1000:03}" for i in range(ROWS)]
-    german = write("a.csv", ";", x=whole, y=[f"{i},5" for i in range(ROWS)])
+    german = write("a.csv", ";", x=whole, y=[f"{i},5" for i in range(ROWS)], z=times([1, 3]))
     schema = found(german).schema
     assert sorted(schema.decimal_comma) == ["x", "y"]
     assert read(german, schema).numeric[1, schema.numeric.index("x")] == 2007

@@ -188,10 +188,10 @@ def _label(chunks: list[Chunk], task: Task, schema: Schema) -> Column:
 def _profiles(chunks: list[Chunk], columns: Sequence[str], schema: Schema) -> list[Profile]:
     """The columns' profiles. A decimal mark that is not clear is that of the other columns."""
     seen = [profile(chunks, column, schema) for column in columns]
-    marks = {p.mark for p in seen if p.kind == "number" and p.mark}
+    marks = {p.mark for p in seen if p.kind == "number"} - {"", "either"}
     if marks != {"comma"}:
         return seen
-    again = [p.kind == "number" and not p.mark for p in seen]
+    again = [p.kind == "number" and p.mark == "either" for p in seen]
     return [
         profile(chunks, p.name, schema, comma=True) if a else p
         for p, a in zip(seen, again, strict=True)

@@ -40,8 +40,8 @@ class Profile:
         form: how the times are written.
         problem: why it is not clear how the times are written; empty where it is clear.
         comma: whether the numbers have a decimal comma.
-        mark: the decimal mark that the numbers must have: "comma", "point", or "" where they could
-            have either, as 1,234 could.
+        mark: the decimal mark that the numbers must have: "comma", "point", "either" if both are
+            possible and make a difference, as in 1,234, or "" if there is no difference.
         is_category: whether the file declares the values as categories.
         number_share: share of the values that are numbers.
         separator: the text between the values of a cell, or None where a cell is one value.
@@ -235,6 +235,8 @@ def _look_for_numbers(seen: Profile, values: Any, counts: np.ndarray, typed: boo
     if point != comma:
         seen.mark = "point" if point > comma else "comma"
         seen.comma = comma > point
+    elif not typed:
+        seen.mark = "" if plain[False].equals(plain[True]) else "either"
     seen.comma &= not typed
     seen.number_share = float(share[seen.comma])
     if share[seen.comma] < MOSTLY:

@@ -234,7 +234,7 @@ def test_numbers_in_other_spellings(write, spell, delimiter):
 def test_whole_thousands_are_told_by_the_other_columns(write):
     """1.234 is a number of its own, or a thousand and some, as the file writes its others."""
     whole = [f"{i % 9 + 1}.{i * 7 % 1000:03}" for i in range(ROWS)]
-    german = write("a.csv", ";", x=whole, y=[f"{i},5" for i in range(ROWS)])
+    german = write("a.csv", ";", x=whole, y=[f"{i},5" for i in range(ROWS)], z=times([1, 3]))
     schema = found(german).schema
     assert sorted(schema.decimal_comma) == ["x", "y"]
     assert read(german, schema).numeric[1, schema.numeric.index("x")] == 2007
@@ -323,6 +323,12 @@ def test_whole_numbers_are_ids_or_amounts(tmp_path, kind, is_id):
     inferred = infer([path], ["click"])
     assert (inferred.schema.numeric == []) == is_id
     assert (role(path).role == "id") == is_id
+
+
+def test_text_that_may_be_meant_as_numbers_says_so(write):
+    path = write("a.csv", x=["--" if i % 5 == 0 else i / 7 for i in range(ROWS)])
+    assert role(path).why == "text, though 80% are numbers (--missing, --numeric)"
+    assert role(path, missing=["--"]).role == "number"
 
 
 def test_columns_that_say_nothing_are_left_out_and_named(write):

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--label",
         action="append",
-        metavar="NAME[=VALUE]",
-        help="label column, as in train",
+        metavar="LABEL",
+        help="label column, as for train",
     )
     options.add_reading(parser)
     add("--skip-bad-rows", action="store_true", help="pass over broken rows")
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data.infer import HEADINGS, cells, infer
     from ..training.options import Options
 
-    found = infer(
+    inferred = infer(
         args.data,
         args.label,
         numeric=args.numeric or (),
@@ -42,6 +42,6 @@ def run(args: argparse.Namespace) -> int:
         missing=args.missing,
         broken=Broken(args.skip_bad_rows),
     )
-    print_table("", HEADINGS, [cells(column) for column in found.columns])
-    results.write_json(args.json, [asdict(column) for column in found.columns])
+    print_table("", HEADINGS, [cells(column) for column in inferred.columns])
+    results.write_json(args.json, [asdict(column) for column in inferred.columns])
     return 0

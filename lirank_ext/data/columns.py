@@ -13,6 +13,7 @@ from ..models import Categorical, History, Schema, Task, TimePart
 from ..ops.hashing import hash_strings
 from .errors import DataError
 from .files import Chunk
+from .labels import describe_bad_label, labels_of
 from .packages import need
 from .text import (
     UnreadableColumn,
@@ -25,7 +26,6 @@ from .text import (
     to_text,
 )
 from .times import UNITS, parts, seconds, typed_seconds
-from .values import says, zero_or_one
 
 Bag = tuple[np.ndarray, np.ndarray]  # hashes of all rows one after the other, how many each has
 FEW = 20  # values that a message may list
@@ -271,18 +271,11 @@ class ColumnReader:
         encoded = self.text(task.source).dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         values = encoded.dictionary.to_pylist()
-        if task.positive is None:
-            known = [zero_or_one(v) for v in values]
-        else:
-            known = [np.nan if v == "" else says(v, task.positive) for v in values]
-        labels = np.array(known, np.float64)[codes] if known else np.zeros(0)
+        comma = task.source in self.schema.decimal_comma
+        labels = labels_of(task, values, comma)[codes] if values else np.zeros(0)
 
         def message(i: int) -> str:
-            value = values[codes[i]]
-            found = f"is '{value}', where 0 or 1 was wanted" if value else "is missing"
-            hint = f"; for another value give --label '{task.source}=VALUE'"
-            return f"the label '{task.source}' {found}" + (hint if value and few else "")
+            return describe_bad_label(task, values[codes[i]], values)
 
-        few = 1 < len(values) < FEW
         self._mark(np.flatnonzero(np.isnan(labels)), message)
         return labels

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,10 +15,10 @@ from .broken import Broken
 from .columns import ColumnReader
 from .errors import DataError
 from .files import Chunk
+from .labels import parse_labels
 from .profile import MAX_VALUES, Profile, profile
 from .source import Source
 from .times import parts
-from .values import LABEL_NAMES
 
 SAMPLE_ROWS, SAMPLE_CELLS = 500_000, 50_000_000  # whichever are fewer
 NUM_BINS = 32  # a number with many values also gets an id per quantile bin
@@ -103,9 +102,7 @@ def infer(
 
     Args:
         paths: the files.
-        labels: label columns, ``NAME`` or ``NAME=VALUE`` (1 where the column holds VALUE),
-            or whole tasks. If the sequence is empty, there must be a column with a usual name such
-            as "label" or "click"; if this is None, such a column is the label where there is one.
+        labels: label columns; see :func:`lirank_ext.data.labels.parse_labels`.
         numeric, categorical: columns to read as such, whatever they look like.
         ignore: columns to leave out.
         lists: columns whose cells hold several values, with the text that separates them.
@@ -119,7 +116,7 @@ def infer(
     source = Source(paths, [], broken, names)
     file = source.files[0]
     schema = Schema(missing=list(MISSING if missing is None else missing), names=list(names))
-    schema.tasks = _tasks(file, labels)
+    schema.tasks = parse_labels(file, labels)
     lists = dict(lists or {})
     for column in (*numeric, *categorical, *ignore, *lists):
         file.check(column)
@@ -159,32 +156,6 @@ def table_for(ids: int) -> Table:
     return Table(buckets, max(1, -(-buckets // 1_000_000)))
 
 
-def _tasks(file: Any, labels: Sequence[str | Task] | None) -> list[Task]:
-    if not labels:
-        found = next((c for c in file.columns if c.lower() in LABEL_NAMES), None)
-        if found is None:
-            if labels is None:
-                return []
-            columns = ", ".join(file.columns)
-            raise DataError(f"{file.path}: name the label column with --label (one of {columns})")
-        labels = [found]
-    tasks = []
-    for label in labels:
-        if isinstance(label, Task):
-            for column in (label.source, *(label.dwell.clusters if label.dwell else ())):
-                file.check(column)
-            tasks.append(label)
-            continue
-        name, equals, value = label.partition("=")
-        if label in file.columns or not equals:
-            file.check(label)
-            tasks.append(Task(label))
-        else:
-            file.check(name)
-            tasks.append(Task(label, name, value))
-    return tasks
-
-
 def _sample(source: Source) -> tuple[list[Chunk], bool]:
     """The first rows of every file, and whether these are all there are."""
     rows = min(SAMPLE_ROWS, SAMPLE_CELLS // len(source.columns))
@@ -209,8 +180,8 @@ def _label(chunks: list[Chunk], task: Task, schema: Schema) -> Column:
     texts = [ColumnReader(chunk, schema).text(task.source) for chunk in chunks]
     values = {value for text in texts for value in text.unique().to_pylist()} - {""}
     absent = sum(text.to_pylist().count("") for text in texts)
-    why = "--label" if task.positive is None else f"1 where it is '{task.positive}'"
-    why = "--long-dwell" if task.dwell else why
+    wanted = task.threshold or (task.positive and f"'{task.positive}'")
+    why = "--long-dwell" if task.dwell else f"1 where it is {wanted}" if wanted else "--label"
     return Column(task.source, "label", why, min(values, default=""), len(values), absent)
 
 

@@ -17,7 +17,7 @@ from .settings import Config, Settings
 # How ids learn: their embeddings start near zero and move with the number of their rows, so that
 # an id seen once or never adds little noise. Validation AUC and log-loss, one seed, of 800 users
 # of MovieLens-1M (127,309 ratings, split by time): 0.7364, 0.6015 against 0.7243, 0.6155 with norm
-# 1, rate 0.3 and accumulators from 0. Pairs of ids are learnt as well: made-up clicks by latent
+# 1, rate 0.3 and accumulators from 0. Pairs of ids are learned as well: made-up clicks by latent
 # factors, 0.8100 against 0.8090.
 INIT_NORM, TABLE_LR, TABLE_START = 0.03, 0.1, 10.0
 
@@ -76,7 +76,7 @@ def for_files(
         schema = Config.from_dict(given).model.schema
         model = with_schema(base, schema)
     else:
-        found = infer(
+        inferred = infer(
             paths,
             labels,
             numeric=numeric,
@@ -87,9 +87,9 @@ def for_files(
             missing=missing,
             broken=Broken(skip),
         )
-        tell(found.columns)
-        model = with_schema(base, found.schema)
-        embedding = dataclasses.replace(model.embedding, tables=found.tables)
+        tell(inferred.columns)
+        model = with_schema(base, inferred.schema)
+        embedding = dataclasses.replace(model.embedding, tables=inferred.tables)
         model = dataclasses.replace(model, embedding=embedding)
     data = Config(model, Settings(table_lr=TABLE_LR, table_start=TABLE_START)).to_dict()
     merge(data, given)

@@ -18,6 +18,7 @@ from lirank_ext.data.broken import Broken  # noqa: E402
 from lirank_ext.data.columns import hash_ids  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.data.infer import infer  # noqa: E402
+from lirank_ext.data.reading import Reading  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 
 
@@ -105,7 +106,7 @@ def test_a_file_without_a_header_is_told_and_read_by_names(tmp_path):
     with pytest.raises(DataError, match=r"train\.txt:1: no header line.*--names"):
         infer([path], None)
     names = ["click", "count", "other", "shop"]
-    schema = infer([path], ["click"], names=names).schema
+    schema = infer([path], ["click"], Reading(names=names)).schema
     assert schema.names == names
     rows = read(path, schema)
     assert len(rows) == ROWS
@@ -125,7 +126,7 @@ def test_a_file_without_a_header_is_told_and_read_by_names(tmp_path):
     source = Source([broken], ["click"], skipping, names)
     assert source.count() == ROWS
     with pytest.raises(DataError, match="4 fields, where there are 3 names"):
-        infer([path], ["click"], names=names[:3])
+        infer([path], ["click"], Reading(names=names[:3]))
 
 
 def test_years_as_names_are_a_header(tmp_path):

@@ -17,6 +17,7 @@ from lirank_ext.data.columns import hash_ids  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.data.features import Converter, Rows  # noqa: E402
 from lirank_ext.data.infer import infer  # noqa: E402
+from lirank_ext.data.reading import Reading  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.models import Categorical, ConfigError, LiRankConfig, Schema  # noqa: E402
 
@@ -58,7 +59,7 @@ def ids(rows: Rows, column: str) -> list[int]:
 
 def found(path, **options):
     paths = path if isinstance(path, list) else [path]
-    return infer(paths, ["click"], **options)
+    return infer(paths, ["click"], Reading(**options))
 
 
 def role(path, column: str = "x", **options):

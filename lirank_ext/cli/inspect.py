@@ -29,17 +29,12 @@ def run(args: argparse.Namespace) -> int:
     options.check_writable(args.json)
     from ..data.broken import Broken
     from ..data.infer import HEADINGS, cells, infer
-    from ..training.options import Options
+    from ..data.reading import Reading
 
     inferred = infer(
         args.data,
         args.label,
-        numeric=args.numeric or (),
-        categorical=args.categorical or (),
-        ignore=args.ignore or (),
-        lists=Options([], lists=args.lists).parted(),
-        names=args.names or (),
-        missing=args.missing,
+        Reading.from_values(vars(args)),
         broken=Broken(args.skip_bad_rows),
     )
     print_table("", HEADINGS, [cells(column) for column in inferred.columns])

@@ -111,8 +111,8 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add(
         "--list",
         dest="lists",
+        type=_separated,
         action="append",
-        default=[],
         metavar="COLUMN=SEPARATOR",
         help="a column of text whose cells hold several ids, as in --list tags=;",
     )
@@ -129,6 +129,14 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         help="texts that stand for a missing value in CSV, besides an empty cell "
         "(default: ?,NA,N/A,NaN,nan,NULL,null,None,\\N)",
     )
+
+
+def _separated(text: str) -> tuple[str, str]:
+    """A column and what separates the values of its cells."""
+    column, _, separator = text.rpartition("=")
+    if not column or not separator:
+        raise argparse.ArgumentTypeError(f"wanted COLUMN=SEPARATOR, got '{text}'")
+    return column, separator
 
 
 def names(text: str) -> list[str]:

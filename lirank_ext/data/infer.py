@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from .errors import DataError
 from .files import Chunk
 from .labels import parse_labels
 from .profile import MAX_VALUES, Profile, profile
+from .reading import Reading
 from .source import Source
 from .times import parts
 
@@ -79,13 +80,8 @@ class Inferred:
 def infer(
     paths: Sequence[str | Path],
     labels: Sequence[str | Task] | None,
+    reading: Reading | None = None,
     *,
-    numeric: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    lists: Mapping[str, str] | None = None,
-    names: Sequence[str] = (),
-    missing: Sequence[str] | None = None,
     broken: Broken | None = None,
 ) -> Inferred:
     """Look at up to half a million rows and decide what each column is.
@@ -103,41 +99,39 @@ def infer(
     Args:
         paths: the files.
         labels: label columns; see :func:`lirank_ext.data.labels.parse_labels`.
-        numeric, categorical: columns to read as such, whatever they look like.
-        ignore: columns to leave out.
-        lists: columns whose cells hold several values, with the text that separates them.
-        names: names of the columns, for CSV files without a header line.
-        missing: texts that stand for a missing value; see :class:`lirank_ext.models.Schema`.
+        reading: what the user says about the columns.
         broken: what to do with broken rows.
 
     Raises:
         DataError: a column is missing or cannot be read, or nothing is left to learn from.
     """
-    source = Source(paths, [], broken, names)
+    reading = reading or Reading()
+    source = Source(paths, [], broken, reading.names)
     file = source.files[0]
-    schema = Schema(missing=list(MISSING if missing is None else missing), names=list(names))
+    missing = MISSING if reading.missing is None else reading.missing
+    schema = Schema(missing=list(missing), names=list(reading.names))
     schema.tasks = parse_labels(file, labels)
-    lists = dict(lists or {})
-    for column in (*numeric, *categorical, *ignore, *lists):
+    for column in (*reading.numeric, *reading.categorical, *reading.ignore, *reading.lists):
         file.check(column)
     label_columns = {task.source for task in schema.tasks}
-    left_out = {*ignore, *label_columns}
+    left_out = {*reading.ignore, *label_columns}
     wanted = [c for c in file.columns if c not in left_out]
     if not wanted:
         raise DataError(f"{file.path}: no column to learn from, only labels")
-    source = Source(paths, [*wanted, *label_columns], broken, names)
+    source = Source(paths, [*wanted, *label_columns], broken, reading.names)
     chunks, complete = _sample(source)
     found = Inferred(schema)
     for task in schema.tasks:
         found.columns.append(_label(chunks, task, schema))
-    for name in ignore:
+    for name in reading.ignore:
         found.columns.append(Column(name, "left out", "--ignore"))
     for seen in _profiles(chunks, wanted, schema):
-        if seen.name in lists:
-            seen.kind, seen.separator = "text", lists[seen.name]
-            _Reading(found, seen, complete).add_list("--list")
+        if seen.name in reading.lists:
+            seen.kind, seen.separator = "text", reading.lists[seen.name]
+            _Adder(found, seen, complete).add_list("--list")
             continue
-        _Reading(found, seen, complete).add(seen.name in numeric, seen.name in categorical)
+        numeric, categorical = (seen.name in n for n in (reading.numeric, reading.categorical))
+        _Adder(found, seen, complete).add(numeric, categorical)
     if not schema.columns:
         reasons = "; ".join(f"'{c.name}' {c.why}" for c in found.columns if c.role == "left out")
         raise DataError(f"{file.path}: no column is left to learn from: {reasons}")
@@ -198,7 +192,7 @@ def _profiles(chunks: list[Chunk], columns: Sequence[str], schema: Schema) -> li
     ]
 
 
-class _Reading:
+class _Adder:
     """Adds one column to a schema."""
 
     def __init__(self, found: Inferred, seen: Profile, complete: bool) -> None:

@@ -1,8 +1,9 @@
 """Benchmarks of the hashed embedding: forward over float and packed tables, and backward.
 
-"eager" hashes, splits, gathers four rows and pools in PyTorch, and "compile" is
-``torch.compile`` of it. "embedding_bag" pools each table by ``F.embedding_bag`` and adds the four
-results.
+"rows given" is the floor of the gathers: ``F.embedding_bag`` on each table, with row numbers that
+were computed beforehand. "eager" hashes, splits, gathers four rows and pools in PyTorch, and
+"compile" is ``torch.compile`` of it. "embedding_bag" computes the rows, pools each table by
+``F.embedding_bag`` and adds the four results.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from .. import hashed_embedding_bag, pack_rows, quantize_rows, quantized_hashed_embedding_bag
-from ..ops._hashed_reference import rows_of
+from ..ops.hashed_embedding_rule import rows_of
 from ..ops.hashing import murmur
 from .harness import Workload
 
@@ -69,6 +70,11 @@ def _bagged(
     return sum(parts)
 
 
+def _given(rows: tuple[Tensor, ...], offsets: Tensor, tables: list[Tensor]) -> Tensor:
+    pairs = zip(rows, tables, strict=True)
+    return sum(embedding_bag(row, t, offsets, mode="sum") for row, t in pairs)
+
+
 def _wide(ids: Tensor, offsets: Tensor, tables: list[Tensor], buckets: int) -> Tensor:
     """The result in float64. Only the rows in use are widened, because the tables take GBs."""
     rows = rows_of(ids, buckets, REMAINDERS, 0, False)
@@ -78,12 +84,14 @@ def _wide(ids: Tensor, offsets: Tensor, tables: list[Tensor], buckets: int) -> T
 
 def _forward(label: str, ids: Tensor, offsets: Tensor, tables: list[Tensor], n: int) -> Workload:
     compiled = torch.compile(_eager, fullgraph=True, dynamic=False)
+    rows = rows_of(ids, n, REMAINDERS, 0, False)
     bags, dim = len(offsets), tables[0].shape[1]
     return Workload(
         "hashed_embedding_bag",
         label,
         {
             "lirank": lambda: hashed_embedding_bag(ids, offsets, *tables, n),
+            "rows given": lambda: _given(rows, offsets, tables),
             "eager": lambda: _eager(ids, tables, n, bags),
             "compile": lambda: compiled(ids, tables, n, bags),
             "embedding_bag": lambda: _bagged(ids, offsets, tables, n),

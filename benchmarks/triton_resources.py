@@ -27,7 +27,7 @@ from triton.runtime import driver
 from lirank_ext.kernels import _launch
 from lirank_ext.library import gpu
 from lirank_ext.library.op import OPS
-from lirank_ext.ops import _rowwise
+from lirank_ext.ops.quantized_embedding_layout import layout
 
 ARCHITECTURES = (80, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -138,7 +138,7 @@ def _hash_calls():
 
 
 def _quantized_calls(dim, bits):
-    label, width, bags = f"D={dim}", _rowwise.layout(dim, bits).row_bytes, 512
+    label, width, bags = f"D={dim}", layout(dim, bits).row_bytes, 512
     ids, offsets = _t(4096, dtype=torch.int64), _t(bags, dtype=torch.int64)
     packed, few = _t(1000, width, dtype=torch.uint8), _t(100, width, dtype=torch.uint8)
     four, rule = (packed, few, packed, few), (100_000, dim, bits)

@@ -11,12 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lirank_ext.library.device_errors import findings
-
+from . import errors as kinds
 from ._launch import next_power_of_2
+from .errors import findings
 
-INDEX, OFFSETS, TABLES = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-ROW, CODES, VOCABULARY = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
+INDEX, OFFSETS = tl.constexpr(kinds.INDEX), tl.constexpr(kinds.OFFSETS)
+TABLES, ROW = tl.constexpr(kinds.TABLES), tl.constexpr(kinds.ROW)
+CODES, VOCABULARY = tl.constexpr(kinds.CODES), tl.constexpr(kinds.VOCABULARY)
 
 # A limit far off: without one ptxas goes for 48 or 56 registers and spills two of them.
 REGISTERS = {"maxnreg": 168}

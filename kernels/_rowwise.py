@@ -87,6 +87,17 @@ def aligned(packed: Tensor) -> Tensor:
     return packed if packed.data_ptr() % 8 == 0 else packed.clone()
 
 
+def code_bytes(dim: int, bits: int) -> int:
+    """``form`` on the host: bytes of a row's codes."""
+    return ((dim if bits == 8 else (dim + 1) // 2) + 7) // 8 * 8
+
+
+def row_bytes(dim: int, bits: int) -> int:
+    """``form`` on the host: bytes of a row."""
+    codes = code_bytes(dim, bits)
+    return 64 if codes % 64 and 48 < codes + 8 < 64 else codes + 8
+
+
 def byte_block(code_bytes: int) -> int:
     """Bytes of codes that a program takes at a time."""
     return min(256, max(8, next_power_of_2(code_bytes)))
@@ -95,6 +106,7 @@ def byte_block(code_bytes: int) -> int:
 __all__ = [
     "aligned",
     "byte_block",
+    "code_bytes",
     "even",
     "form",
     "keep_columns",
@@ -102,4 +114,5 @@ __all__ = [
     "load_pair",
     "odd",
     "places",
+    "row_bytes",
 ]

@@ -16,10 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bags import OFFSETS, findings, report
-from ._launch import (
-    cdiv,
-    launch,
-)
+from ._launch import cdiv, launch
 
 
 @triton.jit

@@ -22,10 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._bags import VOCABULARY, findings, report
-from ._launch import (
-    cdiv,
-    launch,
-)
+from ._launch import cdiv, launch
 from ._rowwise import aligned
 from .hashing import _finalize
 

@@ -16,10 +16,6 @@ from lirank_ext.verify import compare
 from lirank_ext.verify.cases import all_cases
 
 SPARSE = "hashed_embedding_bag_backward_sparse"  # verify reaches it by no case: sparse=True does
-NAMES = ("ids", "offsets", "quotient_b", "remainder_b", "quotient_c", "remainder_c", "num_buckets",
-         "seed", "mode", "per_sample_weights", "include_last_offset", "prehashed")  # fmt: skip
-DEFAULTS = {"per_sample_weights": None, "seed": 0, "mode": "sum", "include_last_offset": False,
-            "prehashed": False}  # fmt: skip
 
 
 def sparse_calls():
@@ -27,19 +23,17 @@ def sparse_calls():
     for case in all_cases("hashed_embedding_bag", 0):
         if not case.grad:
             continue
-        bound = dict(zip(NAMES, case.call, strict=False))
-        dim, m = case.call[2].shape[1], case.call[3].shape[0]
-        bags = torch.ops.lirank.hashed_embedding_bag(*case.call).shape[0]
+        a = OPS[case.op].call(*case.call)
+        bags, dim = torch.ops.lirank.hashed_embedding_bag(*a).shape[0], a.quotient_b.shape[1]
         generator = torch.Generator().manual_seed(1)
-        grad = torch.randn(bags, dim, generator=generator).to(case.call[2].dtype)
-        rest = (bound.get(name, default) for name, default in DEFAULTS.items())
-        weights, seed, mode, last, prehashed = rest
+        grad = torch.randn(bags, dim, generator=generator).to(a.quotient_b.dtype)
+        rule = (a.num_buckets, a.remainder_b.shape[0], a.seed, a.mode, a.include_last_offset)
+        bag = (a.ids, a.offsets, a.per_sample_weights)
         for dtype in (grad.dtype, torch.float16):
             case.tolerance = 4.0 if dtype == torch.float16 else case.tolerance
-            yield case, (grad.to(dtype), bound["ids"], bound["offsets"], weights,
-                         bound["num_buckets"], m, seed, mode, last, prehashed)  # fmt: skip
+            yield case, (grad.to(dtype), *bag, *rule, a.prehashed)
     for case in own_cases(SPARSE):
-        yield case, case.args
+        yield case, case.call
 
 
 def sparse_outcomes() -> list[compare.Outcome]:

@@ -123,6 +123,46 @@ def test_cuda_without_a_gpu_is_one_sentence(command, capsys):
     assert not out and len(said.splitlines()) == 1 and "no CUDA device" in said
 
 
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["train", "--help"], ["train"]])
+def test_help_does_not_wait_for_torch(argv):
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "lirank_ext", *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    imported = {line.split("|")[-1].strip() for line in process.stderr.splitlines()}
+    assert "lirank_ext.cli" in imported
+    assert not imported & {"torch", "numpy"}
+
+
+def test_a_command_has_the_whole_package():
+    """The names of the package come when they are asked for."""
+    code = (
+        "import sys; sys.argv = ['/bin/lirank-ext']; import lirank_ext; "
+        "assert 'torch' not in sys.modules; from lirank_ext import low_rank_cross, swap; "
+        "import lirank_ext._api as api; assert swap is api.swap; "
+        "assert all(hasattr(lirank_ext, name) for name in api.__all__); "
+        "assert not hasattr(lirank_ext, 'nothing')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_the_package_is_imported_is_quiet(tmp_path):
+    """As torch is: a module that takes long, in its place."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(60)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    process = command(
+        "info", env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, stderr=subprocess.PIPE
+    )
+    _, err = process.communicate()
+    assert err == b"lirank-ext info: interrupted\n"
+    assert process.returncode == 130
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lirank-ext {lirank_ext.__version__}\n"
@@ -195,21 +235,21 @@ def test_the_source_folder_says_that_it_is_not_built(tmp_path):
     shutil.copytree(REPOSITORY / "lirank_ext", package, ignore=ignored)
     (tmp_path / "setup.py").touch()
 
-    def run(*argv):
+    def run(*argv, code=""):
         # -S: the finder of an installation in place would find the missing parts elsewhere.
         paths = [str(tmp_path), *(p for p in sys.path if p.endswith("-packages"))]
-        code = f"import sys; sys.path[:0] = {paths}; import lirank_ext.cli as c; "
+        code = f"import sys; sys.path[:0] = {paths}; {code}import lirank_ext.cli as c; "
         start = [sys.executable, "-S", "-c", code + "sys.exit(c.main(sys.argv[1:]))", *argv]
         return subprocess.run(start, capture_output=True, text=True, cwd=tmp_path, check=False)
 
-    done = run("bench")
-    assert done.returncode == 2, done.stderr
-    assert "are not built and hide an installed package" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    done = run("info")
-    assert done.returncode == 0, done.stderr
+    for name in ("bench", "info"):
+        done = run(name)
+        assert done.returncode == 2, done.stderr
+        assert "are not built and hide an installed package" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    why = "from lirank_ext.library.load import why_no_extension; print(why_no_extension)"
+    done = run("--version", code=f"{why}; ")
     assert "are not built and hide an installed package" in done.stdout
-    assert "no C++ compiler" not in done.stdout
 
 
 def test_progress_in_a_file_is_a_line_now_and_then(monkeypatch, capsys):

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from lirank_ext.library import build_info
-from lirank_ext.ops import _rowwise
+from lirank_ext.ops.quantized_embedding_layout import layout
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = Path(torch.__file__).parent
@@ -228,5 +228,5 @@ def test_layout_in_cxx_is_that_in_python(shared):
     for bits in (8, 4):
         for dim in range(1, 1030):
             shared.layout(ctypes.c_int64(dim), bits, out)
-            form = _rowwise.layout(dim, bits)
+            form = layout(dim, bits)
             assert list(out) == [form.code_bytes, form.row_bytes, form.apart], (dim, bits)

@@ -16,6 +16,7 @@ from lirank_ext.data.columns import hash_ids, ranges  # noqa: E402
 from lirank_ext.data.errors import DataError, MissingPackage  # noqa: E402
 from lirank_ext.data.features import Converter, Rows  # noqa: E402
 from lirank_ext.data.infer import infer  # noqa: E402
+from lirank_ext.data.reading import Reading  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.models import Schema  # noqa: E402
 
@@ -40,7 +41,7 @@ def table(tmp_path):
 
 def load(path, label: str | None = "bought", **options) -> tuple[Schema, Rows]:
     """The columns found in a file, and all its rows."""
-    schema = infer([path], [label] if label else [], **options).schema
+    schema = infer([path], [label] if label else [], Reading(**options)).schema
     converter = Converter(schema, Broken())
     chunks = Source([path], converter.columns).chunks()
     return schema, Rows.concatenate([converter.rows(chunk) for chunk in chunks])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
 import datetime
 import decimal
-import gzip
-import lzma
+import functools
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from lirank_ext.data.columns import hash_ids  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.data.features import Converter, Rows  # noqa: E402
 from lirank_ext.data.infer import infer  # noqa: E402
+from lirank_ext.data.reading import Reading  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.models import Categorical, ConfigError, LiRankConfig, Schema  # noqa: E402
 
@@ -27,23 +26,23 @@ CLICK = [i * 7 % 5 % 2 for i in range(ROWS)]
 SHOP = [f"s{i * 3 % 7}" for i in range(ROWS)]
 
 
+def write_file(folder, name: str, delimiter: str = ",", **columns):
+    """Write columns beside "shop" and "click" as a CSV or Parquet file."""
+    data = {**columns, "shop": SHOP, "click": CLICK}
+    path = folder / name
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.table(data), path)
+        return path
+    rows = zip(*data.values(), strict=True)
+    lines = [delimiter.join(data)]
+    lines += [delimiter.join("" if v is None else str(v) for v in row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def write(tmp_path):
-    """Write columns beside "shop" and "click" as a CSV or Parquet file."""
-
-    def make(name: str, delimiter: str = ",", **columns):
-        data = {**columns, "shop": SHOP, "click": CLICK}
-        path = tmp_path / name
-        if path.suffix == ".parquet":
-            parquet.write_table(pa.table(data), path)
-            return path
-        rows = zip(*data.values(), strict=True)
-        lines = [delimiter.join(data)]
-        lines += [delimiter.join("" if v is None else str(v) for v in row) for row in rows]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return path
-
-    return make
+    return functools.partial(write_file, tmp_path)
 
 
 def read(paths, schema: Schema, broken: Broken | None = None) -> Rows:
@@ -60,7 +59,7 @@ def ids(rows: Rows, column: str) -> list[int]:
 
 def found(path, **options):
     paths = path if isinstance(path, list) else [path]
-    return infer(paths, ["click"], **options)
+    return infer(paths, ["click"], Reading(**options))
 
 
 def role(path, column: str = "x", **options):
@@ -234,7 +233,7 @@ def test_numbers_in_other_spellings(write, spell, delimiter):
 def test_whole_thousands_are_told_by_the_other_columns(write):
     """1.234 is a number of its own, or a thousand and some, as the file writes its others."""
     whole = [f"{i % 9 + 1}.{i * 7 % 1000:03}" for i in range(ROWS)]
-    german = write("a.csv", ";", x=whole, y=[f"{i},5" for i in range(ROWS)])
+    german = write("a.csv", ";", x=whole, y=[f"{i},5" for i in range(ROWS)], z=times([1, 3]))
     schema = found(german).schema
     assert sorted(schema.decimal_comma) == ["x", "y"]
     assert read(german, schema).numeric[1, schema.numeric.index("x")] == 2007
@@ -323,6 +322,12 @@ def test_whole_numbers_are_ids_or_amounts(tmp_path, kind, is_id):
     inferred = infer([path], ["click"])
     assert (inferred.schema.numeric == []) == is_id
     assert (role(path).role == "id") == is_id
+
+
+def test_text_that_may_be_meant_as_numbers_says_so(write):
+    path = write("a.csv", x=["--" if i % 5 == 0 else i / 7 for i in range(ROWS)])
+    assert role(path).why == "text, though 80% are numbers (--missing, --numeric)"
+    assert role(path, missing=["--"]).role == "number"
 
 
 def test_columns_that_say_nothing_are_left_out_and_named(write):
@@ -441,117 +446,7 @@ def test_numbers_in_the_range_of_times_need_not_be_times(write):
     assert role(path, "user_id").role == "id"
 
 
-# ---- files ---------------------------------------------------------------------------------
-
-
-def test_packed_files_are_known_by_their_first_bytes(write, tmp_path):
-    plain = write("a.csv", x=times(["a", "b", "c"]))
-    schema, text = found(plain).schema, plain.read_bytes()
-    wanted = ids(read(plain, schema), "x")
-    packed = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
-    packed["zst"] = lambda data: pa.compress(data, "zstd", asbytes=True)
-    for name, pack in packed.items():
-        for suffix in (name, "dat"):
-            path = tmp_path / f"b.csv.{suffix}"
-            path.write_bytes(pack(text))
-            assert ids(read(path, schema), "x") == wanted, path
-    renamed = tmp_path / "table"
-    renamed.write_bytes(write("c.parquet", x=times(["a", "b", "c"])).read_bytes())
-    assert ids(read(renamed, schema), "x") == wanted
-
-
-@pytest.mark.parametrize(
-    ("start", "said"),
-    [
-        (b"PK\x03\x04", "a spreadsheet or a zip archive"),
-        (b'{"user": 1}\n', "JSON"),
-        ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
-        (b"a,b\r1,2\r", "carriage return alone"),
-        ("naïve,b\n1,2\n".encode("latin-1"), "not UTF-8 text"),
-    ],
-)
-def test_other_files_are_named_for_what_they_are(tmp_path, start, said):
-    path = tmp_path / "a.csv"
-    path.write_bytes(start)
-    with pytest.raises(DataError, match=said):
-        Source([path], [])
-
-
-def test_a_folder_of_part_files(write, tmp_path):
-    for i, day in enumerate(("2024-03-01", "__HIVE_DEFAULT_PARTITION__", "2024-03-03")):
-        folder = tmp_path / "log" / f"day={day}"
-        folder.mkdir(parents=True)
-        write("part.parquet", x=times(["a", "b", str(i)])).rename(
-            folder / f"part-{i}.snappy.parquet"
-        )
-        (folder / f".part-{i}.crc").write_bytes(b"crc")
-    (tmp_path / "log" / "_SUCCESS").touch()
-    inferred = found([tmp_path / "log"])
-    assert {"day", "x", "shop"} == {*inferred.schema.columns}
-    rows = read([tmp_path / "log"], inferred.schema)
-    assert len(rows) == 3 * ROWS
-    parts = {name: ids(rows, name) for name in ("x", "shop")}
-    assert set(parts["x"]) == set(hash_ids("x", ["a", "b", 0, 1, 2]).tolist())
-    column = next(k for k in rows.bags if k.startswith("ids/day"))
-    assert set(ids(rows, column[4:])[2 * ROWS :]) == {hash_ids(column[4:], [""])[0]}
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: a folder without files"):
-        Source([tmp_path / "empty"], [])
-    (tmp_path / "log" / "_delta_log").mkdir()
-    with pytest.raises(DataError, match="a Delta table"):
-        Source([tmp_path / "log"], [])
-
-
-def test_files_of_other_types_are_read_together(write):
-    paths = [
-        write("a.csv", x=times([1, 2, 3]), y=times([1.5, 2])),
-        write("b.parquet", x=times([1, 2, None]), y=times([1, 2])),
-        write("c.parquet", x=times([1.0, 2.0, 3.0]), y=times(["1.5", "2"])),
-        write("d.parquet", x=times(["1", "2", "3"]), y=pa.array(times([None, None]), pa.null())),
-    ]
-    schema = found(paths, categorical=["x"]).schema
-    rows = read(paths, schema)
-    assert set(ids(rows, "x")) == set(hash_ids("x", ["1", "2", "3", ""]).tolist())
-    assert np.isnan(rows.numeric[-ROWS:]).all()
-
-
-def test_a_file_without_a_header_is_told_and_read_by_names(tmp_path):
-    draw = np.random.default_rng(0)
-    lines = ["\t".join([str(i % 2), str(i % 50), "", f"h{draw.integers(99)}"]) for i in range(ROWS)]
-    path = tmp_path / "train.txt"
-    path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match=r"train\.txt:1: no header line.*--names"):
-        infer([path], None)
-    names = ["click", "count", "other", "shop"]
-    schema = infer([path], ["click"], names=names).schema
-    assert schema.names == names
-    rows = read(path, schema)
-    assert len(rows) == ROWS
-    assert ids(rows, "count") == hash_ids("count", [i % 50 for i in range(ROWS)]).tolist()
-    # The same with a header, and with the mark that some programs write first.
-    headed = tmp_path / "headed.txt"
-    headed.write_text("\ufeff" + "\n".join(["\t".join(names), *lines]) + "\n", encoding="utf-8")
-    marked = tmp_path / "marked.txt"
-    marked.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
-    for other in (headed, marked):
-        assert ids(read(other, schema), "count") == ids(rows, "count")
-    broken = tmp_path / "broken.txt"
-    broken.write_text("\n".join([*lines[:5], "1\t2", *lines[5:]]) + "\n")
-    with pytest.raises(DataError, match=r"broken\.txt:6: 2 fields, where there are names for 4"):
-        read(broken, schema)
-    skipping = Broken(skip=True)
-    source = Source([broken], ["click"], skipping, names)
-    assert source.count() == ROWS
-    with pytest.raises(DataError, match="4 fields, where there are 3 names"):
-        infer([path], ["click"], names=names[:3])
-
-
-def test_years_as_names_are_a_header(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text(
-        "\n".join(["2019,2020,click", *(f"{i % 9},{i % 7},{i % 2}" for i in range(50))])
-    )
-    assert found(path).schema.numeric == ["2019", "2020"]
+# ---- several values in a cell --------------------------------------------------------------
 
 
 def test_text_with_bars_is_several_ids(write):

@@ -79,7 +79,7 @@ def test_inspect_shows_every_column(tmp_path, capsys):
     for column in kept.values():
         assert column["name"] in said and column["why"] in said and column["example"] in said
     assert run("inspect", path, "--list", "tags") == 2
-    assert "--list tags: wanted COLUMN=SEPARATOR" in capsys.readouterr().err
+    assert "--list: wanted COLUMN=SEPARATOR, got 'tags'" in capsys.readouterr().err
 
 
 def test_inspect_needs_no_label(tmp_path, capsys):

@@ -22,6 +22,7 @@ from lirank_ext.data.broken import Broken  # noqa: E402
 from lirank_ext.data.columns import hash_ids  # noqa: E402
 from lirank_ext.data.features import Converter  # noqa: E402
 from lirank_ext.data.loader import Loader, Position, Split, ahead  # noqa: E402
+from lirank_ext.data.reading import Reading  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.training import checkpoint  # noqa: E402
 from lirank_ext.training.calibrate import calibrate  # noqa: E402
@@ -315,7 +316,8 @@ def test_columns_are_inferred(tmp_path):
     table = config.model.embedding.tables["ids"]
     assert table.num_buckets >= 4 * (9 + 700 + 400 + 24)
     given = {"training": {"epochs": 3}, "model": {"cross": {"rank": 7}}}
-    changed = for_files([tmp_path / "a.parquet"], ["y"], given, categorical=["price"])
+    reading = Reading(categorical=["price"])
+    changed = for_files([tmp_path / "a.parquet"], ["y"], given, reading=reading)
     assert changed.model.cross.rank == 7
     assert changed.training.epochs == 3
     assert changed.model.schema.numeric == ["hour"]

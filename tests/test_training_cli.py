@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import signal
 import subprocess
 import sys
 
@@ -17,10 +18,14 @@ from test_training import write_csv  # noqa: E402
 
 import lirank_ext  # noqa: E402
 from lirank_ext.cli import main  # noqa: E402
-from lirank_ext.training import summary  # noqa: E402
+from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.labels import parse_labels  # noqa: E402
+from lirank_ext.data.source import Source  # noqa: E402
+from lirank_ext.models import ConfigError, Task  # noqa: E402
+from lirank_ext.training import summary, trainer  # noqa: E402
 from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
 from lirank_ext.training.metrics import measure  # noqa: E402
-from lirank_ext.training.session import load_model  # noqa: E402
+from lirank_ext.training.session import load_model, open_loader  # noqa: E402
 from lirank_ext.training.trainer import CHECKPOINT  # noqa: E402
 
 SMALL = ["--set", "model.embedding.dim=4", "--set", "model.mlp.dims=[8]"]
@@ -78,9 +83,6 @@ def test_trained_model_swaps_quantizes_and_serves(data, tmp_path):
     out = tmp_path / "model"
     assert run("train", data, "--label", "click", "--output", out, *SMALL) == 0
     model, config = load_model(out)
-    from lirank_ext.data.broken import Broken
-    from lirank_ext.training.session import open_loader
-
     batch = next(iter(open_loader(config, [data], Broken())))
     with torch.inference_mode():
         before = model.predict(batch.features)
@@ -107,7 +109,9 @@ def test_bad_input_is_one_sentence(data, tmp_path, capsys):
     out = tmp_path / "o"
     train = ("train", data, "--output", out, *SMALL)
     assert "did you mean 'click'" in refused(capsys, *train, "--label", "clik")
-    assert "no such file" in refused(capsys, "train", tmp_path / "no.csv", "--label", "click")
+    nowhere = ("train", tmp_path / "no.csv", "--label", "click", "--output", tmp_path / "new")
+    assert "no such file" in refused(capsys, *nowhere)
+    assert not (tmp_path / "new").exists()
     text = refused(capsys, *train, "--label", "click", "--set", "model.cros.rank=3")
     assert "did you mean 'cross'" in text
     assert "KEY=VALUE" in refused(capsys, *train, "--label", "click", "--set", "x")
@@ -347,8 +351,53 @@ def test_labels_that_no_row_has_name_those_there_are(data, tmp_path, capsys):
     assert "'0'" in text and "'1'" in text
     monitor = ("--set", "training.monitor=log_loss")
     assert "is 'yes'" in refused(capsys, *train, "--label", "click=yes", *monitor)
-    text = refused(capsys, *train, "--label", "user=nobody")
-    assert "and " in text and " others" in text
+    assert " more" in refused(capsys, *train, "--label", "user=nobody")
+    assert "no label 'age' is >=1000" in refused(capsys, *train, "--label", "age>=1000")
+    assert "every label 'age' is >-1000" in refused(capsys, *train, "--label", "age > -1000")
+    assert "did you mean 'age'" in refused(capsys, *train, "--label", "agee>=4")
+    assert "where a number was wanted" in refused(capsys, *train, "--label", "user>=4")
+    text = refused(capsys, *train, "--label", "user")
+    assert "where 0 or 1 was wanted; the column holds 'u" in text
+    assert "give --label 'user=VALUE'" in text
+    assert "give --label 'age>=NUMBER'" in refused(capsys, *train, "--label", "age")
+
+
+@pytest.mark.parametrize(("sign", "share"), [(">=", 0.3), (">", 0.2), ("<", 0.7), ("<=", 0.8)])
+def test_numbers_become_labels_by_a_threshold(tmp_path, sign, share):
+    """Of ratings 1 to 10 with as many of each."""
+    lines = [f"u{i % 7},{i % 10 + 1}{'.0' * (i % 2)}" for i in range(200)]
+    (tmp_path / "a.csv").write_text("\n".join(["user,rating", *lines]) + "\n")
+    label = f"rating{sign}8"
+    train = ("train", tmp_path / "a.csv", "--label", label, "--output", tmp_path / "m", *SMALL)
+    assert run(*train, "--set", "training.monitor=log_loss") == 0
+    model, config = load_model(tmp_path / "m")
+    assert model.task_names == [label]
+    assert config.model.schema.tasks[0].threshold == f"{sign}8"
+    labels = [b.labels for b in open_loader(config, [tmp_path / "a.csv"], Broken())]
+    assert torch.cat(labels).mean().item() == pytest.approx(share)
+
+
+def test_columns_whose_names_hold_signs_can_be_labels(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,a=b,x>=1,income\n0,1,1,>50\n1,2,0,<=50\n")
+    file = Source([path], []).files[0]
+
+    def parsed(label):
+        task = parse_labels(file, [label])[0]
+        return task.source, task.positive, task.threshold
+
+    assert parsed("a=b") == ("a=b", None, None)
+    assert parsed("a=1") == ("a", "1", None)
+    assert parsed("a=b=2") == ("a=b", "2", None)
+    assert parsed("a=b>1.5") == ("a=b", None, ">1.5")
+    assert parsed("x>=1") == ("x>=1", None, None)
+    assert parsed("income=>50") == ("income", ">50", None)
+    assert parsed("income=<=50") == ("income", "<=50", None)
+    assert parsed("a <= -2e3") == ("a", None, "<=-2e3")
+    with pytest.raises(ConfigError, match="wanted a comparison such as '>=4', got '=4'"):
+        Task("x", threshold="=4")
+    with pytest.raises(ConfigError, match="wanted one of threshold"):
+        Task("x", "x", "1", threshold=">4")
 
 
 def test_sizes_and_seeds_out_of_range_are_one_sentence(data, tmp_path, capsys):
@@ -361,6 +410,7 @@ def test_sizes_and_seeds_out_of_range_are_one_sentence(data, tmp_path, capsys):
     assert "deep.yaml" in refused(capsys, *train, "--config", tmp_path / "deep.yaml")
     assert "finite" in refused(capsys, *train, "--lr", "1e30")
     assert "wanted the name of a folder" in refused(capsys, *train, "--output", "")
+    assert "a folder was wanted" in refused(capsys, *train, "--output", data)
 
 
 def test_a_flipped_bit_anywhere_is_found(model):
@@ -389,3 +439,28 @@ def test_a_model_worse_than_a_constant_is_pointed_out():
     found = summary.warnings({"bad": bad.as_json(), "good": good.as_json()})
     assert len(found) == 1
     assert "'bad' is 3.0486, worse than 0.6931" in found[0]
+
+
+def test_a_signal_during_the_last_evaluation_is_not_lost(data, tmp_path, monkeypatch, capsys):
+    """Between two trials it would be: each has signals of its own."""
+    out = tmp_path / "m"
+    train = ("train", data, "--label", "click", "--output", out, *SMALL, "--tune", "on")
+    whole = tmp_path / "whole"
+    assert run(*train[:4], "--output", whole, *train[6:]) == 0
+    evaluate = trainer.evaluate
+    calls = []
+
+    def pressed(*args):
+        calls.append(args)
+        if len(calls) == 2:  # at the end of the first trial's last epoch
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*args)
+
+    monkeypatch.setattr(trainer, "evaluate", pressed)
+    assert run(*train) == 130
+    assert len(calls) == 2
+    assert "--resume goes on from" in capsys.readouterr().err
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    assert run(*train, "--resume") == 0
+    ours, theirs = load_model(out)[0].state_dict(), load_model(whole)[0].state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lirank_ext.library.op import OPS, implementations
-from lirank_ext.ops import _hashed_reference
+from lirank_ext.ops import hashed_embedding_backward, hashed_embedding_packed, hashing
 from lirank_ext.verify import compare
 from lirank_ext.verify.cases import Case, all_cases
 
@@ -212,7 +212,10 @@ def wrong_part(name: str, replacement: Callable) -> Callable:
 
     def bug(op: str) -> Callable:
         def wrong(*args):
-            with mock.patch.object(_hashed_reference, name, replacement):
+            with (
+                mock.patch.object(hashed_embedding_backward, name, replacement),
+                mock.patch.object(hashed_embedding_packed, name, replacement),
+            ):
                 return OPS[op].reference(*args)
 
         return wrong
@@ -274,7 +277,7 @@ def rows_by(divide: Callable, split: Callable) -> Callable:
     """The row rule with another division or another way to take the halves."""
 
     def rows_of(ids, num_buckets, num_remainders, seed, prehashed):
-        hashes = ids if prehashed else _hashed_reference.murmur(ids, seed)
+        hashes = ids if prehashed else hashing.murmur(ids, seed)
         rows = []
         for half in split(hashes):
             bucket = half % num_buckets

@@ -14,13 +14,11 @@ import traceback
 
 import torch
 
-from lirank_ext.kernels import _launch, _runs
+from lirank_ext.kernels import _launch, _runs, errors
 from lirank_ext.library import gpu
-from lirank_ext.library.device_errors import check_errors, take_findings
+from lirank_ext.library.device_errors import check_errors
 from lirank_ext.library.op import OPS
 from lirank_ext.nn.static_vocabulary import StaticVocabulary
-from lirank_ext.ops import _hashed_reference as hashed
-from lirank_ext.ops import _quantized_reference as quantized
 from lirank_ext.ops import static_vocabulary as vocabulary
 from lirank_ext.verify.cases.quantized_embedding import table
 
@@ -35,6 +33,10 @@ def check(function):
 def launch(name, *args, **kwargs):
     """The op by its Triton launcher, whatever device the tensors are on."""
     return gpu.launcher(OPS[name])(*args, **kwargs)
+
+
+def reference(name, *args, **kwargs):
+    return OPS[name].reference(*args, **kwargs)
 
 
 def generator():
@@ -74,7 +76,7 @@ def many(sizes, bits, lengths, dtype=torch.int64):
 def many_tables_of_one_bag_each():
     args = many([(9, 1), (1, 33), (5, 300), (4, 64)], 4, [3], torch.int32)
     out = launch("quantized_embedding_bags", *args, total_dim=398)
-    close(out, quantized.quantized_embedding_bags(*args))
+    close(out, reference("quantized_embedding_bags", *args))
 
 
 @check
@@ -82,7 +84,7 @@ def more_tables_than_one_block_of_descriptors():
     args = many([(2, 1 + t % 3) for t in range(130)], 8, [1])
     close(
         launch("quantized_embedding_bags", *args),
-        quantized.quantized_embedding_bags(*args),
+        reference("quantized_embedding_bags", *args),
     )
 
 
@@ -94,7 +96,7 @@ def strided_ids_and_half_weights_of_many_tables():
     args = (*tables, ids, offsets, bits, "sum", weights)
     close(
         launch("quantized_embedding_bags", *args),
-        quantized.quantized_embedding_bags(*args),
+        reference("quantized_embedding_bags", *args),
     )
 
 
@@ -107,12 +109,12 @@ def a_bad_index_reads_nothing_and_is_counted():
     zero[8] = 0
     out = launch("quantized_embedding_bags", *tables, bad, offsets, bits)
     assert "indices[8] = 5 is out of range for table 1 with 5 rows" in found_wrong()
-    wanted = quantized.quantized_embedding_bags(*tables, ids, offsets, bits, "sum", zero)
+    wanted = reference("quantized_embedding_bags", *tables, ids, offsets, bits, "sum", zero)
     close(out, wanted)
     grad = torch.randn(out.shape, generator=generator())
     got = launch("quantized_embedding_bags_backward", grad, *tables, bad, offsets, bits)
     assert "indices[8] = 5" in found_wrong() and got[8] == 0
-    wanted = quantized.quantized_embedding_bags_backward(grad, *tables, ids, offsets, bits)
+    wanted = reference("quantized_embedding_bags_backward", grad, *tables, ids, offsets, bits)
     close(got, wanted * zero)
 
 
@@ -122,7 +124,7 @@ def every_bad_index_is_counted():
     ids = torch.tensor([6, 1, -1, 1 << 40, 2, -(1 << 63)])
     out = launch("quantized_embedding_bag", packed, ids, None, 16)
     assert "4 such findings" in found_wrong()
-    wanted = quantized.quantized_embedding_bag(packed, ids.clamp(0, 5), None, 16)
+    wanted = reference("quantized_embedding_bag", packed, ids.clamp(0, 5), None, 16)
     wanted[[0, 2, 3, 5]] = 0
     close(out, wanted)
 
@@ -150,10 +152,10 @@ def a_table_at_an_odd_address():
     moved = torch.cat([packed.reshape(-1)[:1], packed.reshape(-1)])[1:].view(packed.shape)
     assert moved.data_ptr() % 8
     ids = torch.tensor([0, 5, 3])
-    wanted = quantized.quantized_embedding_bag(packed, ids, None, 20, 4)
+    wanted = reference("quantized_embedding_bag", packed, ids, None, 20, 4)
     close(launch("quantized_embedding_bag", moved, ids, None, 20, 4), wanted)
     got = launch("unpack_rows", moved, 20, 4)
-    assert all(map(torch.equal, got, quantized.unpack_rows(packed, 20, 4)))
+    assert all(map(torch.equal, got, reference("unpack_rows", packed, 20, 4)))
 
 
 @check
@@ -164,7 +166,7 @@ def rows_beyond_two_billion_bytes():
     packed[0], packed[-1] = few[0], few[1]
     ids, weights = torch.tensor([[rows - 1, 0]]), torch.tensor([[1.0, 2.0]])
     args = (ids, None, dim, 8, "sum", weights)
-    wanted = quantized.quantized_embedding_bag(few, torch.tensor([[1, 0]]), None, dim, 8, "sum",
+    wanted = reference("quantized_embedding_bag", few, torch.tensor([[1, 0]]), None, dim, 8, "sum",
                                                weights)  # fmt: skip
     close(launch("quantized_embedding_bag", packed, *args), wanted)
     flat = (
@@ -183,7 +185,7 @@ def rows_of_codes_are_those_of_the_reference():
     codes = torch.randint(-8, 8, (5, 33), generator=generator(), dtype=torch.int8)
     scale, mid = torch.rand(5, generator=generator()), torch.randn(5, generator=generator())
     got = launch("dequantize_rows", codes.t().contiguous().t(), scale, mid)
-    assert torch.equal(got, quantized.dequantize_rows(codes, scale, mid))
+    assert torch.equal(got, reference("dequantize_rows", codes, scale, mid))
     codes[3, 32] = 8
     launch("pack_rows", codes, scale, mid, 4)
     assert "row 3" in found_wrong()
@@ -211,7 +213,7 @@ def runs_across_many_chunks():
         for sparse in ("", "_sparse"):
             name = f"hashed_embedding_bag_backward{sparse}"
             args = backward_args(whole_numbers(50, 5), ids, offsets, whole_numbers(150))
-            for got, wanted in zip(launch(name, *args), getattr(hashed, name)(*args), strict=True):
+            for got, wanted in zip(launch(name, *args), reference(name, *args), strict=True):
                 assert torch.equal(got, wanted)
     finally:
         _runs.CHUNK = before
@@ -233,7 +235,7 @@ def sparse_gradients():
     ]
     for args in calls:
         got = launch("hashed_embedding_bag_backward_sparse", *args)
-        wanted = hashed.hashed_embedding_bag_backward_sparse(*args)
+        wanted = reference("hashed_embedding_bag_backward_sparse", *args)
         tolerance = 2.0**-9 if args[0].dtype == torch.float16 else 2.0**-17
         for a, b in zip(got, wanted, strict=True):
             assert a.dtype == b.dtype
@@ -247,7 +249,7 @@ def rows_of_32_bits_rise():
     ids[4] = -1  # as a hash: the last row of both
     args = (torch.randn(9, 2), ids, None, None, 1 << 32, 1, 0, "sum", False, True)
     got = launch("hashed_embedding_bag_backward_sparse", *args)
-    wanted = hashed.hashed_embedding_bag_backward_sparse(*args)
+    wanted = reference("hashed_embedding_bag_backward_sparse", *args)
     assert torch.equal(got[0], wanted[0]) and torch.equal(got[3], wanted[3])
     assert int(got[0][-1]) == (1 << 32) - 1
     assert torch.equal(got[1], wanted[1]) and torch.equal(got[4], wanted[4])
@@ -261,7 +263,7 @@ def a_nan_stays_in_the_rows_of_its_bag():
     args = backward_args(grad, ids, None)
     for got, wanted in zip(
         launch("hashed_embedding_bag_backward", *args),
-        hashed.hashed_embedding_bag_backward(*args),
+        reference("hashed_embedding_bag_backward", *args),
         strict=True,
     ):
         assert wanted.isnan().any() and not wanted.isnan().all()
@@ -342,11 +344,11 @@ def main() -> None:
         try:
             function()
             results[name] = ""
-            left = list(take_findings())
+            left = list(errors.take())
             assert not left, f"findings left: {left}"
         except Exception:
             results[name] = traceback.format_exc()[-1500:]
-            list(take_findings())
+            list(errors.take())
         print(f"{name}: {time.perf_counter() - begun:.1f} s", file=sys.stderr)
     print(json.dumps(results))
 

@@ -2,7 +2,8 @@
 
 Each command is a module of this package with two functions: ``add_arguments`` adds its options to
 a parser and ``run`` does it. A module is imported when its command is chosen, and imports what it
-needs when it runs, so that ``info`` and ``verify`` need torch and numpy only.
+needs when it runs: ``--help`` answers at once, and ``info`` and ``verify`` need torch and numpy
+only.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
+from .._startup import PROGRAM
 from .._version import __version__
 from ..errors import UserError
-
-PROGRAM = "lirank-ext"
 
 # The modules of this package, in the order of the overview, with their line there.
 COMMANDS = {
@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str], chosen: str | None) -> int:
     args = _parser(chosen).parse_args(argv)
+    importlib.import_module("lirank_ext._api")  # every op is registered, whatever a command uses
     run: Callable[[argparse.Namespace], int] = args.run
     return run(args)
 

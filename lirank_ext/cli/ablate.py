@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     path = Path(args.output) if args.output else None
     data = [str(p) for p in (*args.data, *args.valid, *args.test)]
-    found = ablation.run(config, switches, args.seeds, train, path, data)
+    figures = ablation.run(config, switches, args.seeds, train, path, data)
     columns = ("model", ">AUC", ">change", ">log-loss", ">change")
-    print_table(f"{args.seeds} seeds; ? where their signs differ", columns, ablation.rows(found))
+    print_table(f"{args.seeds} seeds; ? where their signs differ", columns, ablation.rows(figures))
     return 0

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--data", metavar="PATH", help="a MovieLens-1M folder, or a CSV or Parquet file")
-    add("--label", metavar="NAME[=VALUE]", help="label column of a file: 0 or 1, or 1 for VALUE")
+    add("--label", metavar="LABEL", help="label column of a file, as for train")
     add(
         "--categorical",
         type=options.names,

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--label",
         action="append",
-        metavar="NAME[=VALUE]",
-        help="label column, as in train",
+        metavar="LABEL",
+        help="label column, as for train",
     )
     options.add_reading(parser)
     add("--skip-bad-rows", action="store_true", help="pass over broken rows")
@@ -29,19 +29,14 @@ def run(args: argparse.Namespace) -> int:
     options.check_writable(args.json)
     from ..data.broken import Broken
     from ..data.infer import HEADINGS, cells, infer
-    from ..training.options import Options
+    from ..data.reading import Reading
 
-    found = infer(
+    inferred = infer(
         args.data,
         args.label,
-        numeric=args.numeric or (),
-        categorical=args.categorical or (),
-        ignore=args.ignore or (),
-        lists=Options([], lists=args.lists).parted(),
-        names=args.names or (),
-        missing=args.missing,
+        Reading.from_values(vars(args)),
         broken=Broken(args.skip_bad_rows),
     )
-    print_table("", HEADINGS, [cells(column) for column in found.columns])
-    results.write_json(args.json, [asdict(column) for column in found.columns])
+    print_table("", HEADINGS, [cells(column) for column in inferred.columns])
+    results.write_json(args.json, [asdict(column) for column in inferred.columns])
     return 0

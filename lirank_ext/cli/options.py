@@ -53,9 +53,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--label",
         action="append",
         default=[],
-        metavar="NAME[=VALUE]",
-        help="label column: 0 or 1, or NAME=VALUE for 1 where it holds VALUE; repeat it for "
-        "several tasks",
+        metavar="LABEL",
+        help="column of 0 and 1, or 'NAME=VALUE' for 1 where it holds VALUE, or 'NAME>=NUMBER'; "
+        "repeat it for several tasks",
     )
     add(
         "--valid",
@@ -111,8 +111,8 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add(
         "--list",
         dest="lists",
+        type=_separated,
         action="append",
-        default=[],
         metavar="COLUMN=SEPARATOR",
         help="a column of text whose cells hold several ids, as in --list tags=;",
     )
@@ -129,6 +129,14 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         help="texts that stand for a missing value in CSV, besides an empty cell "
         "(default: ?,NA,N/A,NaN,nan,NULL,null,None,\\N)",
     )
+
+
+def _separated(text: str) -> tuple[str, str]:
+    """A column and what separates the values of its cells."""
+    column, _, separator = text.rpartition("=")
+    if not column or not separator:
+        raise argparse.ArgumentTypeError(f"wanted COLUMN=SEPARATOR, got '{text}'")
+    return column, separator
 
 
 def names(text: str) -> list[str]:
@@ -200,10 +208,17 @@ def check_writable(*paths: str | None) -> None:
             raise UserError(f"cannot write {path}: there is no folder {Path(path).parent}")
 
 
-def make_folder(name: str) -> Path:
-    """The folder of ``--output``, made where it is missing."""
+def check_folder(name: str) -> None:
+    """Refuse what cannot be the folder of ``--output``."""
     if not name:
         raise UserError("--output: wanted the name of a folder, got ''")
+    if Path(name).exists() and not Path(name).is_dir():
+        raise UserError(f"--output {name}: this is a file, where a folder was wanted")
+
+
+def make_folder(name: str) -> Path:
+    """The folder of ``--output``, made where it is missing."""
+    check_folder(name)
     try:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as error:

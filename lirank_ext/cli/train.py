@@ -68,9 +68,10 @@ def run(args: argparse.Namespace) -> int:
     from ..training.session import MODEL
 
     options.check_writable(args.json)
+    options.check_folder(args.output)
     device = options.use_device(args)
-    output = options.make_folder(args.output)
-    result = Plan.from_options(options.training_options(args), device).run(print_line)
+    plan = Plan.from_options(options.training_options(args), device)
+    result = plan.run(print_line)
     if result.chosen is not None:
         _print_trials(result.trials, result.chosen)
     progress = result.trainer.progress
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         for sentence in summary.warnings(best["tasks"]):
             print(sentence, file=sys.stderr)
     results.report_broken(result.broken)
-    print_line(f"model: {output / MODEL}; configuration: {output / CONFIG}")
+    print_line(f"model: {plan.output / MODEL}; configuration: {plan.output / CONFIG}")
     results.write_json(args.json, result.report)
     return 0
 

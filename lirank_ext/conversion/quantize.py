@@ -13,7 +13,7 @@ from ..nn.hashed_embedding import TABLES as HASHED_TABLES
 from ..nn.hashed_embedding import HashedEmbeddingBag, QuantizedHashedEmbeddingBag
 from ..nn.quantized_embedding import QuantizedEmbedding, QuantizedEmbeddingBag
 from ..nn.reference_hashed_embedding import ReferenceHashedEmbeddingBag
-from ..ops.quantized_embedding import dequantize_rows, unpack_rows
+from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
 from .surgery import Found, Leave, exchange, find, refuse_hooks, type_name
 
 TWINS = {

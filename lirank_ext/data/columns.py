@@ -13,6 +13,7 @@ from ..models import Categorical, History, Schema, Task, TimePart
 from ..ops.hashing import hash_strings
 from .errors import DataError
 from .files import Chunk
+from .labels import describe_bad_label, labels_of
 from .packages import need
 from .text import (
     UnreadableColumn,
@@ -25,7 +26,6 @@ from .text import (
     to_text,
 )
 from .times import UNITS, parts, seconds, typed_seconds
-from .values import says, zero_or_one
 
 Bag = tuple[np.ndarray, np.ndarray]  # hashes of all rows one after the other, how many each has
 FEW = 20  # values that a message may list
@@ -33,14 +33,14 @@ INDICATED = ("there", "")  # the ids of an indicator: a value is there, or it is
 
 
 def hash_ids(key: str, values: Any) -> np.ndarray:
-    """The ids of values of a column; "" is the id of a missing value.
+    """The ids of values of a column. The id of "" is that of a missing value.
 
-    What is hashed is the length of the key, the key and the value, ``4:user=anna``: no value of
-    another key gives the same text, whatever signs both hold.
+    The text that is hashed holds the length of the key, the key and the value, as in
+    ``4:user=anna``. So values of two keys never give the same text, whatever characters they have.
 
     Args:
-        key: of the column; columns of one key share their ids.
-        values: text, as a sequence or an Arrow array.
+        key: the name of the column, or its prefix. Columns with one key share their ids.
+        values: the values as text, in a sequence or an Arrow array.
     """
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     if not isinstance(values, pa.Array):
@@ -65,11 +65,11 @@ def ranges(firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 class ColumnReader:
-    """Reads the columns of one chunk; rows that do not fit are gathered with what is wrong.
+    """Reads the columns of one chunk and collects the rows whose values do not fit.
 
     Args:
         chunk: the rows.
-        schema: how their columns are written.
+        schema: says how files write the columns.
     """
 
     def __init__(self, chunk: Chunk, schema: Schema) -> None:
@@ -87,7 +87,7 @@ class ColumnReader:
             self.broken.setdefault(int(row), message(int(row)))
 
     def _read(self, column: str, read: Callable[..., Any], *options: Any) -> Any:
-        """``read`` of the column's values, where what it cannot read is an error with a way out."""
+        """The result of ``read`` on the column's values, or an error that names a way out."""
         try:
             return read(self.chunk.table[column], *options)
         except UnreadableColumn as error:
@@ -125,7 +125,7 @@ class ColumnReader:
         return np.where(bad, np.nan, numbers)
 
     def feature(self, name: str) -> np.ndarray:
-        """A numeric feature as float32, NaN where missing: a column of numbers, or an age."""
+        """A numeric feature (a column of numbers, or an age) as float32; NaN where missing."""
         if name in self.times:
             part = self.times[name]
             return self._part(part).astype(np.float32)
@@ -167,7 +167,7 @@ class ColumnReader:
         return parts(moments, [part.part], part.origin)[part.part]
 
     def order(self, column: str) -> np.ndarray:
-        """What to sort rows by: numbers, or seconds since 1970 where the column holds dates.
+        """The numbers to sort rows by: seconds since 1970 if the column holds dates.
 
         Raises:
             DataError: a value is missing, or is neither.
@@ -209,7 +209,7 @@ class ColumnReader:
         return self._hashes(flat.filter(pa.array(there)), column), counts
 
     def _made(self, column: Categorical) -> np.ndarray:
-        """One id a row, of a few that are made of what the column holds."""
+        """The ids of a feature that is made of a column: a part of a time, a bin, an indicator."""
         name = column.name
         if name in self.times:
             part = self.times[name]
@@ -226,7 +226,7 @@ class ColumnReader:
         return hash_ids(column.key, [*names, ""])[places.astype(np.int64)]
 
     def _hashes(self, values: Any, column: Categorical) -> np.ndarray:
-        """One id each; the distinct values alone are spelled and hashed."""
+        """The id of each value. Only the different values are hashed."""
         pc = need("pyarrow.compute")
         values = decoded(values)
         try:
@@ -271,18 +271,11 @@ class ColumnReader:
         encoded = self.text(task.source).dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         values = encoded.dictionary.to_pylist()
-        if task.positive is None:
-            known = [zero_or_one(v) for v in values]
-        else:
-            known = [np.nan if v == "" else says(v, task.positive) for v in values]
-        labels = np.array(known, np.float64)[codes] if known else np.zeros(0)
+        comma = task.source in self.schema.decimal_comma
+        labels = labels_of(task, values, comma)[codes] if values else np.zeros(0)
 
         def message(i: int) -> str:
-            value = values[codes[i]]
-            found = f"is '{value}', where 0 or 1 was wanted" if value else "is missing"
-            hint = f"; for another value give --label '{task.source}=VALUE'"
-            return f"the label '{task.source}' {found}" + (hint if value and few else "")
+            return describe_bad_label(task, values[codes[i]], values)
 
-        few = 1 < len(values) < FEW
         self._mark(np.flatnonzero(np.isnan(labels)), message)
         return labels

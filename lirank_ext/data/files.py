@@ -62,12 +62,12 @@ class _Piece(NamedTuple):
 
 
 class File:
-    """One CSV or Parquet file; CSV may be packed as .gz, .bz2, .xz or .zst.
+    """One CSV or Parquet file. CSV may be compressed with gzip, bzip2, xz or Zstandard.
 
     Args:
-        path: of the file; what it is shows in its first bytes, whatever its name.
-        names: of the columns, for CSV without a header line.
-        given: columns that the file does not hold, with the text of all their rows or None.
+        path: path of the file. Its first bytes say what it is, whatever its name.
+        names: names of the columns, for CSV without a header line.
+        given: columns that the file does not hold, with the text (or None) of all their rows.
 
     Raises:
         DataError: the file is missing, empty, or not of its kind.
@@ -176,7 +176,7 @@ class File:
             yield table if isinstance(table, int) else self._with_given(table, columns)
 
     def _with_given(self, table: Any, columns: Sequence[str]) -> Any:
-        """These columns, those that the file does not hold among them."""
+        """The table with exactly these columns, those that the file does not hold included."""
         pa = need("pyarrow")
         for name, value in self.given.items():
             if name in columns:
@@ -286,7 +286,7 @@ class File:
 
 
 def _first_lines(path: Path) -> list[str]:
-    """The first lines that are not blank; those behind one that is no text are left out."""
+    """The first lines that are not blank, up to one that is no text."""
     found: list[str] = []
     try:
         for line in islice((line for line in lines(path) if line.strip()), LOOKED_AT):
@@ -298,14 +298,14 @@ def _first_lines(path: Path) -> list[str]:
 
 
 def _split(line: str, wanted: int) -> tuple[str, list[str]]:
-    """The delimiter of a line and its trimmed fields: as many as wanted, or else the most."""
+    """The delimiter that gives a line the wanted number of fields, or the most, and the fields."""
     split = {d: (_rows([line], d) or [[]])[0] for d in ",\t;|"}  # the first of equals: a comma
     best = max(split, key=lambda d: (len(split[d]) == wanted, len(split[d])))
     return best, [field.strip() for field in split[best]]
 
 
 def _rows(found: list[str], delimiter: str) -> list[list[str]]:
-    """Fields of these lines; a quoted field that goes on behind the last is cut."""
+    """The fields of these lines. A quoted field that does not end in them is cut."""
     try:
         return [fields for fields in csv.reader(found, delimiter=delimiter) if fields]
     except csv.Error:
@@ -313,7 +313,7 @@ def _rows(found: list[str], delimiter: str) -> list[list[str]]:
 
 
 def _holds_values(first: list[str], rows: list[list[str]]) -> bool:
-    """Whether a first line is no header: it has numbers over numbers, and no name over any."""
+    """Whether a first line is no header: above every column of numbers it has a number."""
     number = re.compile(NUMBER)
     rows = [row for row in rows if len(row) == len(first)]
     columns = [[v.strip() for v in column if v.strip()] for column in zip(*rows, strict=True)]

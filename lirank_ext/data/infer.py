@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,15 +15,17 @@ from .broken import Broken
 from .columns import ColumnReader
 from .errors import DataError
 from .files import Chunk
+from .labels import parse_labels
 from .profile import MAX_VALUES, Profile, profile
+from .reading import Reading
 from .source import Source
 from .times import parts
-from .values import LABEL_NAMES
 
-SAMPLE_ROWS = 500_000
+SAMPLE_ROWS, SAMPLE_CELLS = 500_000, 50_000_000  # whichever are fewer
 NUM_BINS = 32  # a number with many values also gets an id per quantile bin
 ROW_LABELS = re.compile(r"^$|^__index_level_\d+__$|^Unnamed: \d+$")  # as pandas calls them
 UNIQUE = 1000  # rows with a value of their own each, from which nothing is learnt
+HALF = 0.5  # a column of text with so many numbers may be meant otherwise
 FAR = 1000.0  # columns whose middle is so many times their spread lose digits in float32
 SMALL, LARGE = 1e-3, 1e6  # spreads that batch norm takes as they are
 HUGE = 1e30  # logarithms are taken of smaller numbers
@@ -35,11 +36,11 @@ class Column:
     """How a column is read.
 
     Attributes:
-        name: of the column.
-        role: "label", "number", "id", "time", "ids" for lists, or "left out".
-        why: what says so.
-        example: a value.
-        distinct, missing: how many values and how many missing ones the sample has.
+        name: name of the column.
+        role: "label", "number", "id", "time", "ids" (several in a cell), or "left out".
+        why: the reason for the role.
+        example: one value of the column.
+        distinct, missing: counts of the sample's different values and of its missing ones.
     """
 
     name: str
@@ -64,10 +65,10 @@ class Inferred:
     """What files hold.
 
     Attributes:
-        schema: their columns.
-        tables: table sizes that suit them.
-        ids: how many distinct ids there are.
-        columns: how each is read, and which are left out.
+        schema: the columns to read.
+        tables: sizes of the embedding tables that suit the number of ids.
+        ids: number of different ids.
+        columns: how each column is read, those that are left out included.
     """
 
     schema: Schema
@@ -79,67 +80,58 @@ class Inferred:
 def infer(
     paths: Sequence[str | Path],
     labels: Sequence[str | Task] | None,
+    reading: Reading | None = None,
     *,
-    numeric: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    lists: Mapping[str, str] | None = None,
-    names: Sequence[str] = (),
-    missing: Sequence[str] | None = None,
     broken: Broken | None = None,
 ) -> Inferred:
-    """Look at up to half a million rows and say what each column is.
+    """Look at up to half a million rows and decide what each column is.
 
-    - Text, truth values and categories are ids; lists and text with bars (``a|b``) are several.
-    - Numbers are numeric, and also ids: one for each value where there are at most 128, else one
-      for each of 32 quantile bins.
-    - Whole numbers are ids only where they are names: in a column called "id" or "user_id", of
-      more than 15 digits, filling their range as codes do (0, 1, 2...), far apart and coming
-      again and again, or with a zero in front (01060).
+    - Text, truth values and categories are ids. Lists and text with bars (``a|b``) are several ids.
+    - Numbers are read as numbers and also as ids: one id for each value if there are at most 128
+      values, else one for each of 32 quantile bins.
+    - Whole numbers are read only as ids if they are names. They are names if the column is called
+      "id" or "user_id", if they have more than 15 digits, if they fill their range as codes do
+      (0, 1, 2...), if they are far apart and repeat often, or if one has a leading zero (01060).
     - Dates and time stamps give the hour, the day of the week and the age.
-    - Left out: columns with one value, the row labels of a data frame, numbers of rows, and
-      columns with a value of its own in every row.
+    - Columns that say nothing are left out: those with a single value, the row labels of a data
+      frame, row counters, and names or codes that are different in every row.
 
     Args:
         paths: the files.
-        labels: label columns, ``NAME`` or ``NAME=VALUE`` (1 where the column holds VALUE),
-            or whole tasks. Where there are none, a column called "label", "click" or the like is
-            taken, and has to be there unless this is None.
-        numeric, categorical: columns to read as such, whatever they look like.
-        ignore: columns to leave out.
-        lists: columns whose cells hold several values, with what parts them.
-        names: of the columns, for CSV without a header line.
-        missing: texts that stand for a missing value; see :class:`Schema`.
+        labels: label columns; see :func:`lirank_ext.data.labels.parse_labels`.
+        reading: what the user says about the columns.
         broken: what to do with broken rows.
 
     Raises:
         DataError: a column is missing or cannot be read, or nothing is left to learn from.
     """
-    source = Source(paths, [], broken, names)
+    reading = reading or Reading()
+    source = Source(paths, [], broken, reading.names)
     file = source.files[0]
-    schema = Schema(missing=list(MISSING if missing is None else missing), names=list(names))
-    schema.tasks = _tasks(file, labels)
-    lists = dict(lists or {})
-    for column in (*numeric, *categorical, *ignore, *lists):
+    missing = MISSING if reading.missing is None else reading.missing
+    schema = Schema(missing=list(missing), names=list(reading.names))
+    schema.tasks = parse_labels(file, labels)
+    for column in (*reading.numeric, *reading.categorical, *reading.ignore, *reading.lists):
         file.check(column)
     label_columns = {task.source for task in schema.tasks}
-    left_out = {*ignore, *label_columns}
+    left_out = {*reading.ignore, *label_columns}
     wanted = [c for c in file.columns if c not in left_out]
     if not wanted:
         raise DataError(f"{file.path}: no column to learn from, only labels")
-    source = Source(paths, [*wanted, *label_columns], broken, names)
+    source = Source(paths, [*wanted, *label_columns], broken, reading.names)
     chunks, complete = _sample(source)
     found = Inferred(schema)
     for task in schema.tasks:
         found.columns.append(_label(chunks, task, schema))
-    for name in ignore:
+    for name in reading.ignore:
         found.columns.append(Column(name, "left out", "--ignore"))
     for seen in _profiles(chunks, wanted, schema):
-        if seen.name in lists:
-            seen.kind, seen.separator = "text", lists[seen.name]
-            _Reading(found, seen, complete).add_list("--list")
+        if seen.name in reading.lists:
+            seen.kind, seen.separator = "text", reading.lists[seen.name]
+            _Adder(found, seen, complete).add_list("--list")
             continue
-        _Reading(found, seen, complete).add(seen.name in numeric, seen.name in categorical)
+        numeric, categorical = (seen.name in n for n in (reading.numeric, reading.categorical))
+        _Adder(found, seen, complete).add(numeric, categorical)
     if not schema.columns:
         reasons = "; ".join(f"'{c.name}' {c.why}" for c in found.columns if c.role == "left out")
         raise DataError(f"{file.path}: no column is left to learn from: {reasons}")
@@ -158,35 +150,10 @@ def table_for(ids: int) -> Table:
     return Table(buckets, max(1, -(-buckets // 1_000_000)))
 
 
-def _tasks(file: Any, labels: Sequence[str | Task] | None) -> list[Task]:
-    if not labels:
-        found = next((c for c in file.columns if c.lower() in LABEL_NAMES), None)
-        if found is None:
-            if labels is None:
-                return []
-            columns = ", ".join(file.columns)
-            raise DataError(f"{file.path}: name the label column with --label (one of {columns})")
-        labels = [found]
-    tasks = []
-    for label in labels:
-        if isinstance(label, Task):
-            for column in (label.source, *(label.dwell.clusters if label.dwell else ())):
-                file.check(column)
-            tasks.append(label)
-            continue
-        name, equals, value = label.partition("=")
-        if label in file.columns or not equals:
-            file.check(label)
-            tasks.append(Task(label))
-        else:
-            file.check(name)
-            tasks.append(Task(label, name, value))
-    return tasks
-
-
 def _sample(source: Source) -> tuple[list[Chunk], bool]:
     """The first rows of every file, and whether these are all there are."""
-    share, complete = max(1, SAMPLE_ROWS // len(source.files)), True
+    rows = min(SAMPLE_ROWS, SAMPLE_CELLS // len(source.columns))
+    share, complete = max(1, rows // len(source.files)), True
     chunks: list[Chunk] = []
     for file in source.files:
         row = 0
@@ -207,25 +174,25 @@ def _label(chunks: list[Chunk], task: Task, schema: Schema) -> Column:
     texts = [ColumnReader(chunk, schema).text(task.source) for chunk in chunks]
     values = {value for text in texts for value in text.unique().to_pylist()} - {""}
     absent = sum(text.to_pylist().count("") for text in texts)
-    why = "--label" if task.positive is None else f"1 where it is '{task.positive}'"
-    why = "--long-dwell" if task.dwell else why
+    wanted = task.threshold or (task.positive and f"'{task.positive}'")
+    why = "--long-dwell" if task.dwell else f"1 where it is {wanted}" if wanted else "--label"
     return Column(task.source, "label", why, min(values, default=""), len(values), absent)
 
 
 def _profiles(chunks: list[Chunk], columns: Sequence[str], schema: Schema) -> list[Profile]:
-    """What the columns hold; one that may have either decimal mark has that of the others."""
+    """The columns' profiles. A decimal mark that is not clear is that of the other columns."""
     seen = [profile(chunks, column, schema) for column in columns]
-    marks = {p.mark for p in seen if p.kind == "number" and p.mark}
+    marks = {p.mark for p in seen if p.kind == "number"} - {"", "either"}
     if marks != {"comma"}:
         return seen
-    again = [p.kind == "number" and not p.mark for p in seen]
+    again = [p.kind == "number" and p.mark == "either" for p in seen]
     return [
         profile(chunks, p.name, schema, comma=True) if a else p
         for p, a in zip(seen, again, strict=True)
     ]
 
 
-class _Reading:
+class _Adder:
     """Adds one column to a schema."""
 
     def __init__(self, found: Inferred, seen: Profile, complete: bool) -> None:
@@ -233,7 +200,7 @@ class _Reading:
         self.complete = complete
 
     def add(self, as_number: bool, as_id: bool) -> None:
-        """Decide, and note why."""
+        """Decide how the column is read, and note why."""
         seen = self.seen
         if as_id:
             self._add_id("--categorical", "ids" if seen.kind == "list" else "id")
@@ -253,7 +220,7 @@ class _Reading:
         elif seen.separator is not None:
             self.add_list("text with bars")
         elif seen.kind != "number":
-            self._add_id("truth values" if seen.kind == "boolean" else "text", "id")
+            self._add_id("truth values" if seen.kind == "boolean" else self._why_text(), "id")
         elif why := seen.why_code():
             self._add_id(why, "id")
         else:
@@ -265,6 +232,11 @@ class _Reading:
         self.schema.categorical.append(Categorical(seen.name, separator=seen.separator))
         self.found.ids += seen.distinct + 1
         self._note("ids", why)
+
+    def _why_text(self) -> str:
+        if self.seen.number_share < HALF:
+            return "text"
+        return f"text, though {self.seen.number_share:.0%} are numbers (--missing, --numeric)"
 
     def _note(self, role: str, why: str) -> None:
         seen = self.seen
@@ -317,7 +289,7 @@ class _Reading:
         self._note("number", why)
 
     def _add_values(self) -> None:
-        """Ids of a number: one for each value or bin, and one for a missing one."""
+        """Add the ids of a number: one for each value or bin, and one for a missing value."""
         seen = self.seen
         if seen.distinct <= MAX_VALUES:
             self.schema.categorical.append(Categorical(seen.name, kind="number"))
@@ -334,7 +306,7 @@ class _Reading:
         self.found.ids += 2
 
     def _scale(self) -> None:
-        """Bring a column to numbers that float32 and batch norm take without loss."""
+        """Scale a column whose numbers float32 or batch norm would lose."""
         low, middle, high = np.quantile(self.seen.numbers, [0.05, 0.5, 0.95])
         spread = float(high - low) or float(np.ptp(self.seen.numbers))
         if not 0 < spread < np.inf:
@@ -348,7 +320,7 @@ class _Reading:
             self.schema.scaling[self.seen.name] = Scaling(scale=most / HUGE)
 
     def _add_times(self) -> None:
-        """The parts of the moments that are not the same for all."""
+        """Add the parts of the times that differ between rows."""
         seen, schema = self.seen, self.schema
         origin = float(seen.moments.max())
         varying = [

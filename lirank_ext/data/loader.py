@@ -124,14 +124,14 @@ class Loader:
         number = start - 1
         read = self.source.mixed if self.shuffle else self.source.blocks
         for number, chunks in enumerate(read(self.block_rows, start), start):
-            rows = Rows.concatenate([self._mine(self.converter.rows(c)) for c in chunks])
+            rows = Rows.concatenate([self._select_split(self.converter.rows(c)) for c in chunks])
             if number == 0:
                 first = rows
             yield number, rows
         if start == 0 and number == 0:
             self._only = first
 
-    def _mine(self, rows: Rows) -> Rows:
+    def _select_split(self, rows: Rows) -> Rows:
         if self.split is None:
             return rows
         return rows.take(np.flatnonzero(self.split.is_valid(rows.numbers) == self.valid))

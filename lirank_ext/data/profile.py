@@ -31,21 +31,22 @@ class Profile:
     """What a column holds.
 
     Attributes:
-        name: of the column.
-        rows, missing, distinct: of the sample; ``distinct`` without the missing ones.
+        name: name of the column.
+        rows, missing, distinct: counts of the sample's rows, missing values and different values.
         example: the first value.
         kind: "list", "boolean", "time", "number" or "text".
-        numbers: float64, every number of the sample, in no order.
-        moments: seconds since 1970, likewise.
-        form: how times are written.
-        problem: why it cannot be told how.
-        comma: numbers have a decimal comma.
-        mark: what the numbers tell of the decimal mark: "comma", "point", or "" where they fit
-            both, as 1,234 does.
-        is_category: the file says that the values are names of categories.
-        separator: what parts the values of a cell.
-        padded: a number is written with a zero in front, as in the postal code 01060.
-        counts_up: every row holds the number after the last row's.
+        numbers: every number of the sample as float64, in no particular order.
+        moments: every time of the sample in seconds since 1970, in no particular order.
+        form: how the times are written.
+        problem: why it is not clear how the times are written; empty where it is clear.
+        comma: whether the numbers have a decimal comma.
+        mark: the decimal mark that the numbers must have: "comma", "point", "either" if both are
+            possible and make a difference, as in 1,234, or "" if there is no difference.
+        is_category: whether the file declares the values as categories.
+        number_share: share of the values that are numbers.
+        separator: the text between the values of a cell, or None where a cell is one value.
+        padded: whether a number is written with a leading zero, as in the postal code 01060.
+        counts_up: whether every row holds the number that follows the one of the row before.
     """
 
     name: str
@@ -61,20 +62,21 @@ class Profile:
     comma: bool = False
     mark: str = ""
     is_category: bool = False
+    number_share: float = 0.0
     separator: str | None = None
     padded: bool = False
     counts_up: bool = False
 
     @property
     def id_kind(self) -> str:
-        """How the values are spelled where they are ids: see ``Categorical.kind``."""
+        """The ``Categorical.kind`` that the column has as ids."""
         if self.kind == "time":
             return self.form
         known = self.kind in ("number", "boolean") and not self.padded
         return self.kind if known else "text"
 
     def why_code(self) -> str:
-        """Why whole numbers are names and not amounts; "" where they are amounts."""
+        """The reason why whole numbers are names and not amounts; "" if they are amounts."""
         values = self.numbers
         if self.padded:
             return "numbers with a zero in front"
@@ -97,12 +99,12 @@ class Profile:
         return ""
 
     def _repeats(self) -> bool:
-        """Values come again more often than amounts spread over the range would."""
+        """Whether values repeat more often than amounts spread over the same range would."""
         rows, wide = len(self.numbers), np.ptp(self.numbers)
         return rows - self.distinct > 10 * rows**2 / wide + 0.05 * rows
 
     def is_spread(self) -> bool:
-        """Over orders of magnitude: the logarithm is read."""
+        """Whether the numbers span orders of magnitude, so that logarithms suit the model."""
         low, middle, high = np.quantile(np.abs(self.numbers), [0.05, 0.5, 0.99])
         return bool(high > 100 and high > 20 * max(middle, low, 1e-9))
 
@@ -112,9 +114,9 @@ def profile(chunks: Sequence[Chunk], column: str, schema: Schema, comma: bool = 
 
     Args:
         chunks: the sample.
-        column: its name.
-        schema: says what stands for a missing value.
-        comma: numbers that fit both have a decimal comma.
+        column: name of the column.
+        schema: says which texts stand for a missing value.
+        comma: whether numbers that could have either decimal mark have a comma.
 
     Raises:
         DataError: it holds something that cannot be read.
@@ -156,7 +158,7 @@ def _look_at_lists(seen: Profile, parts: Sequence[Any]) -> None:
 
 
 def _look(seen: Profile, parts: list[Any], chunks: Sequence[Chunk], schema: Schema) -> None:
-    """Fill in what columns of one value a cell hold."""
+    """Fill in the profile of a column whose cells are single values."""
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     texts = [
         to_text(part, () if chunk.file.is_parquet else schema.missing)
@@ -206,7 +208,7 @@ def _look(seen: Profile, parts: list[Any], chunks: Sequence[Chunk], schema: Sche
 
 
 def _separator(values: Any, counts: np.ndarray) -> str | None:
-    """A bar between the values of a cell, where the same ones meet in many cells."""
+    """A bar, if it separates values that are found in many different cells; else None."""
     pc = need("pyarrow.compute")
     barred = pc.match_substring(values, BAR).to_numpy(zero_copy_only=False)
     if counts[barred].sum() < BARRED * counts.sum():
@@ -216,13 +218,13 @@ def _separator(values: Any, counts: np.ndarray) -> str | None:
 
 
 def _has_words(values: Any) -> bool:
-    """Whether truth values are words, not the numbers 1 and 0 alone."""
+    """Whether some truth values are words, so that the column is not one of numbers 1 and 0."""
     pc = need("pyarrow.compute")
     return bool(pc.any(pc.match_substring_regex(values, "(?i)true|false")).as_py())
 
 
 def _look_for_numbers(seen: Profile, values: Any, counts: np.ndarray, typed: bool) -> bool:
-    """Whether these are numbers, with a decimal point or a comma, but for a few broken rows."""
+    """Whether nearly all values are numbers, with a decimal point or with a decimal comma."""
     pa = need("pyarrow")
     plain = {
         comma: plain_numbers(values, comma) for comma in ((False,) if typed else (False, True))
@@ -233,7 +235,10 @@ def _look_for_numbers(seen: Profile, values: Any, counts: np.ndarray, typed: boo
     if point != comma:
         seen.mark = "point" if point > comma else "comma"
         seen.comma = comma > point
+    elif not typed:
+        seen.mark = "" if plain[False].equals(plain[True]) else "either"
     seen.comma &= not typed
+    seen.number_share = float(share[seen.comma])
     if share[seen.comma] < MOSTLY:
         return False
     numbers = plain[seen.comma].cast(pa.float64()).to_numpy(zero_copy_only=False)
@@ -246,7 +251,7 @@ def _look_for_numbers(seen: Profile, values: Any, counts: np.ndarray, typed: boo
 
 
 def _counts_up(text: Any) -> bool:
-    """Whether each text is the whole number after the one before."""
+    """Whether each text is the whole number that follows the one before it."""
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     if len(text) < COUNTED or not pc.all(pc.match_substring_regex(text, r"^\d{1,15}$")).as_py():
         return False

@@ -1,6 +1,6 @@
-"""The bytes of a file, whatever they are packed in, and the records of CSV one by one.
+"""The bytes of a file, compressed or not, and the records of a CSV file one by one.
 
-Reading record by record is slow and exact: it is for headers and messages.
+Reading one record at a time is slow and exact. It is used for headers and messages.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .packages import need
 
 SKIP = 1 << 20  # bytes decompressed at a time where a place is looked for
 PARQUET = b"PAR1"
-# How packed files begin, whatever they are called, and what opens them.
+# The first bytes of compressed files, whatever their names, and how to open them.
 PACKED: dict[bytes, Callable[[Path, str], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
     b"\x28\xb5\x2f\xfd": lambda path, _: io.BufferedReader(_Zstandard(path)),
 }
-# What people give where CSV or Parquet is wanted, by how it begins.
+# Files that are neither CSV nor Parquet, by their first bytes.
 FOREIGN = {
     b"PK\x03\x04": "a spreadsheet or a zip archive: save it as CSV, or unpack it",
     b"\xd0\xcf\x11\xe0": "a spreadsheet: save it as CSV",
@@ -42,7 +42,7 @@ FOREIGN = {
 
 
 class _Zstandard(io.RawIOBase):
-    """A .zst file, through Arrow, as Python before 3.14 has no Zstandard."""
+    """A .zst file. Arrow decompresses it, as Python has no Zstandard before 3.14."""
 
     def __init__(self, path: Path) -> None:
         pa = need("pyarrow")
@@ -76,7 +76,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def open_bytes(path: Path, offset: int = 0) -> IO[bytes]:
-    """A file's bytes from an offset on, decompressed where they are packed."""
+    """A file's bytes, decompressed if need be, from an offset on."""
     with open(path, "rb") as file:
         start = file.read(8)
     packed = next((p for begins, p in PACKED.items() if start.startswith(begins)), None)
@@ -94,8 +94,8 @@ def raise_broken(path: Path, delimiter: str, wanted: int | None = None) -> None:
 
     Args:
         path: of the file.
-        delimiter: between fields.
-        wanted: fields of a record; None takes those of the first.
+        delimiter: the character between fields.
+        wanted: number of fields of a record; None takes that of the first record.
     """
     what = "the header has" if wanted is None else "there are names for"
     for line, fields in records(path, delimiter, strict=True):
@@ -135,7 +135,7 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def _check_ends(path: Path, line: bytes) -> None:
-    """Refuse line ends that nothing else here knows."""
+    """Refuse lines that end with a carriage return only: Arrow and the pieces need newlines."""
     if b"\r" in line.rstrip(b"\r\n"):
         raise DataError(f"{path}:1: lines end with a carriage return alone: save it with newlines")
 

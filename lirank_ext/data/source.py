@@ -16,14 +16,14 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def part_files(path: str | Path) -> list[tuple[Path, dict[str, str | None]]]:
-    """The files of a path, each with the columns that its folders name.
+    """The files of a path, each with the columns that its folders give.
 
-    A folder stands for the files in it and below it, in order of their names; names with a dot or
-    an underscore in front are markers and are left out, as Spark and Hive do. A folder called
-    ``day=2024-12-31`` gives the rows below it a column ``day``.
+    A folder stands for the files in it and in its folders, in order of their names. Names that
+    start with a dot or an underscore are markers of Spark and Hive and are left out. A folder
+    called ``day=2024-12-31`` gives the rows of its files a column ``day``.
 
     Raises:
-        DataError: a folder has no files, or they are not a table by themselves.
+        DataError: a folder has no files, or its files alone do not make a table.
     """
     path = Path(path)
     if not path.is_dir():
@@ -54,7 +54,7 @@ class Source:
         paths: files, or folders of part files, all with the columns wanted.
         columns: to read.
         broken: what to do with rows that do not have the header's fields.
-        names: of the columns, for CSV files without a header line.
+        names: names of the columns, for CSV files without a header line.
 
     Raises:
         DataError: a file or a column is missing.

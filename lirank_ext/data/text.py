@@ -1,4 +1,4 @@
-"""Cells of any Arrow type as text, one spelling for one value."""
+"""Cells of any Arrow type as text, with one spelling for each value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .values import canonical_numbers, plain_numbers, truth
 
 
 class UnreadableColumn(ValueError):
-    """A column holds something that is not one value; the message goes on after its name."""
+    """A column cannot be read. The message continues a sentence that starts with its name."""
 
 
 def is_number(kind: Any) -> bool:
@@ -51,14 +51,14 @@ def decoded(values: Any) -> Any:
 
 
 def to_text(values: Any, missing: Sequence[str] = ()) -> Any:
-    """Trimmed text, "" where a value is missing.
+    """The values as text without spaces around it, "" where a value is missing.
 
     Args:
         values: an Arrow array.
-        missing: texts that stand for a missing value, besides empty ones.
+        missing: texts that stand for a missing value, besides the empty text.
 
     Raises:
-        UnreadableColumn: the values are not one a cell, or bytes that are not UTF-8.
+        UnreadableColumn: a cell is not a single value, or holds bytes that are not UTF-8.
     """
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     values, text = decoded(values), pa.large_string()
@@ -97,7 +97,7 @@ def _utf8(values: Any) -> Any:
 
 
 def _written(values: Any) -> Any:
-    """Numbers as Arrow writes them; null of NaN."""
+    """Numbers in the text that Arrow writes for them; NaN becomes null."""
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     if pa.types.is_float16(values.type):
         values = values.cast(pa.float32())
@@ -107,19 +107,19 @@ def _written(values: Any) -> Any:
 
 
 def spelled(text: Any, kind: str, comma: bool = False) -> Any:
-    """One spelling for one value of a column.
+    """The text with one spelling for each value.
 
     Args:
-        text: what :func:`to_text` gives.
-        kind: of the column: "text" takes text as it is; "number", "boolean" and the forms of
-            :mod:`.times` spell what they know in one way, and leave what they don't.
-        comma: the decimal mark of its numbers is a comma.
+        text: what :func:`to_text` returned.
+        kind: kind of the column. "text" leaves the text as it is. "number", "boolean" and the
+            forms of :mod:`.times` change the texts that are of this kind and leave all others.
+        comma: whether its numbers have a decimal comma.
     """
     pc = need("pyarrow.compute")
     if kind == "text":
         return text
     if kind == "number":
-        # A file whose column is of truth values meets one that was trained on 0 and 1.
+        # A file may hold truth values in a column that held 0 and 1 when the model was trained.
         ones = {"true": "1", "false": "0"}
         known = canonical_numbers(plain_numbers(text, comma))
         words = truth(text)
@@ -132,12 +132,12 @@ def spelled(text: Any, kind: str, comma: bool = False) -> Any:
 
 
 def to_numbers(values: Any, missing: Sequence[str], comma: bool) -> tuple[np.ndarray, np.ndarray]:
-    """float64 with NaN where a value is missing, and which cells hold no finite number.
+    """The values as float64, NaN where one is missing, and which cells hold no finite number.
 
     Args:
         values: an Arrow array.
-        missing: texts that stand for a missing value, besides empty ones.
-        comma: numbers in text have a decimal comma.
+        missing: texts that stand for a missing value, besides the empty text.
+        comma: whether numbers in text have a decimal comma.
 
     Raises:
         UnreadableColumn: as :func:`to_text`.

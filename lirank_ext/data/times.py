@@ -1,4 +1,4 @@
-"""Dates and times in their usual spellings, as seconds since 1970."""
+"""Dates and times in their usual spellings, read as seconds since 1970."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DAY_SECONDS = 86_400
 
 
 def seconds(text: Any, form: str = "y-m-d") -> np.ndarray:
-    """Seconds since 1970; NaN where the text is no time of this form.
+    """Seconds since 1970; NaN for text that is no time of this form.
 
     Args:
         text: an Arrow array of text. Without a time zone, times are taken as UTC.
@@ -73,7 +73,7 @@ def seconds(text: Any, form: str = "y-m-d") -> np.ndarray:
 
 
 def typed_seconds(values: Any) -> np.ndarray:
-    """Seconds since 1970 of an Arrow array of dates or time stamps; NaN where one is missing."""
+    """Dates or time stamps of an Arrow array in seconds since 1970; NaN where one is missing."""
     pa = need("pyarrow")
     if pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("s"))
@@ -83,9 +83,12 @@ def typed_seconds(values: Any) -> np.ndarray:
 
 
 def iso(moments: np.ndarray) -> Any:
-    """Arrow text of seconds since 1970, ``2024-12-31`` or ``2024-12-31T23:59:59.5``; null of NaN.
+    """Arrow text such as ``2024-12-31`` or ``2024-12-31T23:59:59.5``; null for NaN.
 
-    One moment has one text, however it was written.
+    One moment has one text, however a file spells it.
+
+    Args:
+        moments: seconds since 1970.
     """
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     there = np.isfinite(moments)
@@ -97,13 +100,13 @@ def iso(moments: np.ndarray) -> Any:
 
 
 def form_of(text: Any) -> tuple[str | None, str]:
-    """The form that these texts have, but for a few broken ones; None where they are no dates.
+    """The form that nearly all of these texts have; None if they are no dates.
 
     Args:
         text: an Arrow array without missing values.
 
     Returns:
-        a key of :data:`DATES` or None, and why there is no telling which, or "".
+        a key of :data:`DATES` or None, and the reason if more than one form fits, else "".
     """
     shares = {form: float(np.isfinite(seconds(text, form)).mean()) for form in DATES}
     del shares["yyyymmdd"]  # a number as well: see form_of_numbers
@@ -116,10 +119,10 @@ def form_of(text: Any) -> tuple[str | None, str]:
 
 
 def form_of_numbers(column: str, values: np.ndarray, distinct: int) -> str | None:
-    """The form of whole numbers that are times, None where they are other numbers.
+    """The form of whole numbers that are times; None for other numbers.
 
-    Times since 1970 lie in the years 2000 to 2036, and hardly two rows share one, unless the
-    column's name says what it is; days as 20241231 are all days that there are.
+    Numbers are times since 1970 if all fall into the years 2000 to 2036 and most of them are
+    different, or the column is named like a time. They are days (20241231) if all are valid days.
     """
     if not len(values) or np.any(values != np.floor(values)):
         return None
@@ -134,7 +137,7 @@ def form_of_numbers(column: str, values: np.ndarray, distinct: int) -> str | Non
 
 
 def _days(values: np.ndarray, named: bool) -> str | None:
-    """``yyyymmdd`` where every number is a day from 1900 to 2100 and many would not be."""
+    """``yyyymmdd`` if every number is a day from 1900 to 2100; None otherwise."""
     if values.min() < 19_000_101 or values.max() > 21_001_231:
         return None
     pa = need("pyarrow")
@@ -144,12 +147,12 @@ def _days(values: np.ndarray, named: bool) -> str | None:
 
 
 def parts(moments: np.ndarray, names: Sequence[str], origin: float) -> dict[str, np.ndarray]:
-    """Hour of the day, day of the week from Monday as 0, and age in days; NaN where missing.
+    """Hour of the day, day of the week (Monday is 0) and age in days; NaN where missing.
 
     Args:
         moments: seconds since 1970.
-        names: of the parts wanted: "hour", "weekday", "age".
-        origin: the moment of age 0.
+        names: the parts to return: "hour", "weekday", "age".
+        origin: the moment at which the age is 0.
     """
     days = np.floor(moments / DAY_SECONDS)
     all_parts = {

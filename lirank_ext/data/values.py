@@ -1,4 +1,4 @@
-"""What the text of a cell says: a number, a truth value, a label, an id, nothing."""
+"""What the text of a cell means: a number, a truth value or a label."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def is_id_name(column: str) -> bool:
 
 
 def plain_numbers(text: Any, comma: bool = False) -> Any:
-    """Numbers without thousands marks and with a decimal point; null where the text is none.
+    """Numbers without thousands marks and with a decimal point; null for other text.
 
     Args:
         text: an Arrow array of text.
-        comma: the decimal mark is a comma.
+        comma: whether the decimal mark is a comma.
     """
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     none = pa.scalar(None, text.type)
@@ -55,13 +55,15 @@ def to_float(plain: Any) -> np.ndarray:
 
 
 def canonical_numbers(plain: Any) -> Any:
-    """One spelling of every number: 7, 7.0 and +7e0 are "7", .50 is "0.5"; exact to any length.
+    """The numbers with one spelling for each: 7, 7.0 and +7e0 become "7", .50 becomes "0.5".
+
+    No digit is lost, however long a number is.
 
     Args:
-        plain: what :func:`plain_numbers` gives.
+        plain: what :func:`plain_numbers` returned.
     """
     pa, pc = need("pyarrow"), need("pyarrow.compute")
-    # The common ones at once: whole numbers, also with zeros behind the point.
+    # Whole numbers, also those with zeros after the point, are the common case.
     text = pc.replace_substring_regex(plain, r"\.0*$", "")
     rest = pc.fill_null(pc.invert(pc.match_substring_regex(text, WHOLE)), False)
     if not pc.any(rest).as_py():
@@ -85,7 +87,7 @@ def _canonical(text: str) -> str:
 
 
 def truth(text: Any) -> Any:
-    """ "true" or "false" for these words in any case and for 1 and 0; null for all else."""
+    """The text "true" or "false" for these words and for 1 and 0; null for other text."""
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     none = pa.scalar(None, text.type)
     false = pc.if_else(pc.match_substring_regex(text, FALSE), "false", none)
@@ -93,14 +95,14 @@ def truth(text: Any) -> Any:
 
 
 def zero_or_one(text: str) -> float:
-    """What a label says; NaN where it is neither."""
+    """The label as a number; NaN for other text."""
     if text.lower() in ("true", "false"):
         return float(text.lower() == "true")
     return {"0": 0.0, "1": 1.0}.get(re.sub(r"^([01])\.0*$", r"\1", text), np.nan)
 
 
 def says(text: str, wanted: str) -> bool:
-    """Whether a label is the wanted value, in whatever spelling of a number or truth value."""
+    """Whether a label is the wanted value, also if both spell one number or truth value."""
     if text == wanted:
         return True
     pa = need("pyarrow")

@@ -19,6 +19,7 @@ from ..data.features import Batch, Converter, Rows
 from ..data.infer import infer
 from ..data.loader import Memory
 from ..data.movielens import LIKED, write_movielens
+from ..data.reading import Reading
 from ..data.source import Source
 from ..models import Schema
 
@@ -124,8 +125,7 @@ def _table(
     inferred = infer(
         [path],
         [label] if label else [],
-        categorical=categorical,
-        ignore=[time] if time else (),
+        Reading(categorical=categorical, ignore=[time] if time else ()),
     )
     task = inferred.schema.tasks[0]
     converter = Converter(inferred.schema, Broken())

@@ -55,6 +55,12 @@ def check_index_dtype(a: Call, argument: str) -> None:
         refuse(a, argument, f"wanted torch.int32 or torch.int64, got {t.dtype}", TypeError)
 
 
+def check_output_dtype(a: Call) -> None:
+    if a.output_dtype not in FLOATING:
+        wanted = "wanted float32, float64, float16 or bfloat16"
+        refuse(a, "output_dtype", f"{wanted}, got {a.output_dtype}", TypeError)
+
+
 def check_dim(a: Call, argument: str, dims: int, t: Tensor | None = None) -> None:
     t = getattr(a, argument) if t is None else t
     check(t.dim() == dims, a, argument, f"{dims} dimensions", f"shape {shape(t)}")

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from functools import cache
+import sys
 
 import torch
-from torch import Tensor
 
 from .load import cuda_library, cuda_loaded
-
-_INDEX, _OFFSETS, _TABLES, _ROW, _CODES, _VOCABULARY = range(1, 7)
 
 
 def check_errors() -> None:
@@ -28,7 +24,8 @@ def check_errors() -> None:
         ValueError: offsets, codes, or the widths or rows of tables were invalid.
         RuntimeError: CUDA failed.
     """
-    for found, where in take_findings():
+    counted = sys.modules.get("lirank_ext.kernels.errors")  # there once a Triton kernel has run
+    for found, where in counted.take() if counted else ():
         raise _describe(found, where)
     if not cuda_loaded or not torch.cuda.is_initialized():
         return
@@ -36,40 +33,6 @@ def check_errors() -> None:
         found = _take(cuda_library(), device)
         if found[0]:
             raise _describe(found, f" on cuda:{device}")
-
-
-_buffers: list[Tensor] = []
-
-
-def findings(device: torch.device) -> Tensor:
-    """The device's buffer of findings, which Triton kernels write.
-
-    It holds count, kind, position, value, table and limit (``kernels/errors.cuh``).
-    """
-    if device.type == "meta":
-        return torch.empty(6, dtype=torch.int64, device=device)
-    index = device.index
-    if device.type == "cuda" and index is None:
-        index = torch.cuda.current_device()
-    return _buffer(device.type, index)
-
-
-@cache
-def _buffer(kind: str, index: int | None) -> Tensor:
-    made = torch.zeros(6, dtype=torch.int64, device=torch.device(kind, index))
-    _buffers.append(made)
-    return made
-
-
-def take_findings() -> Iterator[tuple[list[int], str]]:
-    """Yield the findings of each device that has any, with the device in words, and clear them."""
-    for buffer in _buffers:
-        if buffer.is_cuda:  # kernels may run on streams other than the current one
-            torch.cuda.synchronize(buffer.device)
-        found = buffer.tolist()
-        if found[0]:
-            buffer.zero_()
-            yield found, f" on {buffer.device}"
 
 
 def _take(library: ctypes.CDLL, device: int) -> list[int]:
@@ -83,21 +46,23 @@ def _take(library: ctypes.CDLL, device: int) -> list[int]:
 
 def _describe(found: list[int], where: str = "") -> Exception:
     """The exception that reports one finding."""
+    from ..kernels import errors
+
     count, kind, position, value, table, limit = found
     more = f"; this is the first of {count} such findings{where}" if count > 1 else where
-    if kind == _INDEX:
+    if kind == errors.INDEX:
         text = f"indices[{position}] = {value} is out of range for table {table} with {limit} rows"
         return IndexError(f"lirank: {text}{more}")
-    if kind == _OFFSETS:
+    if kind == errors.OFFSETS:
         text = f"argument 'offsets': wanted 0 first, no decrease and at most {limit}, got {value} "
         return ValueError(f"lirank: {text}to {table} at position {position}{more}")
-    if kind == _TABLES:
+    if kind == errors.TABLES:
         text = f"argument 'packed', 'dims' or total_dim: wanted {table} bytes and {position} "
         return ValueError(f"lirank: {text}columns by rows and dims, got {limit} and {value}{more}")
-    if kind == _ROW:
+    if kind == errors.ROW:
         text = f"got row {position} that is not finite, too wide, or not among {limit} rows"
         return ValueError(f"lirank: {text}{more}")
-    if kind == _VOCABULARY:
+    if kind == errors.VOCABULARY:
         what = "a damaged header" if position < 0 else f"part {position} with its rows out of order"
         text = f"argument 'table': wanted the table of a StaticVocabulary, got {what}"
         return ValueError(f"lirank: {text}{more}")

@@ -2,14 +2,13 @@
 
 Each op has one. If liblirank_cuda.so has a CUDA kernel for the op, the library registers it when it
 is loaded. Otherwise the Triton launcher is registered here. The launcher is a plain function in
-``kernels/<family>.py`` that has the same name as the op and takes the checked call. It is looked up
-at the first call of the op, so a CPU installation needs no Triton and importing the package does
-not load it.
+``kernels/``, in a file of the same name as the op's, that has the name of the op and takes the
+checked call. It is looked up at the first call of the op, so a CPU installation needs no Triton and
+importing the package does not load it.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
@@ -52,14 +51,19 @@ def has_triton() -> bool:
 
 def has_launcher(op: Op) -> bool:
     """Whether Triton is installed and ``kernels/`` has a launcher for this op."""
-    return has_triton() and _launcher(op.family, op.name) is not None
+    return has_triton() and _launcher(op.module, op.family, op.name) is not None
 
 
 @cache
-def _launcher(family: str, name: str) -> Callable[[Any], Any] | None:
-    if importlib.util.find_spec(f"lirank_ext.kernels.{family}") is None:
-        return None
-    return getattr(importlib.import_module(f"lirank_ext.kernels.{family}"), name, None)
+def _launcher(module: str, family: str, name: str) -> Callable[[Any], Any] | None:
+    """From the file of ``kernels/`` that is named like the op's own, or like its family."""
+    for file in dict.fromkeys((module, family)):
+        path = f"lirank_ext.kernels.{file}"
+        if importlib.util.find_spec(path) is not None:
+            launcher = getattr(importlib.import_module(path), name, None)
+            if launcher is not None:
+                return launcher
+    return None
 
 
 def launcher(op: Op) -> Callable[..., Any]:
@@ -71,19 +75,16 @@ def launcher(op: Op) -> Callable[..., Any]:
     accepted: set[tuple] = set()  # signatures of calls that passed the op's check
 
     def launch(*args: Any, **kwargs: Any) -> Any:
-        run = _launcher(op.family, op.name)
+        run = _launcher(op.module, op.family, op.name)
         if run is None:
             return op.reference(*args, **kwargs)
-        if op.call is None or "a" not in run.__code__.co_varnames[:1]:
-            a, run = args, functools.partial(_unpacked, run, kwargs)  # not on @op yet
-        else:
-            a = op.call(*args, **kwargs)
-            signature = _signature(a)
-            if signature not in accepted:
-                op._check(a)
-                if len(accepted) >= MOST_SIGNATURES:
-                    accepted.clear()
-                accepted.add(signature)
+        a = op.call(*args, **kwargs)
+        signature = _signature(a)
+        if signature not in accepted:
+            op._check(a)
+            if len(accepted) >= MOST_SIGNATURES:
+                accepted.clear()
+            accepted.add(signature)
         index = _device_index(a)
         if index is None or index == torch.cuda.current_device():
             return run(a)
@@ -91,10 +92,6 @@ def launcher(op: Op) -> Callable[..., Any]:
             return run(a)
 
     return launch
-
-
-def _unpacked(run: Callable[..., Any], named: dict[str, Any], a: tuple) -> Any:
-    return run(*a, **named)
 
 
 def _signature(values: Iterable[Any]) -> tuple:

@@ -47,6 +47,7 @@ class Op:
     Attributes:
         name: its name in ``torch.ops.lirank``.
         family: the stem of the files that hold its kernels, cases and tests.
+        module: the file of ``ops/`` that defines it.
         internal: whether the op only serves other ops and is not for users.
         schema: the schema that PyTorch infers from the function's annotations.
         reference: the decorated function, preceded by the checks.
@@ -57,6 +58,7 @@ class Op:
 
     def __init__(self, function: Callable[..., Any], name: str, family: str, internal: bool):
         self.name, self.family, self.internal = name, family, internal
+        self.module = function.__module__.rsplit(".", 1)[-1]
         # The stable ABI of C++ ops has no symbolic numbers.
         schema = torch.library.infer_schema(function, mutates_args=())
         self.schema = f"{name}{schema.replace('SymInt', 'int')}"
@@ -113,9 +115,15 @@ class Op:
         self.differentiable = True
         return function
 
-    def without_gradient(self) -> None:
-        """Declare that the results never require a gradient."""
-        library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
+    def no_gradient(self, refusal: str | None = None) -> None:
+        """Declare that the results never require a gradient.
+
+        A call whose arguments require one is refused with ``refusal``, if that is given.
+        """
+        if refusal is None:
+            library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
+        else:
+            autograd.refuse(library, self, refusal)
 
 
 OPS: dict[str, Op] = {}
@@ -128,6 +136,7 @@ class OpFunction(Protocol[P, R]):
     check: Callable[[Callable], Callable]
     fake: Callable[[Callable], Callable]
     backward: Callable[..., Callable[[Callable], Callable]]
+    no_gradient: Callable[..., None]
     in_parts: Callable[[Callable], Callable]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -170,8 +179,9 @@ def op(function=None, *, name=None, family=None, internal=False):
             raise _python_error(made, error, args, kwargs) from None
 
     call.__signature__ = inspect.signature(function)
-    call.op, call.check, call.fake = made, made.check, made.fake
-    call.backward, call.in_parts = made.backward, made.in_parts
+    call.__name__ = call.__qualname__ = made.name
+    call.op, call.check, call.fake, call.backward = made, made.check, made.fake, made.backward
+    call.in_parts, call.no_gradient = made.in_parts, made.no_gradient
     return call
 
 
@@ -211,36 +221,3 @@ def implementations(op_name: str) -> dict[str, Callable[..., Any]]:
     if on_gpu and torch.cuda.is_available():
         found[on_gpu] = op.overload
     return found
-
-
-def register(
-    schema: str,
-    *,
-    reference: Callable[..., Any],
-    fake: Callable[..., Any],
-    setup_context: Callable[..., None] | None = None,
-    backward: Callable[..., Any] | None = None,
-    internal: bool = False,
-    stem: str | None = None,
-) -> torch._ops.OpOverload:
-    """Define ``lirank::<schema>`` for families that do not use ``@op`` yet."""
-    made = Op.__new__(Op)
-    made.name = schema.split("(", 1)[0]
-    made.schema, made.reference, made.internal = schema, reference, internal
-    made.family = stem or reference.__module__.rsplit(".", 1)[-1]
-    made.differentiable, made.call = backward is not None, None
-    if extension is None:
-        library.define(schema)
-    library.impl(made.name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lirank::{made.name}", fake, lib=library)
-    made.overload = getattr(torch.ops.lirank, made.name).default
-    if backward is not None:
-        autograd.register_old(library, made.name, setup_context, backward)
-    gpu.register(library, made)
-    OPS[made.name] = made
-    return made.overload
-
-
-def index_error(error: RuntimeError) -> Exception:
-    """IndexError where the op's RuntimeError reports an index out of range."""
-    return IndexError(str(error)) if "out of range" in str(error) else error

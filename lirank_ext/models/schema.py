@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -100,6 +101,10 @@ class Dwell:
             raise ConfigError(f"quantile: wanted a number in (0, 1), got {self.quantile}")
 
 
+# A comparison with a number, as in the label "rating>=4".
+THRESHOLD = re.compile(r"(?P<sign>>=|<=|>|<)\s*(?P<bound>[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)$")
+
+
 @dataclass
 class Task:
     """A label to predict.
@@ -111,6 +116,7 @@ class Task:
         weight: weight of the task's loss. The paper does not give its weights, so 1 is a free
             choice.
         dwell: if set, the column holds times, and the label is "stayed long".
+        threshold: a comparison such as ">=4". A number that satisfies it counts as 1.
     """
 
     name: str
@@ -118,12 +124,24 @@ class Task:
     positive: str | None = None
     weight: float = 1.0
     dwell: Dwell | None = None
+    threshold: str | None = None
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
             raise ConfigError(f"task '{self.name}': weight: wanted 0 or more, got {self.weight}")
         if self.dwell is not None and self.positive is not None:
             raise ConfigError(f"task '{self.name}': wanted either positive or dwell, got both")
+        if self.threshold is None:
+            return
+        if not THRESHOLD.fullmatch(self.threshold):
+            raise ConfigError(
+                f"task '{self.name}': threshold: wanted a comparison such as '>=4', got "
+                f"'{self.threshold}'"
+            )
+        if self.dwell is not None or self.positive is not None:
+            raise ConfigError(
+                f"task '{self.name}': wanted one of threshold, positive and dwell, got several"
+            )
 
     @property
     def source(self) -> str:

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops.hashed_embedding import hashed_embedding_bag, quantized_hashed_embedding_bag
-from ..ops.quantized_embedding import dequantize_rows, unpack_rows
+from ..ops.hashed_embedding import hashed_embedding_bag
+from ..ops.hashed_embedding_packed import quantized_hashed_embedding_bag
+from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
 from ._common import check_choice, check_positive, refuse
 from .quantized_embedding import FollowsDtype, packed_weight, refuse_training
 

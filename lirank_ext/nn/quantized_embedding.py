@@ -10,13 +10,10 @@ from torch import Tensor, nn
 from ..library.huge_pages import use_huge_pages
 from ..ops.quantized_embedding import (
     concatenate_tables,
-    dequantize_rows,
-    pack_rows,
-    quantize_rows,
     quantized_embedding_bag,
     quantized_embedding_bags,
-    unpack_rows,
 )
+from ..ops.quantized_embedding_rows import dequantize_rows, pack_rows, quantize_rows, unpack_rows
 
 
 def refuse_training(module: nn.Module, wanted: bool) -> None:

@@ -9,9 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._hashed_registry import bag_op, packed_op
+from ..library.op import op
+from .bags import Bags, check_offsets
+from .hashed_embedding_backward import (
+    check_tables,
+    hashed_embedding_bag_backward,
+    hashed_embedding_bag_backward_sparse,
+    hashed_embedding_bag_backward_weights,
+    sum_of_rows,
+)
+from .hashed_embedding_rule import TABLES, check_ids, check_rule, tables_of
 
 
+@op
 def hashed_embedding_bag(
     ids: Tensor,
     offsets: Tensor | None,
@@ -61,74 +71,62 @@ def hashed_embedding_bag(
     Raises:
         ValueError, TypeError, RuntimeError: shapes, dtypes, offsets or table rows do not fit.
     """
-    return bag_op(
-        ids,
-        offsets,
-        quotient_b,
-        remainder_b,
-        quotient_c,
-        remainder_c,
-        num_buckets,
-        seed,
-        mode,
-        per_sample_weights,
-        include_last_offset,
-        prehashed,
-        sparse,
-    )
+    bags = Bags(ids, offsets, include_last_offset, mode, per_sample_weights)
+    check_offsets("hashed_embedding_bag", bags, "ids")
+    tables = (quotient_b, remainder_b, quotient_c, remainder_c)
+    rows = sum_of_rows(tables, ids, num_buckets, seed, prehashed)
+    return bags.pool(rows).to(quotient_b.dtype)
 
 
-def quantized_hashed_embedding_bag(
-    ids: Tensor,
-    offsets: Tensor | None,
-    quotient_b: Tensor,
-    remainder_b: Tensor,
-    quotient_c: Tensor,
-    remainder_c: Tensor,
-    num_buckets: int,
-    dim: int,
-    bits: int = 8,
-    seed: int = 0,
-    mode: str = "sum",
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-    prehashed: bool = False,
-    output_dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """:func:`hashed_embedding_bag` over packed tables, for serving; summed in float32.
+@hashed_embedding_bag.check
+def _(a) -> None:
+    check_rule(a)
+    check_tables(a)
+    check_ids(a, a.quotient_b.device)
 
-    Args:
-        ids, offsets: as :func:`hashed_embedding_bag`.
-        quotient_b, quotient_c: uint8 (ceil(num_buckets / m), row_bytes) from ``pack_rows``,
-            contiguous, as for :func:`quantized_embedding_bag`.
-        remainder_b, remainder_c: uint8 (m, row_bytes).
-        num_buckets: 1 to 2^32.
-        dim: width D of the tables.
-        bits: 8 or 4.
-        seed, mode, per_sample_weights, include_last_offset, prehashed: as
-            :func:`hashed_embedding_bag`.
-        output_dtype: floating dtype of the result.
 
-    Returns:
-        (B, D) of ``output_dtype``.
+@hashed_embedding_bag.fake
+def _(a):
+    return a.quotient_b.new_empty((Bags.of(a).count(), a.quotient_b.shape[1]))
 
-    Raises:
-        ValueError, TypeError, RuntimeError: shapes, dtypes, offsets or table rows do not fit.
-    """
-    return packed_op(
-        ids,
-        offsets,
-        quotient_b,
-        remainder_b,
-        quotient_c,
-        remainder_c,
-        num_buckets,
-        dim,
-        bits,
-        seed,
-        mode,
-        per_sample_weights,
-        include_last_offset,
-        prehashed,
-        output_dtype,
+
+# Without weights to train, the gradients of the tables need no table: it may change before then.
+@hashed_embedding_bag.backward(
+    saves=("ids", "offsets", "per_sample_weights"), saves_for={"per_sample_weights": TABLES}
+)
+def _(a, grad, needs):
+    gradients: dict[str, Tensor] = {}
+    if any(tables_of(needs)):
+        remainders = a.remainder_b.shape[0]
+        rule = (a.num_buckets, remainders, a.seed, a.mode, a.include_last_offset, a.prehashed)
+        call = (grad, a.ids, a.offsets, a.per_sample_weights, *rule)
+        if a.sparse and _carries_sparse(grad):
+            tables = _sparse_gradients(call, a.quotient_b.shape)
+        else:
+            tables = hashed_embedding_bag_backward(*call)
+        gradients |= zip(TABLES, tables, strict=True)
+    if needs.per_sample_weights:
+        gradients["per_sample_weights"] = hashed_embedding_bag_backward_weights(
+            grad, a.ids, a.offsets, *tables_of(a), a.num_buckets, a.seed, a.include_last_offset,
+            a.prehashed,
+        )  # fmt: skip
+    return gradients
+
+
+def _sparse_gradients(call: tuple, size: torch.Size) -> tuple[Tensor, ...]:
+    """Sparse ones of the quotient tables, of this size; the remainder tables are small."""
+    b, values_b, remainder_b, c, values_c, remainder_c = hashed_embedding_bag_backward_sparse(*call)
+    quotient_b, quotient_c = _coalesced(b, values_b, size), _coalesced(c, values_c, size)
+    return quotient_b, remainder_b, quotient_c, remainder_c
+
+
+def _carries_sparse(grad: Tensor) -> bool:
+    """Only plain tensors can: a traced or functorch gradient has to stay dense."""
+    plain = type(grad) is Tensor and not torch.compiler.is_compiling()
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(grad)
+
+
+def _coalesced(rows: Tensor, values: Tensor, size: torch.Size) -> Tensor:
+    return torch.sparse_coo_tensor(
+        rows.unsqueeze(0), values, size, is_coalesced=True, check_invariants=False
     )

@@ -1,114 +1,34 @@
-"""Row-wise quantized tables: middle-max int8 and int4 rows, and look-ups that read them.
+"""Look-ups in row-wise quantized tables, which read the packed rows as they are.
 
 Source: LiRank (arXiv 2402.06859), embedding table quantization.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..library.op import index_error
-from ._quantized_registry import (
-    bag_op,
-    bags_op,
-    dequantize_op,
-    pack_op,
-    quantize_op,
-    unpack_op,
+from ..library.checks import check, check_output_dtype
+from ..library.op import op
+from .bags import Bags, check_offsets, pool
+from .quantized_embedding_backward import (
+    check_bag,
+    check_tables,
+    ids_of_table,
+    quantized_embedding_bag_backward,
+    quantized_embedding_bags_backward,
+    read_tables,
 )
+from .quantized_embedding_layout import look_up
+
+# ---- one table ---------------------------------------------------------------------------
 
 
-def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize each row of a table around its middle-max point.
-
-    Per row, in float32 and in this order of operations::
-
-        scale = (max - min) / (2^bits - 1)
-        mid   = (max * 2^(bits-1) + min * (2^(bits-1) - 1)) / (2^bits - 1)
-        codes = clamp(round_half_even((w - mid) / scale), -2^(bits-1), 2^(bits-1) - 1)
-
-    A constant row gives codes 0, scale 1 and mid = the value. The codes are the same bits on
-    every backend. Gradients do not flow through.
-
-    Args:
-        weight: (N, D) float32, float16 or bfloat16.
-        bits: 8 or 4.
-
-    Returns:
-        ``codes`` int8 (N, D) (also for 4 bits), ``scale`` float32 (N,), ``mid`` float32 (N,).
-
-    Raises:
-        ValueError: a row holds NaN or Inf, or its range overflows float32; the row is named.
-        ValueError, TypeError, RuntimeError: shapes, dtypes or ``bits`` do not fit.
-    """
-    try:
-        return quantize_op(weight, bits)
-    except RuntimeError as error:
-        raise (ValueError(str(error)) if "got row" in str(error) else error) from None
-
-
-def dequantize_rows(codes: Tensor, scale: Tensor, mid: Tensor) -> Tensor:
-    """``mid + codes * scale`` per row; differentiable in ``scale`` and ``mid``.
-
-    Args:
-        codes: int8 (N, D).
-        scale: float32 (N,).
-        mid: float32 (N,).
-
-    Returns:
-        float32 (N, D).
-
-    Raises:
-        ValueError, TypeError, RuntimeError: shapes or dtypes do not fit.
-    """
-    return dequantize_op(codes, scale, mid)
-
-
-def pack_rows(codes: Tensor, scale: Tensor, mid: Tensor, bits: int = 8) -> Tensor:
-    """Lay a quantized table out as the look-ups read it.
-
-    Args:
-        codes: int8 (N, D); in [-8, 7] for 4 bits.
-        scale: float32 (N,).
-        mid: float32 (N,).
-        bits: 8 or 4.
-
-    Returns:
-        uint8 (N, row_bytes), opaque: only N is meaningful. See
-        ``csrc/quantized_embedding_layout.h``.
-
-    Raises:
-        ValueError, TypeError, RuntimeError: shapes, dtypes or codes do not fit, or a gradient is
-            wanted: a quantized table cannot be trained.
-    """
-    if torch.is_grad_enabled() and (scale.requires_grad or mid.requires_grad):
-        raise ValueError(
-            "lirank::pack_rows: argument 'scale' or 'mid': wanted requires_grad=False, got True: "
-            "a quantized table cannot be trained; detach() it first"
-        )
-    return pack_op(codes, scale, mid, bits)
-
-
-def unpack_rows(packed: Tensor, dim: int, bits: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """The exact inverse of :func:`pack_rows`.
-
-    Args:
-        packed: uint8 (N, row_bytes).
-        dim: width D of the table.
-        bits: 8 or 4.
-
-    Returns:
-        ``codes`` int8 (N, D), ``scale`` float32 (N,), ``mid`` float32 (N,).
-
-    Raises:
-        ValueError, TypeError, RuntimeError: ``packed`` is no table of that width and bits.
-    """
-    return unpack_op(packed, dim, bits)
-
-
+@op
 def quantized_embedding_bag(
     packed: Tensor,
     indices: Tensor,
@@ -144,23 +64,52 @@ def quantized_embedding_bag(
         IndexError: an index outside [0, N); table, position, index and N are named.
         ValueError, TypeError, RuntimeError: shapes, dtypes, offsets or the table do not fit.
     """
-    try:
-        if per_sample_weights is None and not include_last_offset and output_dtype is torch.float32:
-            # An argument costs 0.3 us on its way to C++; these have the schema's defaults.
-            return bag_op(packed, indices, offsets, dim, bits, mode)
-        return bag_op(
-            packed,
-            indices,
-            offsets,
-            dim,
-            bits,
-            mode,
-            per_sample_weights,
-            include_last_offset,
-            output_dtype,
+    bags = Bags(indices, offsets, include_last_offset)
+    check_offsets("quantized_embedding_bag", bags, "indices")
+    rows_of = torch.full((indices.numel(),), packed.shape[0], device=indices.device)
+    _check_indices("quantized_embedding_bag", bags, rows_of, torch.zeros_like(rows_of))
+    bag = bags.of_each_id()
+    pooled = bag >= 0
+    rows = look_up(packed, indices.reshape(-1)[pooled], dim, bits)
+    weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)[pooled]
+    return pool(rows, bag[pooled], bags.count(), mode, weights).to(output_dtype)
+
+
+@quantized_embedding_bag.check
+def _(a) -> None:
+    check_bag(a)
+    check_output_dtype(a)
+
+
+@quantized_embedding_bag.fake
+def _(a):
+    return a.packed.new_empty((Bags.of(a).count(), a.dim), dtype=a.output_dtype)
+
+
+@quantized_embedding_bag.backward(saves=("packed", "indices", "offsets"))
+def _(a, grad):
+    table = (a.packed, a.indices, a.offsets, a.dim, a.bits, a.include_last_offset)
+    return {"per_sample_weights": quantized_embedding_bag_backward(grad, *table)}
+
+
+def _check_indices(op: str, bags: Bags, rows_of: Tensor, table_of: Tensor) -> None:
+    """Every pooled id is a row; ids behind the last bag are not pooled.
+
+    ``rows_of`` and ``table_of`` map the position of an id to its table's rows and number.
+    """
+    used = int(bags.offsets[-1]) if bags.include_last else bags.ids.numel()
+    flat = bags.ids.reshape(-1)[:used].long()
+    bad = ((flat < 0) | (flat >= rows_of[:used])).nonzero()
+    if bad.numel():
+        at = int(bad[0])
+        table, rows = int(table_of[at]), int(rows_of[at])
+        raise IndexError(
+            f"lirank::{op}: indices[{at}] = {int(flat[at])} is out of range for table {table} "
+            f"with {rows} rows"
         )
-    except RuntimeError as error:
-        raise index_error(error) from None
+
+
+# ---- many tables -------------------------------------------------------------------------
 
 
 def concatenate_tables(tables: Sequence[Tensor]) -> Tensor:
@@ -178,8 +127,9 @@ def concatenate_tables(tables: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.nn.functional.pad(t, (0, -t.numel() % 64)) for t in flat])
 
 
-def quantized_embedding_bags(
-    packed: Tensor | Sequence[Tensor],
+@op(name="quantized_embedding_bags")
+def _quantized_embedding_bags(
+    packed: Tensor,
     rows: Tensor,
     dims: Tensor,
     indices: Tensor,
@@ -211,20 +161,47 @@ def quantized_embedding_bags(
         IndexError: an index out of range; table, position, index and rows are named.
         ValueError, TypeError, RuntimeError: shapes, dtypes, offsets or tables do not fit.
     """
+    op, bags = "quantized_embedding_bags", Bags(indices, offsets, True)
+    tables = read_tables(op, packed, rows, dims, bits)
+    width = sum(d for _, d in tables)
+    fits = total_dim == width or total_dim < 0
+    check(fits, op, "total_dim", f"the sum of dims {width}", total_dim)
+    check_offsets(op, bags, "indices")
+    bag, each = bags.of_each_id(), bags.count() // len(tables)
+    table_of = (bag // max(1, each)).clamp(0, len(tables) - 1)
+    _check_indices(op, bags, rows.to(indices.device)[table_of], table_of)
+    parts = []
+    for t, (table, dim) in enumerate(tables):
+        mine = ids_of_table(bag, t, each)
+        found = look_up(table, indices[mine], dim, bits)
+        weights = None if per_sample_weights is None else per_sample_weights[mine]
+        parts.append(pool(found, bag[mine] - t * each, each, mode, weights))
+    return torch.cat(parts, 1).to(output_dtype)
+
+
+@functools.wraps(_quantized_embedding_bags)
+def quantized_embedding_bags(packed: Tensor | Sequence[Tensor], *args: Any, **named: Any) -> Tensor:
     if not isinstance(packed, Tensor):
         packed = concatenate_tables(packed)
-    try:
-        return bags_op(
-            packed,
-            rows,
-            dims,
-            indices,
-            offsets,
-            bits,
-            mode,
-            per_sample_weights,
-            output_dtype,
-            total_dim,
-        )
-    except RuntimeError as error:
-        raise index_error(error) from None
+    return _quantized_embedding_bags(packed, *args, **named)
+
+
+@_quantized_embedding_bags.check
+def _(a) -> None:
+    check_tables(a)
+    check_output_dtype(a)
+
+
+@_quantized_embedding_bags.fake
+def _(a):
+    width = a.total_dim
+    if width < 0:  # the widths are data: a size that only the run knows
+        width = torch.library.get_ctx().new_dynamic_size()
+    bags = Bags.of(a).count() // a.rows.shape[0]
+    return a.packed.new_empty((bags, width), dtype=a.output_dtype)
+
+
+@_quantized_embedding_bags.backward(saves=("packed", "rows", "dims", "indices", "offsets"))
+def _(a, grad):
+    tables = (a.packed, a.rows, a.dims, a.indices, a.offsets, a.bits)
+    return {"per_sample_weights": quantized_embedding_bags_backward(grad, *tables)}

@@ -22,7 +22,7 @@ def calibrate(
 
     Args:
         model: with a calibration.
-        batches: labelled rows, best such as were not trained on. Their logits are held in memory.
+        batches: labeled rows, preferably not trained on. Their logits are held in memory.
         device: of the model.
         l2: pull of a bucket's weight to 1, worth so many rows.
         steps: of Adam on all rows.

@@ -117,8 +117,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (safetensors.SafetensorError, OSError, ValueError, LookupError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged or no safetensors file ({error})") from error
     if meta.get("format") != FORMAT:
-        found = meta.get("format", "none")
-        raise CheckpointError(f"{path}: wanted a file of format '{FORMAT}', got '{found}'")
+        kind = meta.get("format", "none")
+        raise CheckpointError(f"{path}: wanted a file of format '{FORMAT}', got '{kind}'")
     text = meta.get("content", "")
     if meta.get("checksum") != _checksum(tensors, text):
         raise CheckpointError(f"{path}: damaged: its content does not match its checksum")

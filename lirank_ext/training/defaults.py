@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data.broken import Broken
 from ..data.errors import DataError
 from ..data.infer import Column, infer
+from ..data.reading import Reading
 from ..models import MLP, Cross, Embedding, Head, LiRankConfig, Task, with_schema
 from .options import Options
 from .settings import Config, Settings
@@ -17,7 +18,7 @@ from .settings import Config, Settings
 # How ids learn: their embeddings start near zero and move with the number of their rows, so that
 # an id seen once or never adds little noise. Validation AUC and log-loss, one seed, of 800 users
 # of MovieLens-1M (127,309 ratings, split by time): 0.7364, 0.6015 against 0.7243, 0.6155 with norm
-# 1, rate 0.3 and accumulators from 0. Pairs of ids are learnt as well: made-up clicks by latent
+# 1, rate 0.3 and accumulators from 0. Pairs of ids are learned as well: made-up clicks by latent
 # factors, 0.8100 against 0.8090.
 INIT_NORM, TABLE_LR, TABLE_START = 0.03, 0.1, 10.0
 
@@ -38,12 +39,7 @@ def for_files(
     given: dict[str, Any] | None = None,
     *,
     preset: str | None = None,
-    numeric: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    lists: Mapping[str, str] | None = None,
-    names: Sequence[str] = (),
-    missing: Sequence[str] | None = None,
+    reading: Reading | None = None,
     skip: bool = False,
     tell: Callable[[list[Column]], None] = lambda columns: None,
 ) -> Config:
@@ -55,7 +51,7 @@ def for_files(
         given: values that hold whatever the defaults are. A schema in it is taken as it is;
             without one the columns are inferred.
         preset: blocks of one of the paper's models.
-        numeric, categorical, ignore, lists, names, missing: see :func:`infer`.
+        reading: what the user says about the columns.
         skip: pass over broken rows.
         tell: called with how each column is read, where the columns are inferred.
 
@@ -68,28 +64,18 @@ def for_files(
     quiet = dataclasses.replace(base.embedding, init_norm=INIT_NORM)
     base = dataclasses.replace(base, embedding=quiet)
     if "schema" in given.get("model", {}):
-        if labels or numeric or categorical or ignore or lists or names or missing is not None:
+        if labels or (reading and reading.given()):
             raise DataError(
-                "the configuration names the columns in model.schema: leave out --label, "
-                "--numeric, --categorical, --ignore, --list, --names and --missing, or the schema"
+                "the configuration names the columns in model.schema: leave out --label and the "
+                "options about columns, or the schema"
             )
         schema = Config.from_dict(given).model.schema
         model = with_schema(base, schema)
     else:
-        found = infer(
-            paths,
-            labels,
-            numeric=numeric,
-            categorical=categorical,
-            ignore=ignore,
-            lists=lists,
-            names=names,
-            missing=missing,
-            broken=Broken(skip),
-        )
-        tell(found.columns)
-        model = with_schema(base, found.schema)
-        embedding = dataclasses.replace(model.embedding, tables=found.tables)
+        inferred = infer(paths, labels, reading, broken=Broken(skip))
+        tell(inferred.columns)
+        model = with_schema(base, inferred.schema)
+        embedding = dataclasses.replace(model.embedding, tables=inferred.tables)
         model = dataclasses.replace(model, embedding=embedding)
     data = Config(model, Settings(table_lr=TABLE_LR, table_start=TABLE_START)).to_dict()
     merge(data, given)
@@ -113,12 +99,7 @@ def configuration(
         options.tasks(),
         given,
         preset=options.preset,
-        numeric=options.numeric,
-        categorical=options.categorical,
-        ignore=options.ignore,
-        lists=options.parted(),
-        names=options.names,
-        missing=options.missing,
+        reading=options.reading,
         tell=tell,
         skip=flat(given).get("training.bad_rows") == "skip",
     )

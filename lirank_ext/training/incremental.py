@@ -76,9 +76,9 @@ def require_same_model(previous: PreviousRun, config: Config, what: str) -> None
 def _difference(there: Any, here: Any, key: str) -> str | None:
     if isinstance(there, dict) and isinstance(here, dict):
         for name in [*there, *(n for n in here if n not in there)]:
-            found = _difference(there.get(name), here.get(name), f"{key}.{name}")
-            if found is not None:
-                return found
+            inner = _difference(there.get(name), here.get(name), f"{key}.{name}")
+            if inner is not None:
+                return inner
         return None
     return None if there == here else f"{key} is {there!r} there and {here!r} here"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data.errors import DataError
+from ..data.reading import Reading
 from ..models import ConfigError, Dwell, Task
 from ..models._parse import override, put, read_yaml
 from .settings import Config
@@ -19,9 +19,9 @@ class Options:
 
     Attributes:
         data, valid: files to train on and to validate on.
-        label, long_dwell, preset, categorical, numeric, ignore, lists, names, missing: what the
-            columns are and which blocks the model has; see
+        label, long_dwell, preset: tasks and blocks; see
             :func:`lirank_ext.training.defaults.for_files`.
+        reading: how the columns are read.
         config: a YAML file with values of the configuration.
         set: values of the configuration, ``KEY=VALUE``.
         settings: values of the configuration that have an option of their own, by key.
@@ -34,12 +34,7 @@ class Options:
     label: list[str] = field(default_factory=list)
     long_dwell: list[str] = field(default_factory=list)
     preset: str | None = None
-    categorical: list[str] = field(default_factory=list)
-    numeric: list[str] = field(default_factory=list)
-    ignore: list[str] = field(default_factory=list)
-    lists: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    missing: list[str] | None = None
+    reading: Reading = field(default_factory=Reading)
     config: str | None = None
     set: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +52,8 @@ class Options:
         known = {f.name for f in dataclasses.fields(cls)}
         given = {name: value for name, value in values.items() if value is not None}
         settings = {key: value for key, value in given.items() if "." in key}
-        return cls(**{n: v for n, v in given.items() if n in known}, settings=settings)
+        plain = {name: value for name, value in given.items() if name in known}
+        return cls(**plain, reading=Reading.from_values(values), settings=settings)
 
     def given(self) -> dict[str, Any]:
         """The values of the configuration that the user asks for, as nested dicts.
@@ -85,21 +81,9 @@ class Options:
 
     def columns(self) -> dict[str, Any]:
         """The options that decide the columns and the blocks, where they were given."""
-        names = ("label", "long_dwell", "preset", "categorical", "numeric", "ignore")
-        names += ("lists", "names", "missing")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
-
-    def parted(self) -> dict[str, str]:
-        """What parts the values of a cell, by column, of each ``--list``.
-
-        Raises:
-            DataError: an option names no separator.
-        """
-        pairs = [item.rpartition("=") for item in self.lists]
-        for item, (column, _, separator) in zip(self.lists, pairs, strict=True):
-            if not column or not separator:
-                raise DataError(f"--list {item}: wanted COLUMN=SEPARATOR")
-        return {column: separator for column, _, separator in pairs}
+        names = ("label", "long_dwell", "preset")
+        given = {name: getattr(self, name) for name in names if getattr(self, name)}
+        return given | self.reading.given()
 
     def tasks(self) -> list[str | Task]:
         """Label columns, and a task for each ``--long-dwell``."""

@@ -115,6 +115,10 @@ class Plan:
         Raises:
             UserError: the data cannot be used, the loss is no longer finite, or a signal came.
         """
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"--output {self.output}: {error.strerror}") from error
         if self.columns:
             tell(summary.columns(self.columns))
         broken = Broken(self.config.training.bad_rows == "skip")
@@ -187,9 +191,9 @@ class Plan:
             "evaluations": progress.evaluations,
         }
         save_text(self.output / REPORT, json.dumps(result.report, indent=1) + "\n")
+        tuning.remove(self.output)
         if trainer.config.training.fisher_rows:
             incremental.save_increment(trainer, self.output)
-        tuning.remove(self.output)
 
 
 def _previous(folder: str | None, output: Path) -> PreviousRun | None:

@@ -16,7 +16,7 @@ import torch
 from ..data.broken import Broken
 from ..data.errors import DataError
 from ..data.features import Converter
-from ..data.labels import check_labels
+from ..data.label_check import check_labels
 from ..data.loader import Loader, Split
 from ..data.source import Source
 from ..models import ConfigError, LiRank
@@ -155,9 +155,9 @@ def _measured(
 ) -> dict[str, LongDwellLabels]:
     """Thresholds after one more update, by the rows to train on."""
     tasks = [t for t in config.model.schema.tasks if t.dwell is not None]
-    found = {t.name: before.get(t.name) or make_dwell(t.dwell) for t in tasks}
+    thresholds = {t.name: before.get(t.name) or make_dwell(t.dwell) for t in tasks}
     if not tasks:
-        return found
+        return thresholds
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {t.name: [] for t in tasks}
     for chunk in train.source.chunks():
         for task in tasks:
@@ -170,8 +170,8 @@ def _measured(
         times, clusters = (torch.cat(p) for p in zip(*parts[task.name], strict=True))
         if not len(times):
             raise DataError(f"no dwell time in column '{task.source}' to measure thresholds on")
-        found[task.name].update(times, clusters)
-    return found
+        thresholds[task.name].update(times, clusters)
+    return thresholds
 
 
 def trainer_on(
@@ -182,10 +182,10 @@ def trainer_on(
     bar: bool | str = False,
 ) -> Trainer:
     """A trainer on opened files, whose columns, batches and split are those of ``config``."""
-    made = Trainer(config, data.train, data.valid, data.steps, output, device, data.files, bar)
+    trainer = Trainer(config, data.train, data.valid, data.steps, output, device, data.files, bar)
     for name, labels in data.dwell.items():
-        made.model.dwell[_safe(name)].load_state_dict(labels.state_dict())
-    return made
+        trainer.model.dwell[_safe(name)].load_state_dict(labels.state_dict())
+    return trainer
 
 
 def open_trainer(

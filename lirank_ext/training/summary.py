@@ -50,14 +50,14 @@ def _listed(names: Sequence[str]) -> str:
     return f"{len(names)} ({shown}{f' and {more} more' if more > 0 else ''})"
 
 
-def model(made: LiRank) -> str:
+def model(trained: LiRank) -> str:
     """Table sizes and parameters."""
     lines = []
-    for name, table in zip(made.columns, made.tables.values(), strict=True):
+    for name, table in zip(trained.columns, trained.tables.values(), strict=True):
         heights = [p.shape[0] for p in table.parameters()]
         lines.append(f"table {name}: {' + '.join(f'{h:,}' for h in heights)} rows of {table.dim}")
-    dense = sum(p.numel() for p in made.dense_parameters())
-    tables = sum(p.numel() for p in made.table_parameters())
+    dense = sum(p.numel() for p in trained.dense_parameters())
+    tables = sum(p.numel() for p in trained.table_parameters())
     return "\n".join([*lines, f"parameters: {dense:,} dense, {tables:,} in tables"])
 
 

@@ -167,19 +167,24 @@ class Trainer:
         progress.position = Position(progress.position.epoch + 1)
         progress.done = bool(self.why_ended())
         self.checkpoint()
+        self._stop_if_asked()
 
     def _after_step(self, done: bool) -> None:
         """What follows a step: the caller's own function, a checkpoint, the end."""
         every = self.settings.checkpoint_every
         if self.after_step is not None:
             self.after_step(self)
+        self._stop_if_asked()
+        if done or (every and self.progress.step % every == 0):
+            self.checkpoint()
+
+    def _stop_if_asked(self) -> None:
+        """End the training after a checkpoint, where a signal came."""
         if self.signals.received:
             self.checkpoint()
             step, folder = self.progress.step, self.output
             kept = f"; --resume goes on from {folder}" if folder else ""
             raise Interrupted(f"stopped after step {step}{kept}", self.signals.received)
-        if done or (every and self.progress.step % every == 0):
-            self.checkpoint()
 
     def _step(self, batch: Batch) -> None:
         settings, step = self.settings, self.progress.step

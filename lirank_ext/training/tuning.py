@@ -87,17 +87,17 @@ def trials(config: Config, fixed: set[str]) -> list[Trial]:
         config: what they change.
         fixed: keys that the user gave, which no trial changes.
     """
-    found: list[Trial] = []
+    different: list[Trial] = []
     for name, changes in TRIALS.items():
         kept = {key: value for key, value in changes.items() if key not in fixed}
         data = config.to_dict()
         for key, value in kept.items():
             override(data, key, json.dumps(value))
         data["training"]["tune"] = "off"
-        made = Trial(name, kept, Config.from_dict(data))
-        if all(made.config != other.config for other in found):
-            found.append(made)
-    return found
+        trial = Trial(name, kept, Config.from_dict(data))
+        if all(trial.config != other.config for other in different):
+            different.append(trial)
+    return different
 
 
 class Tuner:

@@ -24,9 +24,10 @@ class Case:
     Attributes:
         op: name of the op.
         label: what is particular about this input, in a few words.
-        args: arguments by name (float tensors in any float dtype). A tuple in the order of the
-            op's schema in families that do not name them yet.
-        grad: names of the arguments whose gradients are checked; empty for forward only.
+        args: arguments by name (float tensors in any float dtype), or a tuple in the order of
+            the op's schema.
+        grad: names, or positions, of the arguments whose gradients are checked; empty for
+            forward only.
         exact: results must be bit-equal to the reference on the same (not upcast) inputs.
         raises: where set, the call must be refused with a message holding this text.
         tolerance: allowed error relative to the largest magnitude of the result, as a

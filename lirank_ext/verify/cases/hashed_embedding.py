@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
-from ...ops import _quantized_reference as quantized
-from . import Case
+from ...ops.hashed_embedding_rule import TABLES
+from ...ops.quantized_embedding_rows import pack_rows, quantize_rows
+from . import Case, cases_of
 
-OP, PACKED = "hashed_embedding_bag", "quantized_hashed_embedding_bag"
-TRAINED = (2, 3, 4, 5)
 SMALL = (10_007, 100)  # num_buckets, not a multiple of num_remainders
 
 
@@ -16,172 +18,200 @@ def _ids(generator, *shape):
     return torch.randint(-(1 << 63), (1 << 63) - 1, shape, generator=generator)
 
 
-def _tables(generator, dim, num_buckets, remainders, dtype=torch.float32):
+def _tables(generator, dim, num_buckets, remainders, dtype=torch.float32) -> dict[str, Any]:
+    """Four random tables, and the number of buckets that they are for."""
     rows = (-(-num_buckets // remainders), remainders) * 2
-    return [torch.randn(n, dim, generator=generator).to(dtype) for n in rows]
+    tables = [torch.randn(n, dim, generator=generator).to(dtype) for n in rows]
+    return dict(zip(TABLES, tables, strict=True), num_buckets=num_buckets)
 
 
-def _bags(generator, bags, most, dtype=torch.int64, include_last=False):
+def _each(tables: dict[str, Any], change) -> dict[str, Any]:
+    return tables | {name: change(tables[name]) for name in TABLES}
+
+
+def _bags(generator, bags, most, dtype=torch.int64, include_last=False) -> dict[str, Any]:
     lengths = torch.randint(0, most + 1, (bags,), generator=generator)
     offsets = torch.cat([torch.zeros(1).long(), lengths.cumsum(0)])
-    return _ids(generator, int(offsets[-1])), (offsets if include_last else offsets[:-1]).to(dtype)
+    ids = _ids(generator, int(offsets[-1]))
+    if include_last:
+        return {"ids": ids, "offsets": offsets.to(dtype), "include_last_offset": True}
+    return {"ids": ids, "offsets": offsets[:-1].to(dtype)}
+
+
+def _plain(ids: Tensor, **more: Any) -> dict[str, Any]:
+    return {"ids": ids, "offsets": None, **more}
 
 
 def _float_cases(generator) -> list[Case]:
-    found, (n, m) = [], SMALL
+    make, made = cases_of("hashed_embedding_bag"), []
 
-    def add(label, *args, **kwargs):
-        kwargs.setdefault("grad", TRAINED)
-        found.append(Case(OP, label, args, **kwargs))
+    def add(label, grad=TABLES, **args):
+        made.append(make(label, grad=grad, **args))
 
     for i, dim in enumerate((1, 7, 30, 64, 131, 200)):
-        ids, offsets = _bags(generator, 9, 8, torch.int32 if i % 2 else torch.int64)
-        small = dim < 64
-        rule = (10, 3) if small else SMALL
-        add(f"dim {dim}", ids, offsets, *_tables(generator, dim, *rule), rule[0])
-    tables = _tables(generator, 16, n, m)
-    ids, offsets = _bags(generator, 13, 6, include_last=True)
+        bags = _bags(generator, 9, 8, torch.int32 if i % 2 else torch.int64)
+        rule = (10, 3) if dim < 64 else SMALL
+        add(f"dim {dim}", **bags, **_tables(generator, dim, *rule))
+    tables = _tables(generator, 16, *SMALL)
+    bags = _bags(generator, 13, 6, include_last=True)
+    ids = bags["ids"]
     weights = torch.randn(len(ids), generator=generator)
-    last = (*tables, n, 7, "sum", weights, True)
-    add("weights, seed", ids, offsets, *last, grad=(*TRAINED, 9))
-    add("mean", ids, offsets, *tables, n, 0, "mean", None, True)
-    add("prehashed", ids, offsets, *tables, n, 0, "sum", None, True, True)
-    add("strided ids", torch.stack([ids, ids], 1)[:, 0], offsets, *last)
-    turned = [t.t().contiguous().t() for t in tables]
-    add("strided tables", ids, offsets, *turned, *last[4:])
-    add("plain look-up", ids, None, *tables, n)
-    add("bags of 3", ids[: len(ids) // 3 * 3].view(-1, 3), None, *tables, n, 0, "mean")
+    weighted = {**bags, "seed": 7, "per_sample_weights": weights}
+    add("weights, seed", **weighted, **tables, grad=(*TABLES, "per_sample_weights"))
+    add("mean", **bags, **tables, mode="mean")
+    add("prehashed", **bags, **tables, prehashed=True)
+    strided = torch.stack([ids, ids], 1)[:, 0]
+    add("strided ids", **weighted | {"ids": strided}, **tables)
+    add("strided tables", **weighted, **_each(tables, lambda t: t.t().contiguous().t()))
+    add("plain look-up", **_plain(ids), **tables)
+    add("bags of 3", **_plain(ids[: len(ids) // 3 * 3].view(-1, 3), mode="mean"), **tables)
     matrix = _ids(generator, 4, 5)
-    add("weighted bags of 5", matrix, None, *tables, n, 0, "sum", matrix.sign() * 0.5,
-        grad=(*TRAINED, 9))  # fmt: skip
+    halves = _plain(matrix, per_sample_weights=matrix.sign() * 0.5)
+    add("weighted bags of 5", **halves, **tables, grad=(*TABLES, "per_sample_weights"))
     none = torch.empty(0, dtype=torch.int64)
-    add("no bags", none, none, *tables, n)
-    add("no bags, no offsets", none, None, *tables, n)
-    add("bags of 0", none.view(4, 0), None, *tables, n)
-    add("empty bags only", none, torch.zeros(5).long(), *tables, n)
-    add("one bag", ids, torch.zeros(1).int(), *tables, n)
-    add("one id", ids[:1], None, *tables, n)
-    behind = torch.tensor([0, 2])
-    add("ids behind the last bag", ids, behind, *tables, n, 0, "sum", None, True)
+    add("no bags", ids=none, offsets=none, **tables)
+    add("no bags, no offsets", **_plain(none), **tables)
+    add("bags of 0", **_plain(none.view(4, 0)), **tables)
+    add("empty bags only", ids=none, offsets=torch.zeros(5).long(), **tables)
+    add("one bag", ids=ids, offsets=torch.zeros(1).int(), **tables)
+    add("one id", **_plain(ids[:1]), **tables)
+    behind = {"offsets": torch.tensor([0, 2]), "include_last_offset": True}
+    add("ids behind the last bag", ids=ids, **behind, **tables)
     edges = torch.tensor([0, -1, 1 << 63 - 1, -(1 << 63), (1 << 63) - 1, 1 << 32, (1 << 32) - 1])
+    hashes = _plain(edges, prehashed=True)
     for rule in ((1, 1), (1, 5), (2, 2), (7, 1), (12, 4), (13, 4), (255, 256), (65_537, 1000)):
-        rule_tables = _tables(generator, 3, *rule)
         label = f"{rule[0]} buckets, {rule[1]} remainders"
-        add(label, edges, None, *rule_tables, rule[0], 0, "sum", None, False, True)
-    most = 1 << 32
-    high = _tables(generator, 2, most, 1 << 20)
-    add("2^32 buckets", edges, None, *high, most, 0, "sum", None, False, True)
-    long = [_ids(generator, 300), torch.tensor([0, 63, 64, 65, 129, 130, 290])]
-    add("long bags", *long, *tables, n, 0, "mean")
+        add(label, **hashes, **_tables(generator, 3, *rule))
+    add("2^32 buckets", **hashes, **_tables(generator, 2, 1 << 32, 1 << 20))
+    long = {"ids": _ids(generator, 300), "offsets": torch.tensor([0, 63, 64, 65, 129, 130, 290])}
+    add("long bags", **long, **tables, mode="mean")
     for dtype in (torch.bfloat16, torch.float16):
         for dim in (16, 13):
-            half = _tables(generator, dim, n, m, dtype)
-            add(f"{dtype}, dim {dim}", ids, offsets, *half, n, 0, "sum", None, True, grad=())
-            narrow = weights.to(dtype)
-            add(f"{dtype} weights, dim {dim}", ids, offsets, *half, n, 0, "sum", narrow, True,
-                tolerance=4.0, grad=())  # fmt: skip
-    double = _tables(generator, 9, n, m, torch.float64)
-    add("float64", ids, offsets, *double, n, 0, "sum", weights.double(), True, grad=(*TRAINED, 9))
-    large = _ids(generator, 40_000)
-    large[::3] = 5  # one row takes a third of all
-    starts = torch.arange(0, 40_000, 20)
-    add("several tasks", large, starts, *tables, n, tolerance=1024.0, big=True)
-    add("several tasks, mean", large, starts, *tables, n, 0, "mean", tolerance=1024.0, big=True)
-    return found + _float_refused(ids, offsets, tables, weights, n)
+            half = _tables(generator, dim, *SMALL, dtype)
+            add(f"{dtype}, dim {dim}", **bags, **half, grad=())
+            narrow = {**bags, "per_sample_weights": weights.to(dtype)}
+            add(f"{dtype} weights, dim {dim}", **narrow, **half, tolerance=4.0, grad=())
+    double = {**bags, "per_sample_weights": weights.double()}
+    in_double = _tables(generator, 9, *SMALL, torch.float64)
+    add("float64", **double, **in_double, grad=(*TABLES, "per_sample_weights"))
+    large = {"ids": _ids(generator, 40_000), "offsets": torch.arange(0, 40_000, 20)}
+    large["ids"][::3] = 5  # one row takes a third of all
+    add("several tasks", **large, **tables, tolerance=1024.0, big=True)
+    add("several tasks, mean", **large, **tables, mode="mean", tolerance=1024.0, big=True)
+    return made + _float_refused(bags, tables, weights)
 
 
-def _float_refused(ids, offsets, tables, weights, n) -> list[Case]:
-    qb, rb, qc, rc = tables
-    last = (0, "sum", None, True)
-    refused = [
-        ("int32 ids", (ids.int(), offsets, *tables, n, *last), "ids"),
-        ("float ids", (ids.double(), offsets, *tables, n, *last), "ids"),
-        ("ids of 2 dimensions", (ids[:6].view(2, 3), offsets, *tables, n, *last), "ids"),
-        ("ids of 3 dimensions", (ids[:8].view(2, 2, 2), None, *tables, n), "ids"),
-        ("float offsets", (ids, offsets.float(), *tables, n, *last), "offsets"),
-        ("offsets from 1", (ids, offsets + 1, *tables, n), "offsets"),
-        ("offsets fall", (ids, torch.tensor([0, 5, 3]), *tables, n), "offsets"),
-        ("offsets too far", (ids, torch.tensor([0, 999]), *tables, n), "offsets"),
-        ("no last offset", (ids, offsets[:0], *tables, n, *last), "offsets"),
-        ("last without offsets", (ids, None, *tables, n, *last), "include_last_offset"),
-        ("short quotient_b", (ids, offsets, qb[1:], rb, qc, rc, n, *last), "quotient_b"),
-        ("short quotient_c", (ids, offsets, qb, rb, qc[1:], rc, n, *last), "quotient_c"),
-        ("short remainder_c", (ids, offsets, qb, rb, qc, rc[1:], n, *last), "remainder_c"),
-        ("no remainders", (ids, offsets, qb, rb[:0], qc, rc[:0], n, *last), "remainder_b"),
-        ("narrow", (ids, offsets, qb, rb[:, 1:], qc, rc, n, *last), "remainder_b"),
-        ("width 0", (ids, offsets, *(t[:, :0] for t in tables), n, *last), "quotient_b"),
-        ("dtypes differ", (ids, offsets, qb, rb, qc.double(), rc, n, *last), "quotient_c"),
-        ("integer tables", (ids, offsets, *(t.long() for t in tables), n, *last), "quotient_b"),
-        ("flat table", (ids, offsets, qb, rb.reshape(-1), qc, rc, n, *last), "remainder_b"),
-        ("0 buckets", (ids, offsets, *tables, 0, *last), "num_buckets"),
-        ("too many buckets", (ids, offsets, *tables, (1 << 32) + 1, *last), "num_buckets"),
-        ("negative seed", (ids, offsets, *tables, n, -1, *last[1:]), "seed"),
-        ("large seed", (ids, offsets, *tables, n, 1 << 32, *last[1:]), "seed"),
-        ("mode max", (ids, offsets, *tables, n, 0, "max"), "mode"),
-        ("weighted mean", (ids, offsets, *tables, n, 0, "mean", weights), "per_sample_weights"),
-        ("few weights", (ids, offsets, *tables, n, 0, "sum", weights[:2]), "per_sample_weights"),
-        ("whole weights", (ids, offsets, *tables, n, 0, "sum", ids), "per_sample_weights"),
-    ]
-    return [Case(OP, label, args, raises=f"'{name}'") for label, args, name in refused]
+def _float_refused(bags: dict, tables: dict, weights: Tensor) -> list[Case]:
+    make, made = cases_of("hashed_embedding_bag"), []
+    ids, offsets, qb, rb, qc, rc = (
+        (bags | tables)[name] for name in ("ids", "offsets", *TABLES)
+    )  # fmt: skip
+
+    def refuse(label: str, name: str, **change: Any) -> None:
+        made.append(make(label, **bags | tables | change, raises=f"'{name}'"))
+
+    refuse("int32 ids", "ids", ids=ids.int())
+    refuse("float ids", "ids", ids=ids.double())
+    refuse("ids of 2 dimensions", "ids", ids=ids[:6].view(2, 3))
+    refuse("ids of 3 dimensions", "ids", **_plain(ids[:8].view(2, 2, 2)), include_last_offset=False)
+    refuse("float offsets", "offsets", offsets=offsets.float())
+    refuse("offsets from 1", "offsets", offsets=offsets + 1, include_last_offset=False)
+    falling, far = torch.tensor([0, 5, 3]), torch.tensor([0, 999])
+    refuse("offsets fall", "offsets", offsets=falling, include_last_offset=False)
+    refuse("offsets too far", "offsets", offsets=far, include_last_offset=False)
+    refuse("no last offset", "offsets", offsets=offsets[:0])
+    refuse("last without offsets", "include_last_offset", offsets=None)
+    refuse("short quotient_b", "quotient_b", quotient_b=qb[1:])
+    refuse("short quotient_c", "quotient_c", quotient_c=qc[1:])
+    refuse("short remainder_c", "remainder_c", remainder_c=rc[1:])
+    refuse("no remainders", "remainder_b", remainder_b=rb[:0], remainder_c=rc[:0])
+    refuse("narrow", "remainder_b", remainder_b=rb[:, 1:])
+    refuse("width 0", "quotient_b", **_each(tables, lambda t: t[:, :0]))
+    refuse("dtypes differ", "quotient_c", quotient_c=qc.double())
+    refuse("integer tables", "quotient_b", **_each(tables, lambda t: t.long()))
+    refuse("flat table", "remainder_b", remainder_b=rb.reshape(-1))
+    refuse("0 buckets", "num_buckets", num_buckets=0)
+    refuse("too many buckets", "num_buckets", num_buckets=(1 << 32) + 1)
+    refuse("negative seed", "seed", seed=-1)
+    refuse("large seed", "seed", seed=1 << 32)
+    refuse("mode max", "mode", mode="max", include_last_offset=False)
+    for label, wrong in (
+        ("weighted mean", {"mode": "mean", "per_sample_weights": weights}),
+        ("few weights", {"per_sample_weights": weights[:2]}),
+        ("whole weights", {"per_sample_weights": ids}),
+    ):
+        refuse(label, "per_sample_weights", **wrong, include_last_offset=False)
+    return made
 
 
-def _packed(tables, bits):
-    return [quantized.pack_rows(*quantized.quantize_rows(t, bits), bits) for t in tables]
+def _packed(tables: dict[str, Any], bits: int) -> dict[str, Any]:
+    """The tables packed by the references, and what a call says of them."""
+    dim = tables["quotient_b"].shape[1]
+    pack, quantize = pack_rows.op.reference, quantize_rows.op.reference
+    return _each(tables, lambda t: pack(*quantize(t, bits), bits)) | {"dim": dim, "bits": bits}
 
 
 def _packed_cases(generator) -> list[Case]:
-    found, (n, m) = [], SMALL
+    make, made = cases_of("quantized_hashed_embedding_bag"), []
 
-    def add(label, *args, **kwargs):
-        found.append(Case(PACKED, label, args, **kwargs))
+    def add(label, **args):
+        made.append(make(label, **args))
 
     for i, dim in enumerate((1, 7, 30, 64, 96, 131, 200)):
         for bits in (8, 4):
             rule = (10, 3) if dim < 64 else (1_000, 7)
             tables = _packed(_tables(generator, dim, *rule), bits)
-            ids, offsets = _bags(generator, 9, 8, torch.int32 if i % 2 else torch.int64)
-            add(f"dim {dim}, {bits} bits", ids, offsets, *tables, rule[0], dim, bits)
-    tables = _packed(_tables(generator, 24, n, m), 8)
-    ids, offsets = _bags(generator, 13, 6, include_last=True)
+            bags = _bags(generator, 9, 8, torch.int32 if i % 2 else torch.int64)
+            add(f"dim {dim}, {bits} bits", **bags, **tables)
+    tables = _packed(_tables(generator, 24, *SMALL), 8)
+    bags = _bags(generator, 13, 6, include_last=True)
+    ids = bags["ids"]
     weights = torch.randn(len(ids), generator=generator)
-    add("weights", ids, offsets, *tables, n, 24, 8, 7, "sum", weights, True, grad=(11,))
-    add("mean", ids, offsets, *tables, n, 24, 8, 0, "mean", None, True)
-    add("prehashed", ids, offsets, *tables, n, 24, 8, 0, "sum", None, True, True)
-    add("strided ids", torch.stack([ids, ids], 1)[:, 0], offsets, *tables, n, 24, 8, 0, "sum",
-        None, True)  # fmt: skip
-    add("plain look-up", ids, None, *tables, n, 24)
-    add("bags of 3", ids[: len(ids) // 3 * 3].view(-1, 3), None, *tables, n, 24, 8, 0, "mean")
+    weighted = {**bags, "seed": 7, "per_sample_weights": weights}
+    add("weights", **weighted, **tables, grad=("per_sample_weights",))
+    add("mean", **bags, **tables, mode="mean")
+    add("prehashed", **bags, **tables, prehashed=True)
+    add("strided ids", **bags | {"ids": torch.stack([ids, ids], 1)[:, 0]}, **tables)
+    add("plain look-up", **_plain(ids), **tables)
+    add("bags of 3", **_plain(ids[: len(ids) // 3 * 3].view(-1, 3), mode="mean"), **tables)
     none = torch.empty(0, dtype=torch.int64)
-    add("no bags", none, none, *tables, n, 24)
-    add("bags of 0", none.view(4, 0), None, *tables, n, 24)
-    add("empty bags only", none, torch.zeros(5).long(), *tables, n, 24)
-    long = [_ids(generator, 300), torch.tensor([0, 63, 64, 65, 129, 130, 290])]
-    add("long bags", *long, *tables, n, 24, 8, 0, "mean")
+    add("no bags", ids=none, offsets=none, **tables)
+    add("bags of 0", **_plain(none.view(4, 0)), **tables)
+    add("empty bags only", ids=none, offsets=torch.zeros(5).long(), **tables)
+    long = {"ids": _ids(generator, 300), "offsets": torch.tensor([0, 63, 64, 65, 129, 130, 290])}
+    add("long bags", **long, **tables, mode="mean")
     most, below = 1 << 32, 3_999_999_999  # float32 rounds it up, into the next row of 50 000
     high = _packed(_tables(generator, 2, most, 50_000), 8)
     split = torch.tensor([below, (below - most) << 32])
-    add("2^32 buckets", split, None, *high, most, 2, 8, 0, "sum", None, False, True)
+    add("2^32 buckets", **_plain(split, prehashed=True), **high)
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         # summed in float32, whatever the result's dtype
         tolerance = 64.0 if dtype != torch.float64 else 64.0 * 2**29
-        add(str(dtype), ids, offsets, *tables, n, 24, 8, 0, "sum", None, True, False, dtype,
-            tolerance=tolerance)  # fmt: skip
-    last = (8, 0, "sum", None, True)
-    refused = [
-        ("another dim", (ids, offsets, *tables, n, 64, *last), "quotient_b"),
-        ("dim 0", (ids, offsets, *tables, n, 0, *last), "dim"),
-        ("5 bits", (ids, offsets, *tables, n, 24, 5, *last[1:]), "bits"),
-        ("float table", (ids, offsets, tables[0].float(), *tables[1:], n, 24, *last), "quotient_b"),
-        ("short table", (ids, offsets, *tables[:3], tables[3][1:], n, 24, *last), "remainder_c"),
-        ("0 buckets", (ids, offsets, *tables, 0, 24, *last), "num_buckets"),
-        ("negative seed", (ids, offsets, *tables, n, 24, 8, -1), "seed"),
-        ("int32 ids", (ids.int(), offsets, *tables, n, 24, *last), "ids"),
-        ("offsets too far", (ids, torch.tensor([0, 999]), *tables, n, 24), "offsets"),
-        ("mode max", (ids, offsets, *tables, n, 24, 8, 0, "max"), "mode"),
-        ("weighted mean", (ids, offsets, *tables, n, 24, 8, 0, "mean", weights), "per_sample"),
-        ("integer result", (ids, offsets, *tables, n, 24, *last, False, torch.int32), "output"),
-    ]
-    return found + [Case(PACKED, label, args, raises=text) for label, args, text in refused]
+        add(str(dtype), **bags, **tables, output_dtype=dtype, tolerance=tolerance)
+    return made + _packed_refused(bags, tables, weights)
+
+
+def _packed_refused(bags: dict, tables: dict, weights: Tensor) -> list[Case]:
+    make, made = cases_of("quantized_hashed_embedding_bag"), []
+
+    def refuse(label: str, text: str, **change: Any) -> None:
+        made.append(make(label, **bags | tables | change, raises=text))
+
+    refuse("another dim", "quotient_b", dim=64)
+    refuse("dim 0", "dim", dim=0)
+    refuse("5 bits", "bits", bits=5)
+    refuse("float table", "quotient_b", quotient_b=tables["quotient_b"].float())
+    refuse("short table", "remainder_c", remainder_c=tables["remainder_c"][1:])
+    refuse("0 buckets", "num_buckets", num_buckets=0)
+    refuse("negative seed", "seed", seed=-1, include_last_offset=False)
+    refuse("int32 ids", "ids", ids=bags["ids"].int())
+    far = torch.tensor([0, 999])
+    refuse("offsets too far", "offsets", offsets=far, include_last_offset=False)
+    refuse("mode max", "mode", mode="max", include_last_offset=False)
+    mean = {"mode": "mean", "per_sample_weights": weights, "include_last_offset": False}
+    refuse("weighted mean", "per_sample", **mean)
+    refuse("integer result", "output", output_dtype=torch.int32)
+    return made
 
 
 def cases(generator: torch.Generator) -> list[Case]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from ...ops import _quantized_reference as ref
-from . import Case
+import torch
+from torch import Tensor
+
+from ...ops.quantized_embedding import concatenate_tables
+from ...ops.quantized_embedding_rows import pack_rows, quantize_rows
+from . import Case, cases_of
+
+_quantize, _pack = quantize_rows.op.reference, pack_rows.op.reference
 
 
 def table(generator, rows, dim, bits, scale=1.0):
     """A packed table of random rows, made by the reference."""
     weight = torch.randn(rows, dim, generator=generator) * scale
-    return ref.pack_rows(*ref.quantize_rows(weight, bits), bits)
+    return _pack(*_quantize(weight, bits), bits)
 
 
 def bags(generator, bags, most, rows, dtype=torch.int64, include_last=False):
@@ -23,17 +29,20 @@ def bags(generator, bags, most, rows, dtype=torch.int64, include_last=False):
 
 
 def _row_cases(generator) -> list[Case]:
-    found = []
+    quantize, dequantize = cases_of("quantize_rows"), cases_of("dequantize_rows")
+    pack, unpack = cases_of("pack_rows"), cases_of("unpack_rows")
+    made = []
     for bits in (8, 4):
         for shape in [(9, 16), (1, 1), (5, 30), (0, 8), (33, 131), (3, 64)]:
             w = torch.randn(shape, generator=generator)
             label = f"{shape}, {bits} bits"
-            found.append(Case("quantize_rows", label, (w, bits), exact=True))
-            codes, scale, mid = ref.quantize_rows(w, bits)
-            found.append(Case("dequantize_rows", label, (codes, scale, mid), (1, 2)))
-            found.append(Case("pack_rows", label, (codes, scale, mid, bits), exact=True))
-            packed = ref.pack_rows(codes, scale, mid, bits)
-            found.append(Case("unpack_rows", label, (packed, shape[1], bits), exact=True))
+            made.append(quantize(label, weight=w, bits=bits, exact=True))
+            codes, scale, mid = _quantize(w, bits)
+            rows = {"codes": codes, "scale": scale, "mid": mid}
+            made.append(dequantize(label, **rows, grad=("scale", "mid")))
+            made.append(pack(label, **rows, bits=bits, exact=True))
+            packed = _pack(codes, scale, mid, bits)
+            made.append(unpack(label, packed=packed, dim=shape[1], bits=bits, exact=True))
         w = torch.randn(6, 40, generator=generator)
         special = [
             ("constant rows", torch.full((3, 7), -2.5)),
@@ -45,85 +54,97 @@ def _row_cases(generator) -> list[Case]:
             ("float16", w.half()),
         ]
         for label, weight in special:
-            label = f"{label}, {bits} bits"
-            found.append(Case("quantize_rows", label, (weight, bits), exact=True))
+            made.append(quantize(f"{label}, {bits} bits", weight=weight, bits=bits, exact=True))
     w = w.clone()  # the case "strided" shares its storage
     w[3, 5] = torch.nan
     far = torch.tensor([[0.0, 1.0], [-3e38, 3e38]])
-    found += [
-        Case("quantize_rows", "NaN", (w, 8), raises="got row 3"),
-        Case("quantize_rows", "Inf", (far * torch.inf, 8), raises="got row 0"),
-        Case("quantize_rows", "range overflows", (far, 8), raises="got row 1"),
-        Case("quantize_rows", "width 0", (w[:, :0], 8), raises="'weight'"),
-        Case("quantize_rows", "float64", (w.double(), 8), raises="'weight'"),
-        Case("quantize_rows", "5 bits", (w, 5), raises="'bits'"),
-        Case("dequantize_rows", "short scale", (codes, scale[:1], mid), raises="'scale'"),
-        Case("pack_rows", "code of 8 bits in 4", (codes + 9, scale, mid, 4), raises="'codes'"),
-        Case("pack_rows", "float codes", (codes.float(), scale, mid, 8), raises="'codes'"),
-        Case("unpack_rows", "another width", (packed, 500, 8), raises="'packed'"),
-        Case("unpack_rows", "width 0", (packed, 0, 8), raises="'dim'"),
+    made += [
+        quantize("NaN", weight=w, bits=8, raises="got row 3"),
+        quantize("Inf", weight=far * torch.inf, bits=8, raises="got row 0"),
+        quantize("range overflows", weight=far, bits=8, raises="got row 1"),
+        quantize("width 0", weight=w[:, :0], bits=8, raises="'weight'"),
+        quantize("float64", weight=w.double(), bits=8, raises="'weight'"),
+        quantize("5 bits", weight=w, bits=5, raises="'bits'"),
+        dequantize("short scale", **rows | {"scale": scale[:1]}, raises="'scale'"),
+        pack("code of 8 bits in 4", **rows | {"codes": codes + 9}, bits=4, raises="'codes'"),
+        pack("float codes", **rows | {"codes": codes.float()}, bits=8, raises="'codes'"),
+        unpack("another width", packed=packed, dim=500, bits=8, raises="'packed'"),
+        unpack("width 0", packed=packed, dim=0, bits=8, raises="'dim'"),
     ]
-    return found
+    return made
 
 
 def _bag_cases(generator) -> list[Case]:
-    op, found = "quantized_embedding_bag", []
+    make, made = cases_of("quantized_embedding_bag"), []
 
-    def add(label, *args, **kwargs):
-        found.append(Case(op, label, args, **kwargs))
+    def add(label, **args):
+        made.append(make(label, **args))
 
     for dim in (1, 7, 16, 30, 32, 64, 96, 128, 131):
         for bits in (8, 4):
             packed = table(generator, 50, dim, bits)
             ids, offsets = bags(generator, 11, 9, 50, torch.int32 if dim % 2 else torch.int64)
-            add(f"dim {dim}, {bits} bits", packed, ids, offsets, dim, bits)
-    packed = table(generator, 50, 40, 8)
+            label = f"dim {dim}, {bits} bits"
+            add(label, packed=packed, indices=ids, offsets=offsets, dim=dim, bits=bits)
+    in_table: dict[str, Any] = {"packed": table(generator, 50, 40, 8), "dim": 40}
     ids, offsets = bags(generator, 13, 6, 50, include_last=True)
     weights = torch.randn(len(ids), generator=generator)
-    add("weights", packed, ids, offsets, 40, 8, "sum", weights, True, grad=(6,))
-    add("mean", packed, ids, offsets, 40, 8, "mean", None, True)
-    add("mixed index types", packed, ids.int(), offsets, 40, 8, "sum", None, True)
-    add("mixed index types 2", packed, ids, offsets.int(), 40, 8, "sum", None, True)
-    strided = torch.stack([ids, ids], 1)[:, 0]
-    add("strided ids", packed, strided, offsets, 40, 8, "sum", None, True)
+    good = {**in_table, "indices": ids, "offsets": offsets, "include_last_offset": True}
+    add("weights", **good, per_sample_weights=weights, grad=("per_sample_weights",))
+    add("mean", **good, mode="mean")
+    add("mixed index types", **good | {"indices": ids.int()})
+    add("mixed index types 2", **good | {"offsets": offsets.int()})
+    add("strided ids", **good | {"indices": torch.stack([ids, ids], 1)[:, 0]})
     for dtype in (torch.float16, torch.bfloat16):
-        add(str(dtype), packed, ids, offsets, 40, 8, "sum", None, True, dtype)
-    add("plain look-up", packed, ids, None, 40)
-    add("bags of 3", packed, ids[: len(ids) // 3 * 3].view(-1, 3), None, 40, 8, "mean")
+        add(str(dtype), **good, output_dtype=dtype)
+    add("plain look-up", **in_table, indices=ids, offsets=None)
+    threes = ids[: len(ids) // 3 * 3].view(-1, 3)
+    add("bags of 3", **in_table, indices=threes, offsets=None, mode="mean")
     none = torch.empty(0, dtype=torch.int64)
-    add("bags of 0", packed, none.view(4, 0), None, 40)
-    add("no bags", packed, none, none, 40)
-    add("empty bags only", packed, none, torch.zeros(5).long(), 40)
-    add("one bag", packed, ids, torch.zeros(1).long(), 40)
-    add("ids behind the last bag", packed, ids, torch.tensor([0, 2]), 40, 8, "sum", None, True)
+    add("bags of 0", **in_table, indices=none.view(4, 0), offsets=None)
+    add("no bags", **in_table, indices=none, offsets=none)
+    add("empty bags only", **in_table, indices=none, offsets=torch.zeros(5).long())
+    add("one bag", **in_table, indices=ids, offsets=torch.zeros(1).long())
+    add("ids behind the last bag", **good | {"offsets": torch.tensor([0, 2])})
     long = torch.randint(0, 50, (30_000,), generator=generator)
-    starts = torch.arange(0, 30_000, 10)
-    add("several tasks", packed, long, starts, 40, tolerance=256.0, big=True)
+    large = {"indices": long, "offsets": torch.arange(0, 30_000, 10)}
+    add("several tasks", **in_table, **large, tolerance=256.0, big=True)
+    return made + _bag_refused(good, weights)
+
+
+def _bag_refused(good: dict[str, Any], weights: Tensor) -> list[Case]:
+    make, made = cases_of("quantized_embedding_bag"), []
+    packed, ids, offsets = (good[name] for name in ("packed", "indices", "offsets"))
+    without_last = {"include_last_offset": False}
+
+    def refuse(label: str, text: str, **change: Any) -> None:
+        made.append(make(label, **good | change, raises=text))
+
     bad = ids.clone()
     bad[4] = 50
     low = ids.clone().int()  # one bad index: on a GPU the first found is any of them
     low[2] = -1
-    refused = [
-        ("index too high", (packed, bad, offsets, 40, 8, "sum", None, True), "indices[4] = 50 is"),
-        ("index negative", (packed, low, offsets, 40, 8, "sum", None, True), "indices[2] = -1 is"),
-        ("offsets from 1", (packed, ids, offsets + 1, 40), "'offsets'"),
-        ("offsets fall", (packed, ids, torch.tensor([0, 5, 3]), 40), "'offsets'"),
-        ("offsets too far", (packed, ids, torch.tensor([0, 999]), 40), "'offsets'"),
-        ("float ids", (packed, ids.float(), offsets, 40), "'indices'"),
-        ("another dim", (packed, ids, offsets, 64), "'packed'"),
-        ("dim 0", (packed, ids, offsets, 0), "'dim'"),
-        ("negative dim", (packed, ids, offsets, -3), "'dim'"),
-        ("mode max", (packed, ids, offsets, 40, 8, "max"), "'mode'"),
-        ("weighted mean", (packed, ids, offsets, 40, 8, "mean", weights), "'per_sample_weights'"),
-        ("few weights", (packed, ids, offsets, 40, 8, "sum", weights[:2]), "'per_sample_weights'"),
-        ("float table", (packed.float(), ids, offsets, 40), "'packed'"),
-        ("integer result", (packed, ids, offsets, 40, 8, "sum", None, True, torch.int32), "output"),
-    ]
-    return found + [Case(op, label, args, raises=text) for label, args, text in refused]
+    refuse("index too high", "indices[4] = 50 is", indices=bad)
+    refuse("index negative", "indices[2] = -1 is", indices=low)
+    refuse("offsets from 1", "'offsets'", offsets=offsets + 1, **without_last)
+    refuse("offsets fall", "'offsets'", offsets=torch.tensor([0, 5, 3]), **without_last)
+    refuse("offsets too far", "'offsets'", offsets=torch.tensor([0, 999]), **without_last)
+    refuse("float ids", "'indices'", indices=ids.float(), **without_last)
+    refuse("another dim", "'packed'", dim=64, **without_last)
+    refuse("dim 0", "'dim'", dim=0, **without_last)
+    refuse("negative dim", "'dim'", dim=-3, **without_last)
+    refuse("mode max", "'mode'", mode="max", **without_last)
+    weighted_mean = {"mode": "mean", "per_sample_weights": weights}
+    refuse("weighted mean", "'per_sample_weights'", **weighted_mean, **without_last)
+    few = weights[:2]
+    refuse("few weights", "'per_sample_weights'", per_sample_weights=few, **without_last)
+    refuse("float table", "'packed'", packed=packed.float(), **without_last)
+    refuse("integer result", "output", output_dtype=torch.int32)
+    return made
 
 
 def _tables_cases(generator) -> list[Case]:
-    op, found = "quantized_embedding_bags", []
+    make, made = cases_of("quantized_embedding_bags"), []
     for bits, dims in ((8, (16, 64, 30)), (4, (7, 128)), (8, (32,))):
         rows = [20 + 13 * t for t in range(len(dims))]
         tables = [table(generator, n, d, bits) for n, d in zip(rows, dims, strict=True)]
@@ -134,31 +155,27 @@ def _tables_cases(generator) -> list[Case]:
             offsets.append(part_offsets[1:] + start)
             start += len(part_ids)
         tight = torch.cat([t.reshape(-1) for t in tables])
-        flat = [torch.nn.functional.pad(t.reshape(-1), (0, -t.numel() % 64)) for t in tables]
-        call = [torch.tensor(rows), torch.tensor(dims), ids, torch.cat(offsets), bits]
-        width = sum(dims)
-        label = f"dims {dims}, {bits} bits"
-        rest = ("sum", None, torch.float32, width)
-        found.append(Case(op, label, (torch.cat(flat), *call, *rest)))
-        found.append(Case(op, f"{label}, tight", (tight, *call, *rest)))
-        weights = torch.randn(len(ids), generator=generator)
-        weighted = (tight, *call, "sum", weights, torch.float32, width)
-        found.append(Case(op, f"{label}, weights", weighted, grad=(7,)))
-        found.append(
-            Case(op, f"{label}, mean", (tight, *call, "mean", None, torch.bfloat16, width))
-        )
-        empty = [torch.tensor(rows), torch.tensor(dims), ids[:0], torch.zeros(1).long(), bits]
-        found.append(Case(op, f"{label}, B = 0", (tight, *empty, *rest)))
-    high = call[2].clone()
+        good = {"rows": torch.tensor(rows), "dims": torch.tensor(dims), "bits": bits}
+        good |= {"packed": tight, "indices": ids, "offsets": torch.cat(offsets)}
+        label, known = f"dims {dims}, {bits} bits", good | {"total_dim": sum(dims)}
+        made.append(make(label, **known | {"packed": concatenate_tables(tables)}))
+        made.append(make(f"{label}, tight", **known))
+        weighted = known | {"per_sample_weights": torch.randn(len(ids), generator=generator)}
+        made.append(make(f"{label}, weights", **weighted, grad=("per_sample_weights",)))
+        made.append(make(f"{label}, mean", **known, mode="mean", output_dtype=torch.bfloat16))
+        empty = {"indices": ids[:0], "offsets": torch.zeros(1).long()}
+        made.append(make(f"{label}, B = 0", **known | empty))
+    high = ids.clone()
     high[1] = 99
-    found += [
-        Case(op, "index too high", (tight, *call[:2], high, *call[3:]), raises="indices[1] = 99"),
-        Case(op, "short table", (tight[:-1], *call), raises="'packed'"),
-        Case(op, "wrong total", (tight, *call, "sum", None, torch.float32, 5), raises="total_dim"),
-        Case(op, "width 0", (tight, call[0], call[1] * 0, *call[2:]), raises="'dim'"),
-        Case(op, "no tables", (tight, call[0][:0], call[1][:0], *call[2:]), raises="'dims'"),
+    none = {"rows": good["rows"][:0], "dims": good["dims"][:0]}
+    made += [
+        make("index too high", **good | {"indices": high}, raises="indices[1] = 99"),
+        make("short table", **good | {"packed": tight[:-1]}, raises="'packed'"),
+        make("wrong total", **good, total_dim=5, raises="total_dim"),
+        make("width 0", **good | {"dims": good["dims"] * 0}, raises="'dim'"),
+        make("no tables", **good | none, raises="'dims'"),
     ]
-    return found
+    return made
 
 
 def cases(generator: torch.Generator) -> list[Case]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..library.checks import check, check_dim, check_dtype
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,27 @@ def unpack(packed: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]
         codes = both[:, :dim].to(torch.int8) - 8
     # Copies: an op's result must not share memory with its input, even where it could be a view.
     return codes, pairs[:, 0].clone(), pairs[:, 1].clone()
+
+
+def look_up(packed: Tensor, ids: Tensor, dim: int, bits: int) -> Tensor:
+    """The rows of these ids in float64."""
+    codes, scale, mid = unpack(packed, dim, bits)
+    ids = ids.long()
+    codes, scale, mid = codes[ids].double(), scale[ids].double(), mid[ids].double()
+    return mid.unsqueeze(1) + codes * scale.unsqueeze(1)
+
+
+def check_bits(a: Any) -> None:
+    check(a.bits in (4, 8), a, "bits", "8 or 4")
+
+
+def check_packed(a: Any, *names: str) -> None:
+    """These arguments are tables of width ``a.dim`` at ``a.bits`` bits."""
+    check_bits(a)
+    check(a.dim > 0, a, "dim", "a positive width")
+    wanted = layout(a.dim, a.bits).row_bytes
+    text = f"{wanted} bytes a row for dim {a.dim} at {a.bits} bits"
+    for name in names:
+        check_dtype(a, name, torch.uint8)
+        check_dim(a, name, 2)
+        check(getattr(a, name).shape[1] == wanted, a, name, text)

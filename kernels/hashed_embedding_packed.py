@@ -1,0 +1,201 @@
+"""Hashed embedding bags over packed tables on GPUs, for serving.
+
+The walk is that of ``hashed_embedding.py``; rows are read as ``_rowwise.py`` says, BYTES bytes of
+codes a program. The gradients of weights (``_packed_dot``) take the same walk.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._bags import REGISTERS, contiguous, findings, pool, shape, spans
+from ._launch import cdiv, launch
+from ._rowwise import (
+    aligned,
+    byte_block,
+    code_bytes,
+    even,
+    form,
+    keep_columns,
+    load_codes,
+    load_pair,
+    odd,
+    places,
+)
+from .hashed_embedding import gather, rows_at, rule_of
+
+
+@triton.jit
+def _packed_row(table, row, valid, height, dim, byte, BITS: tl.constexpr):
+    """Codes as stored, scale and mid of these rows of a packed table."""
+    codes, stride, first, pair = places(0, dim, height, BITS)
+    scale, mid = load_pair(table, first + row * pair, valid)
+    return load_codes(table, row * stride, valid, byte, codes), scale, mid
+
+
+@triton.jit
+def _packed_four(
+    quotient_b,
+    remainder_b,
+    quotient_c,
+    remainder_c,
+    qb,
+    rb,
+    qc,
+    rc,
+    valid,
+    quotients,
+    remainders,
+    dim,
+    byte,
+    BITS: tl.constexpr,
+):
+    """The sum of the four rows of each id, in even and odd columns (8 bits: all, and nothing)."""
+    c0, s0, m0 = _packed_row(quotient_b, qb, valid, quotients, dim, byte, BITS)
+    c1, s1, m1 = _packed_row(remainder_b, rb, valid, remainders, dim, byte, BITS)
+    c2, s2, m2 = _packed_row(quotient_c, qc, valid, quotients, dim, byte, BITS)
+    c3, s3, m3 = _packed_row(remainder_c, rc, valid, remainders, dim, byte, BITS)
+    mid = ((m0 + m1) + (m2 + m3))[:, None]
+    low = even(c0, BITS) * s0[:, None] + mid
+    low += even(c1, BITS) * s1[:, None]
+    low += even(c2, BITS) * s2[:, None]
+    low += even(c3, BITS) * s3[:, None]
+    high = low
+    if BITS == 4:
+        high = odd(c0) * s0[:, None] + mid
+        high += odd(c1) * s1[:, None]
+        high += odd(c2) * s2[:, None]
+        high += odd(c3) * s3[:, None]
+    return low, high
+
+
+@triton.jit(do_not_specialize=["bags", "known", "count", "fixed", "seed"])
+def _packed_bag(
+    ids,
+    offsets,
+    quotient_b,
+    remainder_b,
+    quotient_c,
+    remainder_c,
+    weights,
+    out,
+    errors,
+    bags,
+    known,
+    count,
+    fixed,
+    dim,
+    quotients: tl.int64,
+    seed: tl.int64,
+    buckets: tl.int64,
+    remainders: tl.int64,
+    PREHASHED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    MEAN: tl.constexpr,
+    BITS: tl.constexpr,
+    BAGS: tl.constexpr,
+    BYTES: tl.constexpr,
+):
+    bag = tl.program_id(0).to(tl.int64) * BAGS + tl.arange(0, BAGS)
+    start = tl.program_id(1) * BYTES
+    byte = start + tl.arange(0, BYTES)
+    begin, length = spans(offsets, errors, bag, bags, known, count, fixed)
+    low, high = tl.zeros((BAGS, BYTES), tl.float32), tl.zeros((BAGS, BYTES), tl.float32)
+    for step in range(0, tl.max(length, 0)):
+        valid, place = step < length, begin + step
+        qb, rb, qc, rc = rows_at(ids, place, valid, seed, buckets, remainders, PREHASHED, WHOLE)
+        a, b = _packed_four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc, rc,
+                            valid, quotients, remainders, dim, byte, BITS)  # fmt: skip
+        low = pool(low, weights, place, valid, a, MEAN)
+        if BITS == 4:
+            high = pool(high, weights, place, valid, b, MEAN)
+    if MEAN:
+        share = 1.0 / tl.maximum(length, 1).to(tl.float32)[:, None]
+        low, high = low * share, high * share
+    keep_columns(out + bag * dim, low, high, bag < bags, start, dim, BITS, BYTES)
+
+
+@triton.jit(do_not_specialize=["bags", "known", "count", "fixed", "seed"])
+def _packed_dot(
+    grad,
+    ids,
+    offsets,
+    quotient_b,
+    remainder_b,
+    quotient_c,
+    remainder_c,
+    out,
+    errors,
+    bags,
+    known,
+    count,
+    fixed,
+    dim,
+    quotients: tl.int64,
+    seed: tl.int64,
+    buckets: tl.int64,
+    remainders: tl.int64,
+    PREHASHED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BITS: tl.constexpr,
+    BAGS: tl.constexpr,
+    BYTES: tl.constexpr,
+):
+    bag = tl.program_id(0).to(tl.int64) * BAGS + tl.arange(0, BAGS)
+    begin, length = spans(offsets, errors, bag, bags, known, count, fixed)
+    codes, _, _ = form(dim, BITS)
+    for step in range(0, tl.max(length, 0)):
+        valid, place = step < length, begin + step
+        qb, rb, qc, rc = rows_at(ids, place, valid, seed, buckets, remainders, PREHASHED, WHOLE)
+        total = tl.zeros((BAGS, BYTES), tl.float32)
+        for start in range(0, codes, BYTES):
+            byte = start + tl.arange(0, BYTES)
+            low, high = _packed_four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc,
+                                     rc, valid, quotients, remainders, dim, byte,
+                                     BITS)  # fmt: skip
+            if BITS == 8:
+                total += low * gather(grad, bag, dim, valid, byte, dim, tl.float32)
+            else:
+                total += low * gather(grad, bag, dim, valid, 2 * byte, dim, tl.float32)
+                total += high * gather(grad, bag, dim, valid, 2 * byte + 1, dim, tl.float32)
+        tl.store(out + place, tl.sum(total, 1), mask=valid)
+
+
+# ---- launchers -----------------------------------------------------------------------------
+
+
+def _plan(bags: int, dim: int, bits: int) -> tuple[int, int, dict[str, int]]:
+    """Blocks of bags, blocks of bytes, and the constants of a kernel."""
+    codes = code_bytes(dim, bits)
+    block = min(128, byte_block(codes))
+    c = {"BAGS": min(32, 1024 // block), "BYTES": block}
+    c |= {"num_warps": max(1, c["BAGS"] * block // 256)} | REGISTERS
+    return cdiv(bags, c["BAGS"]), cdiv(codes, block), c
+
+
+def quantized_hashed_embedding_bag(a) -> Tensor:
+    """The op on a GPU; no scratch. A table that lies on an odd address is copied."""
+    sizes = shape(a.ids, a.offsets, a.include_last_offset)
+    ids, offsets, weights = contiguous(a.ids, a.offsets, a.per_sample_weights)
+    tables = map(aligned, (a.quotient_b, a.remainder_b, a.quotient_c, a.remainder_c))
+    out = a.quotient_b.new_empty((sizes[0], a.dim), dtype=a.output_dtype)
+    *grid, c = _plan(sizes[0], a.dim, a.bits)
+    args = (ids, offsets, *tables, weights, out, findings(out.device), *sizes, a.dim)
+    args += (a.quotient_b.shape[0], *rule_of(a), a.mode == "mean", a.bits)
+    launch(_packed_bag, tuple(grid), *args, **c)
+    return out
+
+
+def quantized_hashed_embedding_bag_backward(a) -> Tensor:
+    """Gradient of per_sample_weights over packed tables; zeros for ids in no bag."""
+    sizes = shape(a.ids, a.offsets, a.include_last_offset)
+    grad, ids, offsets = contiguous(a.grad, a.ids, a.offsets)
+    tables = map(aligned, (a.quotient_b, a.remainder_b, a.quotient_c, a.remainder_c))
+    out = torch.zeros(ids.shape, dtype=torch.float32, device=grad.device)
+    blocks, _, c = _plan(sizes[0], a.dim, a.bits)
+    args = (grad, ids, offsets, *tables, out, findings(out.device), *sizes, a.dim)
+    launch(_packed_dot, (blocks,), *args, a.quotient_b.shape[0], *rule_of(a), a.bits, **c)
+    return out

@@ -1,0 +1,60 @@
+"""What the look-ups in hashed tables share: the rule from an id to four rows, and its checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..library.checks import check, check_dtype
+from .bags import check_bags
+from .hashing import murmur
+
+TABLES = ("quotient_b", "remainder_b", "quotient_c", "remainder_c")
+HALF = 0xFFFFFFFF
+
+
+def tables_of(a: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return a.quotient_b, a.remainder_b, a.quotient_c, a.remainder_c
+
+
+def rows_of(
+    ids: Tensor, num_buckets: int, num_remainders: int, seed: int, prehashed: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(quotient_b, remainder_b, quotient_c, remainder_c) rows of each id, int64.
+
+    Integer division throughout: a float32 one picks the wrong quotient for 8.5 % of ids.
+    """
+    hashes = ids if prehashed else murmur(ids, seed)
+    rows = []
+    for half in (hashes & HALF, (hashes >> 32) & HALF):
+        bucket = half % num_buckets
+        rows += [bucket // num_remainders, bucket % num_remainders]
+    return tuple(rows)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Half precision is summed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_rule(a: Any) -> None:
+    check(0 < a.num_buckets <= 1 << 32, a, "num_buckets", "1 to 2^32")
+    check(0 <= a.seed <= HALF, a, "seed", "0 to 2^32 - 1")
+
+
+def check_ids(a: Any, device: torch.device) -> None:
+    check_dtype(a, "ids", torch.int64)
+    check_bags(a, device)
+
+
+def check_heights(a: Any) -> None:
+    """Rows of the four tables against the rule."""
+    remainders = a.remainder_b.shape[0]
+    check(0 < remainders <= HALF, a, "remainder_b", "1 to 2^32 - 1 rows")
+    quotients = -(-a.num_buckets // remainders)
+    for name in TABLES:
+        rows = quotients if name.startswith("quotient") else remainders
+        wanted = f"{rows} rows for {a.num_buckets} buckets and {remainders} remainders"
+        check(getattr(a, name).shape[0] == rows, a, name, wanted)

@@ -1,0 +1,196 @@
+"""Row-wise quantized tables: middle-max int8 and int4 rows, made, packed and read back.
+
+Source: LiRank (arXiv 2402.06859), embedding table quantization.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..library.checks import check, check_device, check_dim, check_dtype, refuse
+from ..library.op import op
+from .quantized_embedding_layout import check_bits, check_packed, layout, pack, unpack
+
+FAMILY = "quantized_embedding"
+
+
+@op(family=FAMILY)
+def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize each row of a table around its middle-max point.
+
+    Per row, in float32 and in this order of operations::
+
+        scale = (max - min) / (2^bits - 1)
+        mid   = (max * 2^(bits-1) + min * (2^(bits-1) - 1)) / (2^bits - 1)
+        codes = clamp(round_half_even((w - mid) / scale), -2^(bits-1), 2^(bits-1) - 1)
+
+    A constant row gives codes 0, scale 1 and mid = the value. The codes are the same bits on
+    every backend. Gradients do not flow through.
+
+    Args:
+        weight: (N, D) float32, float16 or bfloat16.
+        bits: 8 or 4.
+
+    Returns:
+        ``codes`` int8 (N, D) (also for 4 bits), ``scale`` float32 (N,), ``mid`` float32 (N,).
+
+    Raises:
+        ValueError: a row holds NaN or Inf, or its range overflows float32; the row is named.
+        ValueError, TypeError, RuntimeError: shapes, dtypes or ``bits`` do not fit.
+    """
+    w = weight.detach().float()
+    half, steps = 2 ** (bits - 1), 2**bits - 1
+    high, low = w.amax(1), w.amin(1)
+    # A tensor: on a GPU PyTorch multiplies by the reciprocal of a number, which rounds differently.
+    divisor = torch.full_like(high, steps)
+    scale = (high - low) / divisor
+    mid = (high * half + low * (half - 1)) / divisor
+    bad = ~(w.isfinite().all(1) & scale.isfinite() & mid.isfinite())
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        text = "wanted finite values in a range that float32 holds"
+        refuse("quantize_rows", "weight", f"{text}, got row {row} with NaN, Inf or a larger range")
+    constant = scale == 0
+    scale = torch.where(constant, torch.ones_like(scale), scale)
+    mid = torch.where(constant, high, mid)
+    codes = torch.round((w - mid.unsqueeze(1)) / scale.unsqueeze(1)).clamp(-half, half - 1)
+    codes = torch.where(constant.unsqueeze(1), torch.zeros_like(codes), codes)
+    return codes.to(torch.int8), scale, mid
+
+
+@quantize_rows.check
+def _(a) -> None:
+    check_dim(a, "weight", 2)
+    check_bits(a)
+    if a.weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        wanted = "wanted float32, float16 or bfloat16"
+        refuse(a, "weight", f"{wanted}, got {a.weight.dtype}", TypeError)
+    check(a.weight.shape[1] > 0, a, "weight", "a positive width")
+
+
+@quantize_rows.fake
+def _(a):
+    row = a.weight.new_empty(a.weight.shape[0], dtype=torch.float32)
+    return a.weight.new_empty(a.weight.shape, dtype=torch.int8), row, torch.empty_like(row)
+
+
+quantize_rows.no_gradient()
+
+
+@op(family=FAMILY)
+def dequantize_rows(codes: Tensor, scale: Tensor, mid: Tensor) -> Tensor:
+    """``mid + codes * scale`` per row; differentiable in ``scale`` and ``mid``.
+
+    Args:
+        codes: int8 (N, D).
+        scale: float32 (N,).
+        mid: float32 (N,).
+
+    Returns:
+        float32 (N, D).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: shapes or dtypes do not fit.
+    """
+    return mid.unsqueeze(1) + codes.to(scale.dtype) * scale.unsqueeze(1)
+
+
+@dequantize_rows.check
+def _check_rows(a: Any) -> None:
+    check_dim(a, "codes", 2)
+    check_dtype(a, "codes", torch.int8)
+    for name in ("scale", "mid"):
+        t = getattr(a, name)
+        if t.dtype != torch.float64:  # the float64 reference of verify widens the pairs
+            check_dtype(a, name, torch.float32)
+        check_dim(a, name, 1)
+        check(t.shape[0] == a.codes.shape[0], a, name, f"shape ({a.codes.shape[0]},)")
+        check_device(a, name, a.codes.device)
+
+
+@dequantize_rows.fake
+def _(a):
+    return a.codes.new_empty(a.codes.shape, dtype=a.scale.dtype)
+
+
+@dequantize_rows.backward(saves=("codes", "scale", "mid"), by_reference=True)
+def _(a, grad):
+    return {"scale": (grad * a.codes.to(grad.dtype)).sum(1), "mid": grad.sum(1)}
+
+
+@op(family=FAMILY)
+def pack_rows(codes: Tensor, scale: Tensor, mid: Tensor, bits: int = 8) -> Tensor:
+    """Lay a quantized table out as the look-ups read it.
+
+    Args:
+        codes: int8 (N, D); in [-8, 7] for 4 bits.
+        scale: float32 (N,).
+        mid: float32 (N,).
+        bits: 8 or 4.
+
+    Returns:
+        uint8 (N, row_bytes), opaque: only N is meaningful. See
+        ``csrc/quantized_embedding_layout.h``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: shapes, dtypes or codes do not fit, or a gradient is
+            wanted: a quantized table cannot be trained.
+    """
+    outside = ((codes < -8) | (codes > 7)).any(1) if bits == 4 else codes.new_zeros(1).bool()
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        text = f"wanted codes in [-8, 7] for 4 bits, got row {row} with others"
+        refuse("pack_rows", "codes", text)
+    return pack(codes, scale, mid, bits)
+
+
+@pack_rows.check
+def _(a) -> None:
+    _check_rows(a)
+    check_bits(a)
+    check(a.codes.shape[1] > 0, a, "dim", "a positive width", a.codes.shape[1])
+
+
+@pack_rows.fake
+def _(a):
+    row_bytes = layout(a.codes.shape[1], a.bits).row_bytes
+    return a.codes.new_empty((a.codes.shape[0], row_bytes), dtype=torch.uint8)
+
+
+pack_rows.no_gradient(
+    "lirank::pack_rows: argument 'scale' or 'mid': wanted requires_grad=False, got True: "
+    "a quantized table cannot be trained; detach() it first"
+)
+
+
+@op(family=FAMILY)
+def unpack_rows(packed: Tensor, dim: int, bits: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    """The exact inverse of :func:`pack_rows`.
+
+    Args:
+        packed: uint8 (N, row_bytes).
+        dim: width D of the table.
+        bits: 8 or 4.
+
+    Returns:
+        ``codes`` int8 (N, D), ``scale`` float32 (N,), ``mid`` float32 (N,).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: ``packed`` is no table of that width and bits.
+    """
+    return unpack(packed, dim, bits)
+
+
+@unpack_rows.check
+def _(a) -> None:
+    check_packed(a, "packed")
+
+
+@unpack_rows.fake
+def _(a):
+    rows = a.packed.shape[0]
+    row = a.packed.new_empty(rows, dtype=torch.float32)
+    return a.packed.new_empty((rows, a.dim), dtype=torch.int8), row, torch.empty_like(row)

@@ -11,7 +11,7 @@ pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 from lirank_ext.data import ADULT  # noqa: E402
-from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.broken import BadRows  # noqa: E402
 from lirank_ext.data.columns import hash_ids, ranges  # noqa: E402
 from lirank_ext.data.errors import DataError, MissingPackage  # noqa: E402
 from lirank_ext.data.features import Converter, Rows  # noqa: E402
@@ -42,7 +42,7 @@ def table(tmp_path):
 def load(path, label: str | None = "bought", **options) -> tuple[Schema, Rows]:
     """The columns found in a file, and all its rows."""
     schema = infer([path], [label] if label else [], Reading(**options)).schema
-    converter = Converter(schema, Broken())
+    converter = Converter(schema, BadRows())
     chunks = Source([path], converter.columns).chunks()
     return schema, Rows.concatenate([converter.rows(chunk) for chunk in chunks])
 

@@ -14,7 +14,7 @@ pa = pytest.importorskip("pyarrow")
 
 from test_reading import ROWS, found, ids, read, times, write_file  # noqa: E402
 
-from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.broken import BadRows  # noqa: E402
 from lirank_ext.data.columns import hash_ids  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.data.infer import infer  # noqa: E402
@@ -122,7 +122,7 @@ def test_a_file_without_a_header_is_told_and_read_by_names(tmp_path):
     broken.write_text("\n".join([*lines[:5], "1\t2", *lines[5:]]) + "\n")
     with pytest.raises(DataError, match=r"broken\.txt:6: 2 fields, where there are names for 4"):
         read(broken, schema)
-    skipping = Broken(skip=True)
+    skipping = BadRows(skip=True)
     source = Source([broken], ["click"], skipping, names)
     assert source.count() == ROWS
     with pytest.raises(DataError, match="4 fields, where there are 3 names"):

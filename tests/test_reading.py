@@ -12,7 +12,7 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.broken import BadRows  # noqa: E402
 from lirank_ext.data.columns import hash_ids  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.data.features import Converter, Rows  # noqa: E402
@@ -45,10 +45,10 @@ def write(tmp_path):
     return functools.partial(write_file, tmp_path)
 
 
-def read(paths, schema: Schema, broken: Broken | None = None) -> Rows:
+def read(paths, schema: Schema, broken: BadRows | None = None) -> Rows:
     """All rows of files, read by a schema, without labels."""
     paths = paths if isinstance(paths, list) else [paths]
-    converter = Converter(schema, broken or Broken(), labels=False)
+    converter = Converter(schema, broken or BadRows(), labels=False)
     chunks = Source(paths, converter.columns, names=schema.names).chunks()
     return Rows.concatenate([converter.rows(chunk) for chunk in chunks])
 
@@ -280,7 +280,7 @@ def test_infinity_in_parquet_is_named(write):
     path = write("a.parquet", x=values)
     with pytest.raises(DataError, match=r"a\.parquet, row 4: column 'x' holds 'inf'"):
         read(path, found(path).schema)
-    broken = Broken(skip=True)
+    broken = BadRows(skip=True)
     assert len(read(path, found(path).schema, broken)) == ROWS - 1
     assert broken.count == 1
 

@@ -18,7 +18,7 @@ parquet = pytest.importorskip("pyarrow.parquet")
 csv = pytest.importorskip("pyarrow.csv")
 pytest.importorskip("sklearn")
 
-from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.broken import BadRows  # noqa: E402
 from lirank_ext.data.columns import hash_ids  # noqa: E402
 from lirank_ext.data.features import Converter  # noqa: E402
 from lirank_ext.data.loader import Loader, Position, Split, ahead  # noqa: E402
@@ -122,7 +122,7 @@ def test_learning_rate_warms_up_and_falls():
 
 
 def loader(path, config, batch_size=64, **options) -> Loader:
-    broken = options.pop("broken", Broken())
+    broken = options.pop("broken", BadRows())
     converter = Converter(config.model.schema, broken)
     source = Source([path] if not isinstance(path, list) else path, converter.columns, broken)
     return Loader(source, converter, batch_size, prefetch=0, **options)
@@ -189,7 +189,7 @@ def test_oldest_first_histories_are_turned_and_cut(tmp_path):
         tasks=[Task("click")],
     )
     source = Source([path], ["item", "past", "click"])
-    converter = Converter(schema, Broken(), max_len=2)
+    converter = Converter(schema, BadRows(), max_len=2)
     batch = next(iter(Loader(source, converter, 8, prefetch=0)))
     items = batch.features["history/past/items"]
     assert torch.equal(items[0], ids("item=c", "item=b"))
@@ -261,7 +261,7 @@ def test_broken_rows_are_named_or_skipped(tmp_path, text, message):
     path.write_text("user,item,age,past,click\n" + text + "good,i,3,,1\n")
     with pytest.raises(DataError, match=message):
         list(loader(path, make_config()))
-    broken = Broken(skip=True)
+    broken = BadRows(skip=True)
     reading = loader(path, make_config(), broken=broken)
     for _ in range(2):  # counted once, however often it is read
         rows = sum(len(b) for b in reading)
@@ -273,7 +273,7 @@ def test_broken_rows_are_named_or_skipped(tmp_path, text, message):
 def test_lines_are_right_behind_skipped_ones(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('user,item,age,past,click\nu,i\n"a\nb",i,1,,1\nu,i,x,,1\n')
-    broken = Broken(skip=True)
+    broken = BadRows(skip=True)
     assert sum(len(b) for b in loader(path, make_config(), broken=broken)) == 1
     assert any(":5: column 'age'" in e for e in broken.examples)
 

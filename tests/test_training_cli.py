@@ -18,7 +18,7 @@ from test_training import write_csv  # noqa: E402
 
 import lirank_ext  # noqa: E402
 from lirank_ext.cli import main  # noqa: E402
-from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.broken import BadRows  # noqa: E402
 from lirank_ext.data.labels import parse_labels  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.models import ConfigError, Task  # noqa: E402
@@ -83,7 +83,7 @@ def test_trained_model_swaps_quantizes_and_serves(data, tmp_path):
     out = tmp_path / "model"
     assert run("train", data, "--label", "click", "--output", out, *SMALL) == 0
     model, config = load_model(out)
-    batch = next(iter(open_loader(config, [data], Broken())))
+    batch = next(iter(open_loader(config, [data], BadRows())))
     with torch.inference_mode():
         before = model.predict(batch.features)
         lirank_ext.swap(model)
@@ -187,7 +187,7 @@ def predicted(text) -> list[list[str]]:
 
 
 def test_predict_keeps_a_line_for_every_row(model, data, tmp_path, capsys):
-    """Broken rows and records with other fields than the header's, in two files."""
+    """BadRows rows and records with other fields than the header's, in two files."""
     lines = data.read_text().splitlines()[:41]
     (tmp_path / "good.csv").write_text("\n".join(lines) + "\n")
     broken = list(lines)
@@ -373,7 +373,7 @@ def test_numbers_become_labels_by_a_threshold(tmp_path, sign, share):
     model, config = load_model(tmp_path / "m")
     assert model.task_names == [label]
     assert config.model.schema.tasks[0].threshold == f"{sign}8"
-    labels = [b.labels for b in open_loader(config, [tmp_path / "a.csv"], Broken())]
+    labels = [b.labels for b in open_loader(config, [tmp_path / "a.csv"], BadRows())]
     assert torch.cat(labels).mean().item() == pytest.approx(share)
 
 

@@ -12,7 +12,7 @@ for name in ("pyarrow", "yaml", "safetensors", "sklearn", "tqdm"):
     pytest.importorskip(name)
 
 from lirank_ext.__main__ import main  # noqa: E402
-from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.broken import BadRows  # noqa: E402
 from lirank_ext.data.loader import Split  # noqa: E402
 from lirank_ext.models import ConfigError, Dwell, LiRankConfig, Task  # noqa: E402
 from lirank_ext.nn import LongDwellLabels  # noqa: E402
@@ -60,7 +60,7 @@ def make_config(paths, window=1, **training):
 
 
 def read(config, paths, data) -> np.ndarray:
-    loader = open_loader(config, paths, Broken(), dwell=data.dwell)
+    loader = open_loader(config, paths, BadRows(), dwell=data.dwell)
     return np.concatenate([b.labels.numpy()[:, 0] for b in loader])
 
 
@@ -137,7 +137,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["evaluate", str(out), str(newer), "--json", str(tmp_path / "e.json")]) == 0
     found = json.loads((tmp_path / "e.json").read_text())["long_dwell"]
     # Newer rows are measured against the thresholds that the model was trained with.
-    loader = open_loader(config, [newer], Broken(), dwell=dwell_of(model))
+    loader = open_loader(config, [newer], BadRows(), dwell=dwell_of(model))
     labels = torch.cat([b.labels[:, 0] for b in loader])
     assert 0.05 < labels.mean() < 0.2
     assert found["rows"] == ROWS

@@ -14,7 +14,7 @@ from pyarrow import parquet  # noqa: E402
 
 import lirank_ext  # noqa: E402
 from lirank_ext.data import ADULT  # noqa: E402
-from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.broken import BadRows  # noqa: E402
 from lirank_ext.models import Categorical, LiRankConfig, Schema, Task, with_schema  # noqa: E402
 from lirank_ext.training.metrics import evaluate  # noqa: E402
 from lirank_ext.training.session import (  # noqa: E402
@@ -89,7 +89,7 @@ def test_preset_trains_swaps_quantizes_and_serves(preset, adult, tmp_path):
     config = Config(LiRankConfig.from_dict(data), settings)
     trainer = open_trainer(config, [train])
     trainer.fit()
-    rows = open_loader(config, [test], Broken())
+    rows = open_loader(config, [test], BadRows())
     trained = evaluate(trainer.model, rows)
     for task, least in zip(("rich", "single"), LEAST[preset.__name__], strict=True):
         assert trained[task].auc > least

@@ -17,7 +17,7 @@ import pyarrow as pa  # noqa: E402
 from pyarrow import parquet  # noqa: E402
 
 from lirank_ext.data import files  # noqa: E402
-from lirank_ext.data.broken import Broken  # noqa: E402
+from lirank_ext.data.broken import BadRows  # noqa: E402
 from lirank_ext.data.features import Converter  # noqa: E402
 from lirank_ext.data.loader import Loader, Position, Split  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
@@ -51,7 +51,7 @@ def sorted_file(path):
 
 
 def loader(paths, **options) -> Loader:
-    converter = Converter(SCHEMA, Broken())
+    converter = Converter(SCHEMA, BadRows())
     options = {"shuffle": True, "seed": 3, "block_rows": BLOCK, "prefetch": 0, **options}
     return Loader(Source(paths, converter.columns), converter, 64, **options)
 
@@ -146,7 +146,7 @@ def test_skipped_records_keep_their_line_numbers(tmp_path):
     lines = [f"{i},x" for i in range(600)]
     lines[500] = "500"
     path.write_text("n,text\n" + "\n".join(lines) + "\n")
-    broken = Broken(skip=True)
+    broken = BadRows(skip=True)
     source = Source([path], ["n", "text"], broken)
     assert source.count() == 599
     values = [v for c in source.chunks(300) for v in c.table["n"].to_pylist()]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lirank_ext.data import ADULT
-from lirank_ext.data.broken import Broken
+from lirank_ext.data.broken import BadRows
 from lirank_ext.data.columns import hash_ids, ranges
 from lirank_ext.data.features import Bag, Converter, Rows
 from lirank_ext.data.loader import Memory
@@ -85,7 +85,7 @@ def batches(
         history: longest history.
     """
     taken = _pruned(rows, schema, history).take(numbers)
-    return Memory(taken, Converter(schema, Broken()), batch_size, seed)
+    return Memory(taken, Converter(schema, BadRows()), batch_size, seed)
 
 
 def _pruned(rows: Rows, schema: Schema, history: int | None) -> Rows:

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train every variant with every seed and print the differences."""
     options.check_packages()
-    from ..data.broken import Broken
+    from ..data.broken import BadRows
     from ..training import ablation
     from ..training.defaults import configuration
     from ..training.metrics import evaluate
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         trainer.fit()
         if not args.test and trainer.valid_loader is None:
             raise UserError("there are no rows to measure on: give --test FILE or --valid FILE")
-        broken = Broken(variant.training.bad_rows == "skip")
+        broken = BadRows(variant.training.bad_rows == "skip")
         dwell = dwell_of(trainer.model)
         tests = open_loader(variant, args.test, broken, dwell=dwell) if args.test else None
         return evaluate(trainer.model, tests or trainer.valid_loader, device)

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table of the columns."""
     options.check_writable(args.json)
-    from ..data.broken import Broken
+    from ..data.broken import BadRows
     from ..data.infer import HEADINGS, cells, infer
     from ..data.reading import Reading
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         args.data,
         args.label,
         Reading.from_values(vars(args)),
-        broken=Broken(args.skip_bad_rows),
+        broken=BadRows(args.skip_bad_rows),
     )
     print_table("", HEADINGS, [cells(column) for column in inferred.columns])
     results.write_json(args.json, [asdict(column) for column in inferred.columns])

@@ -12,7 +12,7 @@ from .._table import print_table
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from ..data.broken import Broken
+    from ..data.broken import BadRows
     from ..training.metrics import Figures
 
 
@@ -38,7 +38,7 @@ def print_metrics(title: str, tasks: Mapping[str, Figures]) -> None:
     print_table(title, columns, rows)
 
 
-def report_broken(broken: Broken) -> None:
+def report_broken(broken: BadRows) -> None:
     """Name the rows that were skipped, on stderr."""
     if broken.count:
         print(broken.summary(), file=sys.stderr)

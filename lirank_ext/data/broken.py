@@ -13,7 +13,7 @@ NAMED_AT_MOST = 5  # broken rows that a summary names
 
 
 @dataclass
-class Broken:
+class BadRows:
     """What to do with rows that cannot be read, and what was met."""
 
     skip: bool = False

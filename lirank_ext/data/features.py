@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models import Categorical, History, Schema, Task
 from ..nn.dwell import LongDwellLabels
-from .broken import Broken
+from .broken import BadRows
 from .columns import Bag, ColumnReader, ranges, take_bag
 from .errors import DataError
 from .files import Chunk
@@ -89,7 +89,7 @@ class Converter:
     def __init__(
         self,
         schema: Schema,
-        broken: Broken,
+        broken: BadRows,
         labels: bool = True,
         max_len: int = 100,
         dwell: Mapping[str, LongDwellLabels] | None = None,

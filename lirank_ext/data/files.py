@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .broken import Broken
+from .broken import BadRows
 from .errors import DataError
 from .packages import need
 from .records import is_parquet, lines, open_bytes, raise_broken, records, sentence
@@ -156,11 +156,11 @@ class File:
             return self._parquet().metadata.num_rows
         if self._rows < 0:
             one = [name for name in columns if name in self.held][:1] or self.held[:1]
-            self._rows = sum(table.num_rows for table in self._csv_tables(one, Broken(skip), 0))
+            self._rows = sum(table.num_rows for table in self._csv_tables(one, BadRows(skip), 0))
         return self._rows
 
     def tables(
-        self, columns: Sequence[str], broken: Broken, skip: int = 0, rows: int = PARQUET_ROWS
+        self, columns: Sequence[str], broken: BadRows, skip: int = 0, rows: int = PARQUET_ROWS
     ) -> Iterator[Any]:
         """Arrow tables of these columns, in order, of ``rows`` at most where it is Parquet.
 
@@ -202,7 +202,7 @@ class File:
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable("Parquet", error) from error
 
-    def _csv_tables(self, columns: Sequence[str], broken: Broken, skip: int) -> Iterator[Any]:
+    def _csv_tables(self, columns: Sequence[str], broken: BadRows, skip: int) -> Iterator[Any]:
         """Every column as text: what it holds is for the schema to say."""
         pa = need("pyarrow")
         try:
@@ -253,7 +253,7 @@ class File:
                 yield held
 
     def _parse(
-        self, text: bytes, columns: Sequence[str], broken: Broken, record: int
+        self, text: bytes, columns: Sequence[str], broken: BadRows, record: int
     ) -> tuple[Any, int]:
         """A piece as an Arrow table, and how many records of it are broken."""
         pa, reader = need("pyarrow"), need("pyarrow.csv")

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..models import Categorical, Scaling, Schema, Table, Task, TimePart
 from ..models.schema import MISSING
-from .broken import Broken
+from .broken import BadRows
 from .columns import ColumnReader
 from .errors import DataError
 from .files import Chunk
@@ -82,7 +82,7 @@ def infer(
     labels: Sequence[str | Task] | None,
     reading: Reading | None = None,
     *,
-    broken: Broken | None = None,
+    broken: BadRows | None = None,
 ) -> Inferred:
     """Look at up to half a million rows and decide what each column is.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 from ..models import Schema, Task
-from .broken import Broken
+from .broken import BadRows
 from .columns import ColumnReader
 from .labels import labels_of, refuse_equal_labels
 from .source import Source
@@ -30,7 +30,7 @@ def check_labels(source: Source, schema: Schema) -> None:
 
 def _check(source: Source, schema: Schema, task: Task) -> None:
     labels = copy.copy(source)
-    labels.columns, labels.broken = [task.source], Broken(skip=True)
+    labels.columns, labels.broken = [task.source], BadRows(skip=True)
     comma = task.source in schema.decimal_comma
     values: dict[str, None] = {}
     for chunk in labels.chunks():

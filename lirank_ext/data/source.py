@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
-from .broken import Broken
+from .broken import BadRows
 from .errors import DataError
 from .files import PARQUET_ROWS, Chunk, File
 
@@ -64,12 +64,12 @@ class Source:
         self,
         paths: Sequence[str | Path],
         columns: Sequence[str],
-        broken: Broken | None = None,
+        broken: BadRows | None = None,
         names: Sequence[str] = (),
     ) -> None:
         self.files = [File(part, names, given) for p in paths for part, given in part_files(p)]
         self.columns = list(dict.fromkeys(columns))
-        self.broken = Broken() if broken is None else broken
+        self.broken = BadRows() if broken is None else broken
         self._counts: dict[File, int] = {}
         for file in self.files:
             for column in self.columns:

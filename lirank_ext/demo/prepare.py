@@ -12,7 +12,7 @@ import numpy as np
 
 from .._progress import Progress
 from ..data import ADULT
-from ..data.broken import Broken
+from ..data.broken import BadRows
 from ..data.columns import ColumnReader
 from ..data.errors import DataError
 from ..data.features import Batch, Converter, Rows
@@ -51,13 +51,13 @@ class Prepared:
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """The rows with these numbers as tensors."""
-        return Converter(self.schema, Broken()).batch(self.rows.take(numbers))
+        return Converter(self.schema, BadRows()).batch(self.rows.take(numbers))
 
     def memory(
         self, numbers: np.ndarray, batch_size: int = BATCH_ROWS, seed: int | None = None
     ) -> Memory:
         """Batches of the rows with these numbers; ``seed`` shuffles them."""
-        converter = Converter(self.schema, Broken())
+        converter = Converter(self.schema, BadRows())
         return Memory(self.rows.take(numbers), converter, batch_size, seed)
 
     def labels(self, numbers: np.ndarray) -> np.ndarray:
@@ -128,7 +128,7 @@ def _table(
         Reading(categorical=categorical, ignore=[time] if time else ()),
     )
     task = inferred.schema.tasks[0]
-    converter = Converter(inferred.schema, Broken())
+    converter = Converter(inferred.schema, BadRows())
     chunks = Source([path], [*converter.columns, *([time] if time else [])]).chunks()
     parts, times = [], []
     for chunk in Progress("reading", unit="chunks").over(chunks):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.broken import Broken
+from ..data.broken import BadRows
 from ..data.errors import DataError
 from ..data.infer import Column, infer
 from ..data.reading import Reading
@@ -72,7 +72,7 @@ def for_files(
         schema = Config.from_dict(given).model.schema
         model = with_schema(base, schema)
     else:
-        inferred = infer(paths, labels, reading, broken=Broken(skip))
+        inferred = infer(paths, labels, reading, broken=BadRows(skip))
         tell(inferred.columns)
         model = with_schema(base, inferred.schema)
         embedding = dataclasses.replace(model.embedding, tables=inferred.tables)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.broken import Broken
+from ..data.broken import BadRows
 from ..data.errors import DataError
 from ..data.infer import Column
 from . import incremental, summary, tuning
@@ -42,7 +42,7 @@ class Result:
     """
 
     trainer: Trainer
-    broken: Broken
+    broken: BadRows
     report: dict[str, Any]
     trials: list[Trial] = field(default_factory=list)
     chosen: Trial | None = None
@@ -121,7 +121,7 @@ class Plan:
             raise DataError(f"--output {self.output}: {error.strerror}") from error
         if self.columns:
             tell(summary.columns(self.columns))
-        broken = Broken(self.config.training.bad_rows == "skip")
+        broken = BadRows(self.config.training.bad_rows == "skip")
         before = self.previous.model if self.previous else None
         data = open_data(self.config, self.options.data, self.options.valid, broken, before)
         self._prepare_folder()
@@ -150,7 +150,7 @@ class Plan:
             return tuning.wanted(self.config, data.rows, data.valid is not None)
         return self.start == "trials"
 
-    def _tune(self, data: Data, broken: Broken, tell: Tell) -> Result:
+    def _tune(self, data: Data, broken: BadRows, tell: Tell) -> Result:
         """Every trial once, and the best one's trainer."""
         tuner = Tuner(self.config, self.fixed, data, self.output, self.device, bar=True)
         tell(summary.data(data, self.config))
@@ -161,7 +161,7 @@ class Plan:
         report = {"chosen": best.name, "trials": [t.as_json() for t in tuner.trials]}
         return Result(trainer, broken, report, tuner.trials, best)
 
-    def _train(self, data: Data, broken: Broken, tell: Tell) -> Result:
+    def _train(self, data: Data, broken: BadRows, tell: Tell) -> Result:
         """One training, from the start or from a checkpoint."""
         trainer = trainer_on(data, self.config, self.output, self.device, bar=True)
         if self.previous is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..data.broken import Broken
+from ..data.broken import BadRows
 from ..data.errors import DataError
 from ..data.features import Converter
 from ..data.label_check import check_labels
@@ -35,7 +35,7 @@ Paths = Sequence[str | Path]
 def open_loader(
     config: Config,
     paths: Paths,
-    broken: Broken,
+    broken: BadRows,
     *,
     labels: bool = True,
     split: Split | None = None,
@@ -96,7 +96,7 @@ def open_data(
     config: Config,
     paths: Paths,
     valid_paths: Paths = (),
-    broken: Broken | None = None,
+    broken: BadRows | None = None,
     before: LiRank | None = None,
 ) -> Data:
     """The files of a training; see :func:`open_trainer`.
@@ -109,7 +109,7 @@ def open_data(
     """
     settings = config.training
     if broken is None:
-        broken = Broken(settings.bad_rows == "skip")
+        broken = BadRows(settings.bad_rows == "skip")
     split = None if valid_paths else Split(settings.valid, seed=settings.seed)
     train = open_loader(config, paths, broken, split=split, shuffle=True)
     check_labels(train.source, config.model.schema)
@@ -196,7 +196,7 @@ def open_trainer(
     output: Path | None = None,
     device: str | torch.device = "cpu",
     bar: bool | str = False,
-    broken: Broken | None = None,
+    broken: BadRows | None = None,
 ) -> Trainer:
     """A trainer on files.
 
@@ -229,7 +229,7 @@ class ModelOnFiles:
     model: LiRank
     config: Config
     loader: Loader
-    broken: Broken
+    broken: BadRows
     device: str
 
 
@@ -254,7 +254,7 @@ def open_model(
         DataError: the model or a file cannot be used.
     """
     model, config = load_model(folder, device)
-    broken = Broken(skip)
+    broken = BadRows(skip)
     loader = open_loader(config, paths, broken, labels=labels, dwell=dwell_of(model))
     return ModelOnFiles(model, config, loader, broken, device)
 

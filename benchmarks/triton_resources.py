@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from lirank_ext.kernels import _launch
+from lirank_ext.kernels import launch
 from lirank_ext.library import gpu
 from lirank_ext.library.op import OPS
 from lirank_ext.ops.quantized_embedding_layout import layout
@@ -172,18 +172,18 @@ def _isotonic_calls(dtype):
         yield "", "isotonic_calibration_backward", (x, x, w, b, -17.0, 0.05, e)
 
 
-def launches(architecture: int) -> dict[tuple[str, str], _launch.Launch]:
+def launches(architecture: int) -> dict[tuple[str, str], launch.Launch]:
     """Every kernel and configuration that the calls lead to there, each once."""
     found = {}
     for label, name, args in calls():
-        with _launch.recording(architecture) as recorded:
+        with launch.recording(architecture) as recorded:
             gpu.launcher(OPS[name])(*args)
         for one in recorded:
             found.setdefault((one.kernel.__name__, _describe(one, label)), one)
     return found
 
 
-def _describe(one: _launch.Launch, label: str) -> str:
+def _describe(one: launch.Launch, label: str) -> str:
     dtypes = [str(a.dtype).removeprefix("torch.") for a in one.args if torch.is_tensor(a)]
     named = dict(zip(one.kernel.arg_names, one.args, strict=False)) | one.constants
     constants = [f"{n}={named[n]}" for n in one.kernel.arg_names if n.isupper() and n in named]
@@ -191,9 +191,9 @@ def _describe(one: _launch.Launch, label: str) -> str:
     return " ".join([label or dtypes[0], *constants, *options])
 
 
-def compile_one(one: _launch.Launch, architecture: int, name: str, described: str) -> Resources:
+def compile_one(one: launch.Launch, architecture: int, name: str, described: str) -> Resources:
     driver.set_active(_Compiler(architecture))
-    built = one.kernel.warmup(*one.args, grid=(1,), **(_launch.FUSION | one.constants))
+    built = one.kernel.warmup(*one.args, grid=(1,), **(launch.FUSION | one.constants))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()

@@ -34,7 +34,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import cross_attention, cross_net
-from ._launch import (
+from .cross_backward import fused_backward
+from .cross_expand import expand, finish
+from .cross_tiles import COMPUTED, STORED, keep, padded, precision, product, project, tile, turned
+from .launch import (
     architecture,
     batch_class,
     cdiv,
@@ -43,9 +46,6 @@ from ._launch import (
     rows,
     size_class,
 )
-from ._tiles import COMPUTED, STORED, keep, padded, precision, product, project, tile, turned
-from .cross_backward import fused_backward
-from .cross_expand import expand, finish
 
 FORWARD_RANK = 256  # largest rank of the kernels that keep (ROWS, r) on chip
 BACKWARD_RANK = 128
@@ -115,7 +115,7 @@ _FLOAT32 = {
 
 
 def _tiles(x: Tensor, rank: int) -> tuple[dict[str, int], ...]:
-    """float16 is multiplied as float32: see ``_tiles.product``."""
+    """float16 is multiplied as float32: see ``cross_tiles.product``."""
     table = _FLOAT32
     if x.dtype == torch.bfloat16:
         table = _HOPPER if architecture(x) == 90 else _BFLOAT16

@@ -18,9 +18,10 @@ programming guide): r=64, B=4096 are 16.8 M, 4.5 us at 132 x 1.755 GHz (H100, da
 1.3 us for its 4 MB in float32.
 
 From rank 128 on, ``_attend_nodes`` is timed beside that. A program has one sample, and takes it at
-32 Chebyshev nodes where the bound allows (``_chebyshev``): 32 r exponentials, not r * r. Along
-the lanes lie keys in the sums at the nodes, then coefficients, then queries; a coefficient reaches
-all lanes by a shuffle and serves ROWS queries a thread. Other samples are summed exactly there.
+32 Chebyshev nodes where the bound allows (``cross_attention_chebyshev.py``): 32 r exponentials,
+not r * r. Along the lanes lie keys in the sums at the nodes, then coefficients, then queries; a
+coefficient reaches all lanes by a shuffle and serves ROWS queries a thread. Other samples are
+summed exactly there.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import cross_attention_tokens
-from ._attention import LOG2E, extremes, strides, tiles, value_of, wide
-from ._chebyshev import (
+from .cross_attention_backward import launch_exact
+from .cross_attention_chebyshev import (
     coefficients,
     factor_of,
     is_finite,
@@ -44,7 +45,9 @@ from ._chebyshev import (
     sample_of,
     table,
 )
-from ._launch import (
+from .cross_attention_nodes import attend_nodes_backward
+from .cross_attention_parts import LOG2E, extremes, strides, tiles, value_of, wide
+from .launch import (
     batch_class,
     cdiv,
     choose,
@@ -53,8 +56,6 @@ from ._launch import (
     rows,
     size_class,
 )
-from .cross_attention_backward import launch_exact
-from .cross_attention_nodes import attend_nodes_backward
 
 
 @triton.jit

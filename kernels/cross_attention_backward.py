@@ -17,8 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._attention import extremes, value_of
-from ._launch import (
+from .cross_attention_parts import extremes, value_of
+from .launch import (
     cdiv,
     compute_type,
     launch,

@@ -1,4 +1,6 @@
-"""Backward of attention at Chebyshev nodes (``_chebyshev``), one sample a program.
+"""Backward of attention at Chebyshev nodes, one sample a program.
+
+``cross_attention_chebyshev.py`` says when there are nodes.
 
 The adjoint of the forward at nodes: a query's gradient goes to N and D, is spread from the queries
 onto the nodes, and goes from there to k and v. The gradient of q needs two more functions at the
@@ -14,8 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._attention import value_of
-from ._chebyshev import (
+from .cross_attention_backward import by_key, by_query
+from .cross_attention_chebyshev import (
     coefficients,
     factor_of,
     is_finite,
@@ -25,7 +27,7 @@ from ._chebyshev import (
     range_of,
     sample_of,
 )
-from .cross_attention_backward import by_key, by_query
+from .cross_attention_parts import value_of
 
 
 @triton.jit

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._attention import LOG2E, strides, wide
-from ._launch import (
+from .cross_attention_parts import LOG2E, strides, wide
+from .launch import (
     cdiv,
     compute_type,
     dot,

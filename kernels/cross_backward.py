@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import (
+from .cross_tiles import COMPUTED, GIVEN, keep, padded, precision, product, project, tile, turned
+from .launch import (
     batch_class,
     cdiv,
     choose,
@@ -29,7 +30,6 @@ from ._launch import (
     rows,
     size_class,
 )
-from ._tiles import COMPUTED, GIVEN, keep, padded, precision, product, project, tile, turned
 
 
 @triton.jit(do_not_specialize=["n"])

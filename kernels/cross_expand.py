@@ -5,8 +5,8 @@
 for before the product (EARLY) where registers allow. Programs that share rows start together
 (GROUP), so that h and u come from L2.
 
-h is float32 where it is a plan for one layer of r <= 256, and enters as ``_tiles.product`` says;
-else it is as the caller has it, rounded to the type of x.
+h is float32 where it is a plan for one layer of r <= 256, and enters as ``cross_tiles.product``
+says; else it is as the caller has it, rounded to the type of x.
 
 Bytes: 3 B d items, 28 us for 4096 x 3456 in bfloat16 at 3.0 TB/s; its 2 B d r operations at
 r=512 are 14.5 GFLOP, which the tensor cores do meanwhile. Product and epilogue apart move 5 B d.
@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import (
+from .cross_tiles import keep, precision, product, tile
+from .launch import (
     architecture,
     batch_class,
     cdiv,
@@ -30,7 +31,6 @@ from ._launch import (
     rows,
     size_class,
 )
-from ._tiles import keep, precision, product, tile
 
 
 @triton.jit

@@ -39,7 +39,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import (
+from .cross_tiles import keep, padded, precision, product, tile, turned
+from .launch import (
     batch_class,
     cdiv,
     choose,
@@ -48,7 +49,6 @@ from ._launch import (
     rows,
     size_class,
 )
-from ._tiles import keep, padded, precision, product, tile, turned
 
 LOG2E = math.log2(math.e)
 LAYERS = 4  # of one launch

@@ -21,9 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bags import REGISTERS, columns, contiguous, findings, keep, pool, shape, spans
-from ._launch import cdiv, compute_type, launch
+from .bags import REGISTERS, columns, contiguous, findings, keep, pool, shape, spans
 from .hashing import murmur
+from .launch import cdiv, compute_type, launch
 
 # ---- the rows of an id ---------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ def _hashed_bag(
                                      WHOLE)  # fmt: skip
             row = _four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc, rc, valid,
                         column, dim, COMPUTE)  # fmt: skip
-            total = pool(total, weights, place, valid, row, MEAN)
+            total = pool(total, weights, place, valid, row)
     keep(out, total, length, bag, column, bags, dim, MEAN)
 
 

@@ -1,7 +1,7 @@
 """Gradients of the four tables of a hashed embedding bag: sums over sorted runs.
 
-``_list_rows`` lists the rows of every id, torch sorts them, ``_runs.py`` sums what falls on one
-row. The sparse gradients have to wait for the number of rows.
+``_list_rows`` lists the rows of every id, torch sorts them, and ``hashed_embedding_runs.py`` sums
+what falls on one row. The sparse gradients have to wait for the number of rows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bags import contiguous, findings, shape, spans
-from ._launch import cdiv, launch, next_power_of_2
-from ._runs import LOWEST, sum_runs
+from .bags import contiguous, findings, shape, spans
 from .hashed_embedding import rows_at
+from .hashed_embedding_runs import LOWEST, sum_runs
+from .launch import cdiv, launch, next_power_of_2
 
 
 @triton.jit(do_not_specialize=["bags", "known", "count", "seed"])

@@ -1,7 +1,7 @@
 """Hashed embedding bags over packed tables on GPUs, for serving.
 
-The walk is that of ``hashed_embedding.py``; rows are read as ``_rowwise.py`` says, BYTES bytes of
-codes a program. The gradients of weights (``_packed_dot``) take the same walk.
+The walk is that of ``hashed_embedding.py``. Rows are read as ``quantized_embedding_layout.py``
+says, BYTES bytes of codes a program. The gradients of weights (``_packed_dot``) take the same walk.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bags import REGISTERS, contiguous, findings, pool, shape, spans
-from ._launch import cdiv, launch
-from ._rowwise import (
+from .bags import REGISTERS, contiguous, findings, pool, shape, spans
+from .hashed_embedding import gather, rows_at, rule_of
+from .launch import cdiv, launch
+from .quantized_embedding_layout import (
     aligned,
     byte_block,
     code_bytes,
@@ -25,7 +26,6 @@ from ._rowwise import (
     odd,
     places,
 )
-from .hashed_embedding import gather, rows_at, rule_of
 
 
 @triton.jit
@@ -109,9 +109,9 @@ def _packed_bag(
         qb, rb, qc, rc = rows_at(ids, place, valid, seed, buckets, remainders, PREHASHED, WHOLE)
         a, b = _packed_four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc, rc,
                             valid, quotients, remainders, dim, byte, BITS)  # fmt: skip
-        low = pool(low, weights, place, valid, a, MEAN)
+        low = pool(low, weights, place, valid, a)
         if BITS == 4:
-            high = pool(high, weights, place, valid, b, MEAN)
+            high = pool(high, weights, place, valid, b)
     if MEAN:
         share = 1.0 / tl.maximum(length, 1).to(tl.float32)[:, None]
         low, high = low * share, high * share

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bags import OFFSETS, findings, report
-from ._launch import cdiv, launch
+from .bags import OFFSETS, findings, report
+from .launch import cdiv, launch
 
 
 @triton.jit

@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import (
+from .launch import (
     batch_class,
     cdiv,
     choose,

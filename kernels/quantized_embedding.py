@@ -1,10 +1,10 @@
 """Look-ups in row-wise quantized tables on GPUs: where nvcc was not there for the CUDA kernels.
 
 ``_quantized_bags``: BAGS bags of one table and BYTES bytes of codes a program, one id of each bag
-a step, UNROLL steps under way together. Rows are read as ``_rowwise.py`` says, the sums of their
-columns stay in registers. Many tables are one launch: a program finds the place of its table in
-``rows`` and ``dims`` on the device, then takes every ``each``-th block of its bags, so that the
-search is paid a few thousand times a launch, not once a block.
+a step, UNROLL steps under way together. Rows are read as ``quantized_embedding_layout.py`` says,
+and the sums of their columns stay in registers. Many tables are one launch: a program finds the
+place of its table in ``rows`` and ``dims`` on the device, then takes every ``each``-th block of its
+bags, so that the search is paid a few thousand times a launch, not once a block.
 
 Bytes: a look-up reads code_bytes + 8, whole sectors of 32 bytes: 96 for D=64 at 8 bits; 1M of them
 and 256 bytes written each are 352 MB, 105 us at 3.35 TB/s (H100, datasheet).
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bags import (
+from .bags import (
     REGISTERS,
     TABLES,
     contiguous,
@@ -35,8 +35,8 @@ from ._bags import (
     tell_ids,
     unroll,
 )
-from ._launch import cdiv, launch, multiprocessors
-from ._rowwise import (
+from .launch import cdiv, launch, multiprocessors
+from .quantized_embedding_layout import (
     aligned,
     byte_block,
     code_bytes,

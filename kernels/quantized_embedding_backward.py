@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bags import contiguous, findings, ids_at, shape, spans, tell_ids
-from ._launch import launch
-from ._rowwise import aligned, even, form, load_codes, load_pair, odd, places
+from .bags import contiguous, findings, ids_at, shape, spans, tell_ids
+from .launch import launch
 from .quantized_embedding import find_table, plan
+from .quantized_embedding_layout import aligned, even, form, load_codes, load_pair, odd, places
 
 
 @triton.jit

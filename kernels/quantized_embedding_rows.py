@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bags import CODES, ROW, contiguous, findings, report
-from ._launch import cdiv, launch, next_power_of_2
-from ._rowwise import aligned, load_pair, places, row_bytes
+from .bags import CODES, ROW, contiguous, findings, report
+from .launch import cdiv, launch, next_power_of_2
+from .quantized_embedding_layout import aligned, load_pair, places, row_bytes
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -21,10 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._bags import VOCABULARY, findings, report
-from ._launch import cdiv, launch
-from ._rowwise import aligned
+from .bags import VOCABULARY, findings, report
 from .hashing import _finalize
+from .launch import cdiv, launch
+from .quantized_embedding_layout import aligned
 
 _MAGIC = tl.constexpr(int.from_bytes(b"LIRVOC01", "little"))
 _MOST_KEYS, _MOST_PARTS = tl.constexpr(1 << 40), tl.constexpr(1 << 25)

@@ -12,7 +12,7 @@ from conftest import REPOSITORY, needs_library
 from lirank_ext import verify
 from lirank_ext.library import autograd
 from lirank_ext.library.op import OPS, implementations
-from lirank_ext.verify.cases import STEMS, all_cases
+from lirank_ext.verify.cases import all_cases
 
 PUBLIC = [name for name, op in OPS.items() if not op.internal]
 CASES = [c for c in all_cases() if not c.big]
@@ -41,16 +41,40 @@ def numel(case):
     return sum(a.numel() for a in case.call if isinstance(a, torch.Tensor))
 
 
-@pytest.mark.parametrize("stem", STEMS)
-def test_every_family_has_all_its_parts(stem):
+FAMILIES = sorted({op.family for op in OPS.values()})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_all_its_parts(family):
     for part in (
-        f"lirank_ext/ops/{stem}.py",
-        f"lirank_ext/verify/cases/{stem}.py",
-        f"tests/test_{stem}.py",
-        f"csrc/{stem}.cpp",
-        f"benchmarks/bench_{stem}.py",
+        f"lirank_ext/ops/{family}.py",
+        f"lirank_ext/verify/cases/{family}.py",
+        f"tests/test_{family}.py",
+        f"csrc/{family}.cpp",
+        f"kernels/{family}.py",
+        f"benchmarks/bench_{family}.py",
     ):
-        assert (REPOSITORY / part).is_file(), f"{stem} lacks {part}"
+        assert (REPOSITORY / part).is_file(), f"{family} lacks {part}"
+
+
+@pytest.mark.parametrize(
+    ("folder", "shared"),
+    [
+        ("lirank_ext/ops", {"__init__", "bags"}),
+        ("lirank_ext/verify/cases", {"__init__"}),
+        ("kernels", {"__init__", "bags", "errors", "launch"}),
+    ],
+)
+def test_the_name_of_a_file_tells_its_family(folder, shared):
+    for path in (REPOSITORY / folder).glob("*.py"):
+        families = [f for f in FAMILIES if path.stem == f or path.stem.startswith(f"{f}_")]
+        assert families or path.stem in shared, f"{path}: of no family"
+
+
+def test_kernels_import_nothing_from_the_package():
+    for path in (REPOSITORY / "kernels").glob("*.py"):
+        found = re.findall(r"^\s*(?:from|import) (?:lirank_ext|\.\.).*", path.read_text(), re.M)
+        assert not found, f"{path}: {found}"
 
 
 @pytest.mark.parametrize("arguments", ["Tensor[] x", "Tensor x, *, float scale=1.0"])
@@ -63,11 +87,13 @@ def test_a_backward_that_would_miss_arguments_is_refused(arguments):
         autograd.register(library, never, lambda a, grad: {}, saves=())
 
 
-def test_every_op_belongs_to_a_family_and_has_cases():
+def test_every_op_has_cases_and_a_fake_kernel_and_is_named_after_its_file():
     covered = {c.op for c in all_cases()}
     for name, op in OPS.items():
-        assert op.family in STEMS
         assert op.internal or name in covered, f"no cases for {name}"
+        registered = torch._library.simple_registry.singleton.find(f"lirank::{name}")
+        assert registered.fake_impl.kernel is not None, f"no fake kernel for {name}"
+        assert f"{op.module}_".startswith(f"{op.family}_"), f"{name} is in {op.module}.py"
 
 
 @needs_library

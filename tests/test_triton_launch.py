@@ -15,7 +15,7 @@ from lirank_ext.library.op import OPS
 
 pytest.importorskip("triton", reason="Triton is not installed: the extra 'test' has it")
 
-from lirank_ext.kernels import _launch
+from lirank_ext.kernels import launch
 
 
 class Placed(torch.Tensor):
@@ -68,16 +68,16 @@ def tuned(monkeypatch):
         timed.append(torch.cuda.current_device())
         return len(candidates) - 1
 
-    monkeypatch.setattr(_launch, "_fastest", fastest)
-    monkeypatch.setattr(_launch, "INTERPRETED", False)
-    monkeypatch.setattr(_launch, "_turn", None)
-    monkeypatch.setattr(_launch, "_chosen", {})
+    monkeypatch.setattr(launch, "_fastest", fastest)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "_turn", None)
+    monkeypatch.setattr(launch, "_chosen", {})
     return timed
 
 
 def chosen(key=("op",), candidates=(0, 1, 2)) -> int:
     ran = []
-    _launch.choose(key, candidates, ran.append)
+    launch.choose(key, candidates, ran.append)
     assert len(ran) == 1
     return ran[0]
 
@@ -150,10 +150,10 @@ def test_deterministic_algorithms_take_the_first_candidate(gpus, tuned):
 
 
 def test_a_named_candidate_is_taken_everywhere_and_none_is_timed(gpus, tuned):
-    with _launch.turn(1):
+    with launch.turn(1):
         assert chosen() == 1
         assert chosen(("few",), (0,)) == 0
-    with _launch.turn(0):
+    with launch.turn(0):
         assert chosen() == 0
     assert not tuned
     assert chosen() == 2
@@ -162,7 +162,7 @@ def test_a_named_candidate_is_taken_everywhere_and_none_is_timed(gpus, tuned):
 @pytest.mark.parametrize(("value", "wanted"), [("", None), ("0", 0), ("1", 1)])
 def test_the_environment_names_a_candidate(monkeypatch, value, wanted):
     monkeypatch.setenv("LIRANK_TRITON_CANDIDATE", value)
-    script = "from lirank_ext.kernels import _launch; print(_launch._turn)"
+    script = "from lirank_ext.kernels import launch; print(launch._turn)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ran.stdout.strip() == str(wanted), ran.stderr
 
@@ -171,7 +171,7 @@ def test_no_grid_is_longer_than_cuda_allows():
     """The second axis ends at 65,535."""
     n, k = 4, 9_000_000
     x, w, b, e = (torch.empty(size, device="meta") for size in ((n,), (k,), (), (n, k)))
-    with _launch.recording() as launches:
+    with launch.recording() as launches:
         gpu.launcher(OPS["isotonic_calibration"])(x, w, b, -17.0, 0.05, e)
         backward = gpu.launcher(OPS["isotonic_calibration_backward"])
         backward(x, x, w, b, -17.0, 0.05, e)

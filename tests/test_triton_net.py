@@ -49,9 +49,9 @@ def _net(layers: int = 2, r: int = 64, s: int = 64, dtype: torch.dtype = torch.b
 
 
 def _launches(net, token_dim: int = 1, merge: int = 0) -> list[str]:
-    from lirank_ext.kernels import _launch
+    from lirank_ext.kernels import launch
 
-    with _launch.recording() as recorded:
+    with launch.recording() as recorded:
         gpu.launcher(OPS["residual_cross_net"])(*net, 1.0, [], token_dim, True, merge)
     return [one.kernel.__name__ for one in recorded]
 

@@ -68,7 +68,7 @@ def recorded(bags, count):
     gradients, whose size is data, are missing.
     """
     from lirank_ext.benchmarks.triton_resources import _t
-    from lirank_ext.kernels import _launch
+    from lirank_ext.kernels import launch
 
     ids, offsets = _t(count, dtype=torch.int64), _t(bags, dtype=torch.int64)
     ends, rows, weights = _t(8 * bags + 1, dtype=torch.int64), _t(8).long(), _t(count)
@@ -100,7 +100,7 @@ def recorded(bags, count):
     ]  # fmt: skip
     named = {call[0] for call in calls} | {"hashed_embedding_bag_backward_sparse"}
     assert named == {name for name, op in OPS.items() if op.family in FAMILIES}
-    with _launch.recording() as launches:
+    with launch.recording() as launches:
         for name, *args in calls:
             gpu.launcher(OPS[name])(*args)
     return launches

@@ -13,7 +13,8 @@ from unittest import mock
 
 import torch
 
-from lirank_ext.kernels import _chebyshev, _launch, cross_attention
+from lirank_ext.kernels import cross_attention, launch
+from lirank_ext.kernels import cross_attention_chebyshev as chebyshev
 from lirank_ext.library.op import OPS
 from lirank_ext.verify import check_case
 from lirank_ext.verify.cases import all_cases
@@ -47,7 +48,7 @@ def failures() -> tuple[list[str], int]:
     for case in all_cases("outer_attention"):
         if case.big or case.raises or case.args["token_dim"] != 1:
             continue
-        with _launch.turn(NODES), mock.patch.object(_chebyshev, "SMALLEST", 1):
+        with launch.turn(NODES), mock.patch.object(chebyshev, "SMALLEST", 1):
             outcome = check_case(case, _AnyRank())
         ran += 1
         if not outcome.passed:
@@ -60,9 +61,9 @@ def taken(scale: float, r: int) -> tuple[int, float]:
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(6, r, generator=generator) for _ in range(3))
     q = q * scale
-    with _launch.turn(NODES):
+    with launch.turn(NODES):
         at_nodes = cross_attention.forward(q, k, v, 1.0, 1, False)
-    with _launch.turn(EXACT):
+    with launch.turn(EXACT):
         exact = cross_attention.forward(q, k, v, 1.0, 1, False)
     a = torch.softmax(q.double()[:, :, None] * k.double()[:, None, :], -1)
     error = (at_nodes - (a @ v.double()[:, :, None])[..., 0]).abs().max()
@@ -70,7 +71,7 @@ def taken(scale: float, r: int) -> tuple[int, float]:
 
 
 def main() -> None:
-    assert _launch.INTERPRETED, "set TRITON_INTERPRET=1"
+    assert launch.INTERPRETED, "set TRITON_INTERPRET=1"
     problems, ran = failures()
     sides = {f"{scale} {r}": taken(scale, r) for scale, r in ((1.0, 256), (0.3, 150), (6.0, 256))}
     print(json.dumps({"ran": ran, "failures": problems, "sides": sides}))

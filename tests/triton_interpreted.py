@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 
-from lirank_ext.kernels import _launch
+from lirank_ext.kernels import launch
 from lirank_ext.library import gpu, load
 from lirank_ext.library.device_errors import check_errors
 from lirank_ext.library.op import OPS
@@ -39,7 +39,7 @@ def implementation(name: str):
 
 
 def main(family: str, turn: int | None = None) -> None:
-    assert _launch.INTERPRETED, "set TRITON_INTERPRET=1"
+    assert launch.INTERPRETED, "set TRITON_INTERPRET=1"
     names, failures, ran = register(family), [], 0
     for name in names:
         if OPS[name].internal:
@@ -47,7 +47,7 @@ def main(family: str, turn: int | None = None) -> None:
         for case in all_cases(name):
             if case.big:
                 continue
-            with _launch.turn(ran if turn is None else turn):
+            with launch.turn(ran if turn is None else turn):
                 outcome = check_case(case, implementation(name))
             ran += 1
             if not outcome.passed:

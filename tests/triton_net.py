@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from lirank_ext.kernels import _launch, cross_net
+from lirank_ext.kernels import cross_net, launch
 from lirank_ext.library import gpu
 from lirank_ext.library.op import OPS
 from lirank_ext.verify import check_case
@@ -93,18 +93,18 @@ def cases() -> list[Case]:
 
 
 def main(turn: str | None = None) -> None:
-    device = "cpu" if _launch.INTERPRETED else "cuda"
-    call = gpu.launcher(OPS[OP]) if _launch.INTERPRETED else OPS[OP].overload
+    device = "cpu" if launch.INTERPRETED else "cuda"
+    call = gpu.launcher(OPS[OP]) if launch.INTERPRETED else OPS[OP].overload
     launched, failures, ran = 0, [], 0
 
     def count(*args, **constants):
         nonlocal launched
         launched += 1
-        return _launch.launch(*args, **constants)
+        return launch.launch(*args, **constants)
 
     with mock.patch.object(cross_net, "launch", count):
-        for case in cases()[:: 1 if _launch.INTERPRETED else 3]:
-            with _launch.turn(int(turn or 0)):
+        for case in cases()[:: 1 if launch.INTERPRETED else 3]:
+            with launch.turn(int(turn or 0)):
                 outcome = check_case(case, call, device)
             ran += 1
             if not outcome.passed:

@@ -14,7 +14,9 @@ import traceback
 
 import torch
 
-from lirank_ext.kernels import _launch, _runs, errors
+from lirank_ext.kernels import errors
+from lirank_ext.kernels import hashed_embedding_runs as runs
+from lirank_ext.kernels.launch import INTERPRETED
 from lirank_ext.library import gpu
 from lirank_ext.library.device_errors import check_errors
 from lirank_ext.library.op import OPS
@@ -208,7 +210,7 @@ def runs_across_many_chunks():
     ids = torch.randint(-5, 5, (150,), generator=generator())
     ids[20:140] = 4  # one row of every table takes most
     offsets = torch.arange(0, 150, 3)
-    before, _runs.CHUNK = _runs.CHUNK, 4  # so that a run has more parts than are joined at once
+    before, runs.CHUNK = runs.CHUNK, 4  # so that a run has more parts than are joined at once
     try:
         for sparse in ("", "_sparse"):
             name = f"hashed_embedding_bag_backward{sparse}"
@@ -216,7 +218,7 @@ def runs_across_many_chunks():
             for got, wanted in zip(launch(name, *args), reference(name, *args), strict=True):
                 assert torch.equal(got, wanted)
     finally:
-        _runs.CHUNK = before
+        runs.CHUNK = before
 
 
 @check
@@ -336,7 +338,7 @@ def a_damaged_vocabulary_is_found_without_keys():
 
 
 def main() -> None:
-    assert _launch.INTERPRETED, "set TRITON_INTERPRET=1"
+    assert INTERPRETED, "set TRITON_INTERPRET=1"
     results = {}
     for name, function in CHECKS.items():
         torch.manual_seed(0)

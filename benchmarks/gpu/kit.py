@@ -152,7 +152,7 @@ def _compile_share(first: int, step: int) -> int:
     from triton.runtime import driver
 
     from lirank_ext.benchmarks.triton_resources import _Compiler
-    from lirank_ext.kernels import _launch as launch
+    from lirank_ext.kernels import launch
 
     driver.set_active(_Compiler(ARCHITECTURE))
     ops, found, skipped = _serve_cpu_by_triton(), {}, 0

@@ -88,7 +88,7 @@ class Worker:
 def precompile(call: Callable[[], Any]) -> int:
     """Compile every Triton kernel that this call may choose, without running one."""
     try:
-        from lirank_ext.kernels import _launch as launching
+        from lirank_ext.kernels import launch as launching
     except ImportError:
         return 0
     major, minor = torch.cuda.get_device_capability()

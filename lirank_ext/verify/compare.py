@@ -191,12 +191,12 @@ def _check_backward(case: Case, reference, implementation, args: tuple, wide: tu
         wanted, [slow[i] for i in case.trained], g.double(), allow_unused=True
     )
     outcomes = []
-    for i, a, b in zip(case.trained, got, need, strict=True):
+    for name, i, a, b in zip(case.grad, case.trained, got, need, strict=True):
         b = torch.zeros_like(slow[i]) if b is None else b
         if a is None:
-            outcomes.append(Outcome(case, problem=f"gradient of argument {i} is missing"))
+            outcomes.append(Outcome(case, problem=f"gradient of argument {name!r} is missing"))
         else:
-            outcomes.append(_compare(a, b, case, False, f"gradient of argument {i}"))
+            outcomes.append(_compare(a, b, case, False, f"gradient of argument {name!r}"))
     return _worse(outcomes)
 
 

@@ -1,6 +1,6 @@
 """Inputs on which every op is checked: by ``verify``, and by the tests (opcheck, compile).
 
-A family's module ``cases/<stem>.py`` holds ``cases(generator) -> list[Case]``. They are
+A family's module ``cases/<family>.py`` holds ``cases(generator) -> list[Case]``. They are
 written once, so that a user's ``verify`` and the test suite look at the same inputs.
 """
 
@@ -73,20 +73,11 @@ def _case(op: str, label: str, /, **given: Any) -> Case:
     return Case(op, label, given, **options)
 
 
-STEMS = (
-    "cross",
-    "quantized_embedding",
-    "isotonic",
-    "hashed_embedding",
-    "hashing",
-    "static_vocabulary",
-)
-
-
 def all_cases(op: str | None = None, seed: int = 0) -> Iterator[Case]:
     """Every case of every family, or of one op; the same for the same seed."""
-    for stem in STEMS:
-        module = importlib.import_module(f"{__name__}.{stem}")
+    families = {each.family for each in OPS.values()} if op is None else {OPS[op].family}
+    for family in sorted(families):
+        module = importlib.import_module(f"{__name__}.{family}")
         generator = torch.Generator().manual_seed(seed)
         for case in module.cases(generator):
             if op is None or case.op == op:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import next_power_of_2
+from .launch import next_power_of_2
 
 
 @triton.jit

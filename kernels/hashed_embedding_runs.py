@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import (
+from .launch import (
     cdiv,
     compute_type,
     launch,

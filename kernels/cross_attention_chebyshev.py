@@ -20,8 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ._attention import value_of
-from ._launch import next_power_of_2
+from .cross_attention_parts import value_of
+from .launch import next_power_of_2
 
 NODES = 32  # queries and keys of standard deviation 1 take 22 at r=64, 26 at r=256
 SMALLEST = 128  # the least rank for which nodes are tried

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._launch import (
+from .launch import (
     dot,
     next_power_of_2,
 )

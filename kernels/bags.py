@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import errors as kinds
-from ._launch import next_power_of_2
 from .errors import findings
+from .launch import next_power_of_2
 
 INDEX, OFFSETS = tl.constexpr(kinds.INDEX), tl.constexpr(kinds.OFFSETS)
 TABLES, ROW = tl.constexpr(kinds.TABLES), tl.constexpr(kinds.ROW)
@@ -80,7 +80,7 @@ def tell_ids(errors, ids, begin, length, rows, table, STEPS: tl.constexpr):
 
 
 @triton.jit
-def pool(total, weights, place, valid, row, MEAN: tl.constexpr):
+def pool(total, weights, place, valid, row):
     """total + the rows of one step, weighted where there are weights."""
     if weights is not None:
         weight = tl.load(weights + place, mask=valid, other=0).to(total.dtype)

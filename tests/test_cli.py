@@ -240,7 +240,10 @@ def test_the_source_folder_says_that_it_is_not_built(tmp_path):
         paths = [str(tmp_path), *(p for p in sys.path if p.endswith("-packages"))]
         code = f"import sys; sys.path[:0] = {paths}; {code}import lirank_ext.cli as c; "
         start = [sys.executable, "-S", "-c", code + "sys.exit(c.main(sys.argv[1:]))", *argv]
-        return subprocess.run(start, capture_output=True, text=True, cwd=tmp_path, check=False)
+        environment = {k: v for k, v in os.environ.items() if k != "LIRANK_NO_EXT"}
+        return subprocess.run(
+            start, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+        )
 
     for name in ("bench", "info"):
         done = run(name)

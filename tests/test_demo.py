@@ -11,7 +11,7 @@ import torch
 for package in ("pyarrow", "sklearn", "tqdm", "rich", "matplotlib"):
     pytest.importorskip(package)
 
-from lirank_ext import demo  # noqa: E402
+from lirank_ext import _progress, demo  # noqa: E402
 from lirank_ext.cli import main  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.demo import measure, ranker  # noqa: E402
@@ -159,7 +159,8 @@ def test_with_nothing_given_adult_is_read():
 # ---- the demo ------------------------------------------------------------------------------
 
 
-def test_the_demo_on_adult(tmp_path, capsys):
+def test_the_demo_on_adult(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_progress, "SECONDS_BETWEEN_LINES", 0.0)  # however fast the machine is
     assert run("--quick", "--rows", "6000", "--output", str(tmp_path)) == 0
     said = capsys.readouterr()
     for word in ("UCI Adult", "AUC", "observed / expected", "embeddings", "p99 at batch 1024"):

@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="with --from: share of the cold start in the older weights, 0 to 1 (default 0)",
     )
+    add(
+        "--check",
+        action="store_true",
+        help="also train a logistic regression on one-hot columns and gradient-boosted trees on a "
+        "sample, and say where the ranker is behind them on the rows to validate on",
+    )
     options.add_json(parser)
 
 
@@ -81,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         results.print_metrics(title, best["tasks"])
         for sentence in summary.warnings(best["tasks"]):
             print(sentence, file=sys.stderr)
+    if "check" in result.report:
+        results.print_check(result.report["check"])
     results.report_broken(result.broken)
     print_line(f"model: {plan.output / MODEL}; configuration: {plan.output / CONFIG}")
     results.write_json(args.json, result.report)

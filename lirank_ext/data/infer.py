@@ -37,7 +37,7 @@ class Column:
 
     Attributes:
         name: name of the column.
-        role: "label", "number", "id", "time", "ids" (several in a cell), or "left out".
+        role: "label", "weight", "number", "id", "time", "ids" (several in a cell), or "left out".
         why: the reason for the role.
         example: one value of the column.
         distinct, missing: counts of the sample's different values and of its missing ones.
@@ -111,10 +111,14 @@ def infer(
     missing = MISSING if reading.missing is None else reading.missing
     schema = Schema(missing=list(missing), names=list(reading.names))
     schema.tasks = parse_labels(file, labels)
-    for column in (*reading.numeric, *reading.categorical, *reading.ignore, *reading.lists):
+    schema.weight, schema.group = reading.weight, reading.group
+    named = [name for name in (reading.weight, reading.group) if name is not None]
+    for column in (*reading.numeric, *reading.categorical, *reading.ignore, *reading.lists, *named):
         file.check(column)
     label_columns = {task.source for task in schema.tasks}
-    left_out = {*reading.ignore, *label_columns}
+    if reading.weight in label_columns:
+        raise DataError(f"--weight: the column '{reading.weight}' is the label")
+    left_out = {*reading.ignore, *label_columns, reading.weight}
     wanted = [c for c in file.columns if c not in left_out]
     if not wanted:
         raise DataError(f"{file.path}: no column to learn from, only labels")
@@ -125,6 +129,8 @@ def infer(
         found.columns.append(_label(chunks, task, schema))
     for name in reading.ignore:
         found.columns.append(Column(name, "left out", "--ignore"))
+    if reading.weight is not None:
+        found.columns.append(Column(reading.weight, "weight", "--weight"))
     for seen in _profiles(chunks, wanted, schema):
         if seen.name in reading.lists:
             seen.kind, seen.separator = "text", reading.lists[seen.name]

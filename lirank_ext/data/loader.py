@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from .errors import DataError
 from .features import Batch, Converter, Rows
 from .source import Source
 
@@ -98,6 +99,24 @@ class Loader:
         """The rest of an epoch from a position on, each batch with the position after it."""
         made = self._epoch(start)
         return ahead(made, self.prefetch) if self.prefetch else made
+
+    def sample(self, most: int) -> Rows:
+        """About ``most`` of the rows, drawn by the seed from everywhere; all where they are fewer.
+
+        Raises:
+            DataError: there is no row.
+        """
+        share = 1.0
+        if self.split is not None:
+            share = self.split.share if self.valid else 1 - self.split.share
+        rate = most / max(1.0, self.source.count() * share)
+        rng, parts = np.random.default_rng(self.seed), []
+        for _, rows in self._blocks(0):
+            kept = rng.random(len(rows)) < rate
+            parts.append(rows.take(np.flatnonzero(kept)))
+        if not sum(map(len, parts)):
+            raise DataError("no row to draw a sample from")
+        return Rows.concatenate(parts)
 
     def _epoch(self, start: Position) -> Iterator[tuple[Position, Batch]]:
         for number, rows in self._blocks(start.block):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..data.broken import BadRows
 from ..data.errors import DataError
 from ..data.infer import Column
-from . import incremental, summary, tuning
+from . import check, incremental, summary, tuning
 from .checkpoint import save_text
 from .defaults import configuration, flat, merge
 from .incremental import PreviousRun, load_previous, require_same_model
@@ -124,9 +124,14 @@ class Plan:
         broken = BadRows(self.config.training.bad_rows == "skip")
         before = self.previous.model if self.previous else None
         data = open_data(self.config, self.options.data, self.options.valid, broken, before)
+        if self.options.check and data.valid is None:
+            raise DataError("--check: there are no rows to validate on: raise training.valid")
         self._prepare_folder()
         result = (self._tune if self._tunes(data) else self._train)(data, broken, tell)
         tell(summary.ending(result.trainer))
+        if self.options.check:
+            tell("check: training a logistic regression and boosted trees on a sample")
+            result.report["check"] = check.compare(result.trainer)
         self._save(result)
         return result
 

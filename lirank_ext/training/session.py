@@ -240,6 +240,7 @@ def open_model(
     *,
     labels: bool = True,
     skip: bool = False,
+    group: str | None = None,
 ) -> ModelOnFiles:
     """A trained model and the files to use it on.
 
@@ -249,11 +250,14 @@ def open_model(
         device: of the model.
         labels: read the labels too.
         skip: pass over broken rows.
+        group: column within which rank metrics compare rows; None takes the model's own.
 
     Raises:
         DataError: the model or a file cannot be used.
     """
     model, config = load_model(folder, device)
+    if group is not None:
+        config.model.schema.group = group
     broken = BadRows(skip)
     loader = open_loader(config, paths, broken, labels=labels, dwell=dwell_of(model))
     return ModelOnFiles(model, config, loader, broken, device)

@@ -48,7 +48,11 @@ class Settings:
         amp: bfloat16 autocast: "auto" where there is a GPU, "on", "off".
         valid: share of the rows to validate on, drawn at random; 0 needs a file of its own.
         split: "random", or "last" for the last rows of the files.
-        monitor: what should get better, "auc" or "log_loss", the mean over the tasks.
+        monitor: what should get better, the mean over the tasks: "auc", "log_loss", "pr_auc", or
+            within the groups of the schema "gauc" or "ndcg".
+        label_smoothing: share by which the labels that are trained towards are drawn to 1/2.
+        ema: decay of the moving average of the dense weights that is evaluated and kept; 0 keeps
+            the weights themselves.
         patience: evaluations without a better result before the run stops; 0 never stops.
         evaluate_every: steps between evaluations; 0 evaluates at the end of each epoch.
         checkpoint_every: steps between checkpoints; 0 writes one at the end of each epoch.
@@ -83,7 +87,9 @@ class Settings:
     amp: Literal["auto", "on", "off"] = "auto"
     valid: float = 0.1
     split: Literal["random", "last"] = "random"
-    monitor: Literal["auc", "log_loss"] = "auc"
+    monitor: Literal["auc", "log_loss", "pr_auc", "gauc", "ndcg"] = "auc"
+    label_smoothing: float = 0.0
+    ema: float = 0.0
     patience: int = 3
     evaluate_every: int = 0
     checkpoint_every: int = 500
@@ -113,6 +119,9 @@ class Settings:
             raise ConfigError(f"cold_weight: wanted a share from 0 to 1, got {self.cold_weight}")
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"warmup: wanted a share from 0 to 1, got {self.warmup}")
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: wanted a share in [0, 1), got {getattr(self, name)}")
         if not 0 <= self.valid < 1:
             raise ConfigError(f"valid: wanted a share in [0, 1), got {self.valid}")
 
@@ -130,6 +139,23 @@ class Config:
 
     model: LiRankConfig = field(default_factory=LiRankConfig)
     training: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        monitor = self.training.monitor
+        if monitor in ("gauc", "ndcg") and self.model.schema.group is None:
+            raise ConfigError(
+                f"training.monitor: {monitor} compares rows within groups: name their column with "
+                "--group (model.schema.group)"
+            )
+        if self.model.schema.weight is None:
+            return
+        effects = self.model.popularity.enabled and self.model.schema.popularity
+        if effects or self.model.explore.enabled:
+            block = "popularity" if effects else "explore"
+            raise ConfigError(
+                f"model.schema.weight: model.{block} is fitted to rows without weights: switch "
+                "one of them off"
+            )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "") -> Config:

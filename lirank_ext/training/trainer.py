@@ -21,8 +21,9 @@ from ..data.packages import need
 from ..models import ConfigError, LiRank
 from ..nn.incremental import IncrementalPenalty
 from . import checkpoint
+from .average import WeightAverage
 from .checkpoint import CheckpointError, Progress
-from .metrics import Metrics, evaluate, mean
+from .metrics import GROUPED, MONITORS, Metrics, evaluate, mean
 from .optimizers import RowwiseAdagrad, learning_rate
 from .settings import Config
 from .signals import Interrupted, StopSignals
@@ -51,6 +52,7 @@ class Trainer:
     Attributes:
         model: the :class:`lirank_ext.models.LiRank`.
         progress: where the training stands.
+        average: of the dense weights, where the settings want one.
         penalty: keeps the weights near those of older data; None for none.
         signals: a signal that came ends the training at the next step.
         rows, seconds: trained on by this process, and how long it took without evaluations.
@@ -94,6 +96,8 @@ class Trainer:
         self.task_weights = torch.tensor(weights, device=self.device)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        named = {id(p): name for name, p in self.model.named_parameters()}
+        self.average = WeightAverage({named[id(p)]: p for p in dense}, options.ema)
         self.penalty: IncrementalPenalty | None = None
         self.rows, self.seconds = 0, 0.0
         self.signals = StopSignals()
@@ -113,6 +117,8 @@ class Trainer:
                 self._epoch(bar)
         if self.best:
             self.model.load_state_dict(self.best)
+        else:
+            self.average.keep()
         self._finish()
         return self.progress
 
@@ -197,7 +203,7 @@ class Trainer:
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             logits = self.model(batch.features)
-        loss = self._loss(logits.float(), batch.labels)
+        loss = self._loss(logits.float(), batch)
         total = loss + self._penalty()
         # Set explicitly: PyTorch warns about sparse gradients otherwise.
         with torch.sparse.check_sparse_tensor_invariants(False):
@@ -206,10 +212,19 @@ class Trainer:
                 torch.nn.utils.clip_grad_norm_(self.dense, settings.clip)
             for optimizer in self.optimizers:
                 optimizer.step()
+        self.average.update(step)
         self._record_loss(loss.detach())
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(0)
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        smoothing = self.settings.label_smoothing
+        labels = batch.labels * (1 - smoothing) + smoothing / 2 if smoothing else batch.labels
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        if batch.weights is None:
+            losses = losses.mean(0)
+        else:
+            # A batch whose weights are all 0 has no loss.
+            total = batch.weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+            losses = (losses * batch.weights[:, None]).sum(0) / total
         return (losses * self.task_weights).sum() / self.task_weights.sum()
 
     def _penalty(self) -> Tensor | float:
@@ -250,13 +265,18 @@ class Trainer:
     def _evaluate(self, bar: ProgressBar) -> None:
         """Evaluate, keep the best weights, and count the evaluations without a better one."""
         self._sync_loss()
-        progress, settings = self.progress, self.settings
+        progress = self.progress
         loss = progress.loss_sum / max(1, progress.loss_steps)
         progress.loss_sum, progress.loss_steps = 0.0, 0
         record: dict[str, Any] = {"step": progress.step, "training_loss": loss}
         progress.evaluations.append(record)
         if self.valid_loader is None:
             return
+        with self.average.applied():
+            self._measure(record, bar)
+
+    def _measure(self, record: dict[str, Any], bar: ProgressBar) -> None:
+        progress, settings, loss = self.progress, self.settings, record["training_loss"]
         metrics = evaluate(self.model, self.valid_loader, self.device)
         self._check_valid(metrics)
         record["tasks"] = {name: m.as_json() for name, m in metrics.items()}
@@ -264,7 +284,8 @@ class Trainer:
         value = mean(metrics, settings.monitor)
         bar.show({"loss": f"{loss:.4f}", f"valid {settings.monitor}": f"{value:.4f}"})
         bar.show({"rows/s": f"{self.rows / max(self.seconds, 1e-9):,.0f}"})
-        better = value > progress.best if settings.monitor == "auc" else value < progress.best
+        larger = MONITORS[settings.monitor]
+        better = value > progress.best if larger else value < progress.best
         if better or math.isnan(progress.best):
             progress.best, progress.best_step, progress.worse = value, progress.step, 0
             state = self.model.state_dict()
@@ -277,11 +298,18 @@ class Trainer:
         for name, m in metrics.items():
             if not m.rows:
                 raise DataError("no row to validate on: raise valid, or give a file of its own")
-            if self.settings.monitor == "auc" and math.isnan(m.auc):
+            monitor = self.settings.monitor
+            if not math.isnan(getattr(m, monitor)):
+                continue
+            if monitor in GROUPED:
                 raise DataError(
-                    f"the {m.rows} rows to validate on all have the same label '{name}': raise "
-                    "valid, or set monitor to log_loss"
+                    f"the {m.rows} rows to validate on hold no group with both labels '{name}': "
+                    "raise valid, or choose another --group or --monitor"
                 )
+            raise DataError(
+                f"the {m.rows} rows to validate on all have the same label '{name}': raise "
+                "valid, or set monitor to log_loss"
+            )
 
     @torch.no_grad()
     def _finish(self) -> None:

@@ -15,7 +15,7 @@ from ..models import ConfigError
 from ..models._parse import override
 from . import checkpoint
 from .checkpoint import CheckpointError
-from .metrics import difference_error, score
+from .metrics import MONITORS, difference_error, score
 from .session import Data, trainer_on
 from .settings import Config
 from .signals import Interrupted
@@ -132,7 +132,7 @@ class Tuner:
         self.folder = output / FOLDER
         self.trials = trials(config, fixed)
         self.config, self.fixed = config, fixed
-        self.larger = config.training.monitor == "auc"
+        self.larger = MONITORS[config.training.monitor]
 
     def run(self) -> tuple[Trainer, Trial]:
         """The trainer of the best trial, with its best weights, and the trial.
@@ -180,7 +180,8 @@ class Tuner:
 
     def _noise(self, number: int, trainer: Trainer) -> float:
         """The standard error against the first trial, whose scores are kept for it."""
-        logits, labels = score(trainer.model, self.data.valid, trainer.device)
+        scored = score(trainer.model, self.data.valid, trainer.device)
+        logits, labels = scored.logits, scored.labels
         path = self.folder / "first.safetensors"
         if number == 0:
             checkpoint.save(path, {"logits": torch.from_numpy(logits)}, {})

@@ -112,14 +112,13 @@ def test_what_the_user_gave_is_not_tried():
 
 def test_when_trials_are_trained():
     config = config_for()
-    assert tuning.wanted(config, 1000, True)
-    assert not tuning.wanted(config, tuning.MAX_ROWS + 1, True)
-    assert not tuning.wanted(config, 1000, False)
-    assert not tuning.wanted(config_for(max_steps=5), 1000, True)
-    assert tuning.wanted(config_for(tune="on"), tuning.MAX_ROWS + 1, True)
-    assert not tuning.wanted(config_for(tune="off"), 1000, True)
+    assert tuning.wanted(config, True)
+    assert not tuning.wanted(config, False)
+    assert not tuning.wanted(config_for(max_steps=5), True)
+    assert tuning.wanted(config_for(tune="on"), True)
+    assert not tuning.wanted(config_for(tune="off"), True)
     with pytest.raises(ConfigError, match="no rows to validate on"):
-        tuning.wanted(config_for(tune="on"), 1000, False)
+        tuning.wanted(config_for(tune="on"), False)
 
 
 @pytest.mark.parametrize("stop_at", [3, 12, 22])
@@ -178,3 +177,65 @@ def test_train_tunes_by_itself(data, tmp_path, capsys):
     assert main([*train, "--resume"]) == 0  # done: nothing is trained again
     assert main([*train, "--overwrite", "--tune", "off"]) == 0
     assert "trials" not in json.loads((out / "report.json").read_text())
+
+
+def test_trials_of_many_rows_see_a_sample(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tuning, "MAX_ROWS", 100)
+    monkeypatch.setattr(tuning, "MAX_VALID", 20)
+    config = config_for(epochs=2)
+    files = open_data(config, [data])
+    few = tuning.sampled(files)
+    assert 60 <= few.rows <= 140
+    assert 8 <= len(few.valid.rows) <= 32
+    held = few.valid.rows.numbers
+    assert files.train.split.is_valid(held).all()
+    assert not files.train.split.is_valid(few.train.rows.numbers).any()
+
+    out = tmp_path / "model"
+    small = ["--set", "model.embedding.dim=4", "--set", "model.mlp.dims=[8]", "--epochs", "2"]
+    train = ["train", str(data), "--label", "click", "--output", str(out), *small]
+    train += ["--set", "training.fisher_rows=0", "--set", "training.batch_size=64"]
+    assert main(train) == 0
+    assert f"a sample of {few.rows} rows" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    chosen = next(t for t in report["trials"] if t["name"] == report["chosen"])
+    assert report["steps"] > chosen["steps"]  # all rows, in the end
+
+    # Stopped while the best trial's settings see all rows, it goes on there.
+    from lirank_ext.training import run
+
+    made, stopped = run.trainer_on, tmp_path / "stopped"
+
+    def stopping(*args, **options):
+        trainer = made(*args, **options)
+
+        def stop(t):
+            t.signals.received = 15 * (t.progress.step == 3)
+
+        trainer.after_step = stop
+        return trainer
+
+    monkeypatch.setattr(run, "trainer_on", stopping)
+    train[train.index(str(out))] = str(stopped)
+    assert main(train) != 0
+    assert "--resume goes on from" in capsys.readouterr().err
+    monkeypatch.setattr(run, "trainer_on", made)
+    assert main([*train, "--resume"]) == 0
+    ours, theirs = (load_model(folder)[0].state_dict() for folder in (out, stopped))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_a_worse_evaluation_goes_back_to_the_best_weights(data):
+    config = config_for(epochs=8, patience=0)
+    trainer = open_trainer(config, [data])
+    back, restarted = trainer.average.restart, []
+
+    def restart():
+        now = trainer.model.state_dict()
+        restarted.append(all(torch.equal(now[k], v) for k, v in trainer.best.items()))
+        back()
+
+    trainer.average.restart = restart
+    trainer.fit()
+    assert restarted
+    assert all(restarted)

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="training.tune",
         choices=("auto", "on", "off"),
         help="try a short list of regularizations and keep the one that validates best "
-        "(default auto: up to 200,000 rows)",
+        "(default auto: on where there are rows to validate on; of many rows, by a sample)",
     )
     add(
         "--from",

@@ -54,6 +54,10 @@ class WeightAverage:
         for name, value in self.values.items():
             self.parameters[name].copy_(value)
 
+    def restart(self) -> None:
+        """Average from the present weights on."""
+        self.values = {name: self.parameters[name].detach().clone() for name in self.values}
+
     def _current(self) -> list[Tensor]:
         """The parameters that have an average."""
         return [self.parameters[name] for name in self.values]

@@ -152,15 +152,24 @@ class Plan:
     def _tunes(self, data: Data) -> bool:
         """Whether there are settings to try, or to go on with."""
         if self.start == "fresh":
-            return tuning.wanted(self.config, data.rows, data.valid is not None)
+            return tuning.wanted(self.config, data.valid is not None)
         return self.start == "trials"
 
     def _tune(self, data: Data, broken: BadRows, tell: Tell) -> Result:
         """Every trial once, and the best one's trainer."""
-        tuner = Tuner(self.config, self.fixed, data, self.output, self.device, bar=True)
         tell(summary.data(data, self.config))
+        sample = tuning.sampled(data)
+        used = sample or data
+        tuner = Tuner(self.config, self.fixed, used, self.output, self.device, bar=True)
         tell(summary.trials(tuner.trials))
+        if sample is not None:
+            tell(f"the trials see a sample of {sample.rows:,} rows; the best one then sees all")
         trainer, best = tuner.run()
+        if sample is not None:
+            trainer = trainer_on(data, best.config, self.output, self.device, bar=True)
+            if (self.output / CHECKPOINT).exists():
+                trainer.resume()
+            trainer.fit()
         trainer.output = self.output
         trainer.checkpoint()
         report = {"chosen": best.name, "trials": [t.as_json() for t in tuner.trials]}

@@ -62,7 +62,8 @@ class Settings:
         tensorboard: write events beside the model.
         seed: of weights, dropout, split and order.
         tune: try the short list of regularizations in ``training.tuning`` and keep the one that
-            validates best: "on", "off", or "auto" for up to 200,000 rows.
+            validates best: "on", "off", or "auto", which is "on" where there are rows to validate
+            on and no ``max_steps``. Of many rows the trials see a sample.
         start_from: folder of a trained model to go on from; ``cold`` that of the cold start.
         forgetting, cold_weight: of :class:`lirank_ext.nn.IncrementalPenalty`, which holds the
             dense weights where older data put them; both matter only with ``start_from``.

@@ -274,8 +274,14 @@ class Trainer:
             return
         with self.average.applied():
             self._measure(record, bar)
+        if progress.worse and self.settings.schedule == "plateau":
+            # On from the best weights: those that fit the training rows too well stay behind.
+            progress.drops += 1
+            self.model.load_state_dict(self.best)
+            self.average.restart()
 
     def _measure(self, record: dict[str, Any], bar: ProgressBar) -> None:
+        """Measure the model, and keep its weights where they are the best so far."""
         progress, settings, loss = self.progress, self.settings, record["training_loss"]
         metrics = evaluate(self.model, self.valid_loader, self.device)
         self._check_valid(metrics)
@@ -292,7 +298,6 @@ class Trainer:
             self.best = {k: v.detach().clone() for k, v in state.items()}
             return
         progress.worse += 1
-        progress.drops += settings.schedule == "plateau"
 
     def _check_valid(self, metrics: dict[str, Metrics]) -> None:
         for name, m in metrics.items():

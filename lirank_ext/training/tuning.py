@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..data.loader import Memory
 from ..models import ConfigError
 from ..models._parse import override
 from . import checkpoint
@@ -23,9 +25,9 @@ from .trainer import CHECKPOINT, Trainer
 
 FOLDER = "trials"
 STATE = "trials/trials.json"
-# "auto" tunes up to here. The trials of 34,189 rows of UCI Adult took 95 s of one core, so these
-# take some ten minutes; beyond, regularization matters less and the time is the user's.
-MAX_ROWS = 200_000
+# Trials see no more rows than these; of more rows, a sample. The trials of 34,189 rows of UCI Adult
+# took 95 s of one core, so these take some ten minutes however large the files are.
+MAX_ROWS, MAX_VALID = 200_000, 50_000
 
 # How strongly ids and dense layers are held; the first is what the configuration says. Dropped: ids
 # that start at norm 1 and learn at rate 0.3 without a head start; worst on UCI Adult (test AUC
@@ -70,11 +72,11 @@ class Trial:
         return {n: getattr(self, n) for n in names}
 
 
-def wanted(config: Config, rows: int, validates: bool) -> bool:
-    """Whether ``train`` tries settings on so many rows."""
+def wanted(config: Config, validates: bool) -> bool:
+    """Whether ``train`` tries settings."""
     settings = config.training
     if settings.tune == "auto":
-        return validates and rows <= MAX_ROWS and settings.max_steps is None
+        return validates and settings.max_steps is None
     if settings.tune == "on" and not validates:
         raise ConfigError("training.tune: there are no rows to validate on: raise valid")
     return settings.tune == "on"
@@ -100,6 +102,18 @@ def trials(config: Config, fixed: set[str]) -> list[Trial]:
     return different
 
 
+def sampled(data: Data) -> Data | None:
+    """About :data:`MAX_ROWS` rows to try settings on, in memory; None where there are no more."""
+    if data.rows <= MAX_ROWS or data.valid is None:
+        return None
+    loader = data.train
+    rows, valid = loader.sample(MAX_ROWS), data.valid.sample(MAX_VALID)
+    train = Memory(rows, loader.converter, loader.batch_size, loader.seed)
+    steps = math.ceil(len(rows) / loader.batch_size)
+    held = Memory(valid, data.valid.converter, loader.batch_size)
+    return dataclasses.replace(data, train=train, valid=held, rows=len(rows), steps=steps)
+
+
 class Tuner:
     """Trains every trial and keeps the best; can be killed at any moment and goes on.
 
@@ -113,7 +127,7 @@ class Tuner:
     Args:
         config: what the trials change.
         fixed: keys that no trial changes.
-        data: opened files.
+        data: opened files, or a sample of them.
         output: folder of the run.
         device: of the models.
         bar: show progress bars.

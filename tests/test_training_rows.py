@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -17,7 +19,10 @@ from test_training import make_config, weights, write_csv  # noqa: E402
 from test_training_cli import SMALL, refused, run  # noqa: E402
 
 from lirank_ext.data.broken import BadRows  # noqa: E402
+from lirank_ext.models import Categorical, ConfigError, Schema, Task  # noqa: E402
+from lirank_ext.training import Config  # noqa: E402
 from lirank_ext.training.average import WeightAverage  # noqa: E402
+from lirank_ext.training.events import Events  # noqa: E402
 from lirank_ext.training.grouped import Grouped  # noqa: E402
 from lirank_ext.training.importance import importance, shuffled  # noqa: E402
 from lirank_ext.training.metrics import measure  # noqa: E402
@@ -301,3 +306,82 @@ def test_a_shuffle_moves_all_features_of_a_column(data, tmp_path):
     assert np.array_equal(moved.numeric[:, place], rows.numeric[order, place])
     assert np.array_equal(moved.bags["ids/age"][0], rows.bags["ids/age"][0][order])
     assert np.array_equal(moved.bags["ids/user"][0], rows.bags["ids/user"][0])
+
+
+# Fewer negatives
+
+
+def rare(path, rows=6000):
+    """Rare clicks, by a user."""
+    rng = np.random.default_rng(0)
+    user = rng.integers(0, 10, rows)
+    click = rng.random(rows) < np.where(user < 5, 0.02, 0.1)
+    lines = [f"u{u},{int(c)}" for u, c in zip(user, click, strict=True)]
+    path.write_text("\n".join(["user,click", *lines]) + "\n")
+    return path
+
+
+def test_fewer_negatives_keep_the_probabilities(tmp_path, capsys):
+    file, out = rare(tmp_path / "a.csv"), tmp_path / "m"
+    options = [*SMALL, "--label", "click", "--negatives", "0.1", "--epochs", "6", "--lr", "0.01"]
+    assert run("train", file, *options, "--output", out) == 0
+    assert run("evaluate", out, file, "--json", tmp_path / "e.json") == 0
+    figures = json.loads((tmp_path / "e.json").read_text())["click"]
+    assert figures["rows"] == 6000
+    # Uncorrected, a tenth of the negatives would make it about a seventh.
+    assert 0.75 < figures["observed_to_expected"] < 1.3
+    two = ["--label", "click", "--label", "user=u1", "--negatives", "0.5", "--output", out]
+    other = with_column(file, "item", [f"i{i % 7}" for i in range(6000)])
+    text = refused(capsys, "train", other, *two, "--overwrite")
+    assert "training.negatives" in text
+    assert "wanted a share in (0, 1]" in refused(
+        capsys, "train", file, "--label", "click", "--negatives", "0", "--output", tmp_path / "n"
+    )
+
+
+def test_negatives_are_left_out_of_the_training_only(tmp_path):
+    file = rare(tmp_path / "a.csv")
+    schema = Schema(categorical=[Categorical("user")], tasks=[Task("click")])
+    settings = {"batch_size": 64, "epochs": 2, "negatives": 0.25, "prefetch": 0}
+    config = Config.from_dict({"model": {"schema": asdict(schema)}, "training": settings})
+    trainer = open_trainer(config, [file])
+    valid = np.concatenate([b.labels.numpy() for b in trainer.valid_loader])
+    train = np.concatenate([b.labels.numpy() for b in trainer.train_loader])
+    assert 0.04 < valid.mean() < 0.08
+    assert 0.15 < train.mean() < 0.28
+    assert trainer.steps == pytest.approx(2 * len(train) / 64, abs=2)
+    again = np.concatenate([b.labels.numpy() for b in trainer.train_loader])
+    assert len(again) == len(train)
+
+
+def test_what_is_fitted_to_all_rows_alike_is_refused():
+    data = make_config().to_dict()
+    data["model"]["schema"]["popularity"] = "item"
+    for key, value in (("negatives", 0.5), ("weight", "age")):
+        changed = copy.deepcopy(data)
+        place = changed["training"] if key == "negatives" else changed["model"]["schema"]
+        place[key] = value
+        with pytest.raises(ConfigError, match=f"{key}: model.popularity is fitted to all rows"):
+            Config.from_dict(changed)
+
+
+def test_tensorboard_shows_norms(data, tmp_path, monkeypatch):
+    trainer = open_trainer(make_config(epochs=1), [data])
+    written = {}
+
+    class Writer:
+        def add_scalar(self, name, value, step):
+            written[name] = value
+
+        def flush(self):
+            pass
+
+    trainer.events = Events(Writer())
+    trainer.fit()
+    table = trainer.model.tables["t_ids"]
+    assert written["norms/ids/quotient_b"] > 0
+    rows = table.quotient_b.detach().norm(dim=1).mean().item()
+    assert written["norms/ids/quotient_b"] == pytest.approx(rows)
+    dense = torch.cat([p.detach().flatten() for p in trainer.dense]).norm().item()
+    assert written["norms/dense"] == pytest.approx(dense, rel=1e-4)
+    assert written["norms/gradient"] > 0

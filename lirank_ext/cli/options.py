@@ -106,6 +106,14 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         metavar="DECAY",
         help="keep the moving average of the dense weights, such as 0.999 (default 0: the last)",
     )
+    add(
+        "--negatives",
+        dest="training.negatives",
+        type=float,
+        metavar="SHARE",
+        help="train on this share of the rows with label 0, where they are many; probabilities "
+        "stay those of all rows (default 1)",
+    )
     add("--epochs", dest="training.epochs", type=int, metavar="N", help="maximum number of epochs")
     add("--batch-size", dest="training.batch_size", type=int, metavar="N", help="rows of a batch")
     add(

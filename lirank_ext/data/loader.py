@@ -70,6 +70,7 @@ class Loader:
         shuffle: mix the rows; False keeps the order of the files.
         seed: of the order.
         prefetch: batches made ahead by a thread; 0 for none.
+        negatives: share of the rows whose labels are all 0 to take, drawn by row number.
     """
 
     def __init__(
@@ -83,11 +84,14 @@ class Loader:
         shuffle: bool = False,
         seed: int = 0,
         prefetch: int = 4,
+        negatives: float = 1.0,
     ) -> None:
         self.source, self.converter = source, converter
         self.batch_size, self.block_rows = batch_size, max(block_rows, batch_size)
         self.split, self.valid = split, valid
         self.shuffle, self.seed, self.prefetch = shuffle, seed, prefetch
+        # A draw of its own, or the rows that are left would depend on those that validate.
+        self._negatives = Split(negatives, seed=seed + 1) if negatives < 1 else None
         self._only: Rows | None = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -106,10 +110,7 @@ class Loader:
         Raises:
             DataError: there is no row.
         """
-        share = 1.0
-        if self.split is not None:
-            share = self.split.share if self.valid else 1 - self.split.share
-        rate = most / max(1.0, self.source.count() * share)
+        rate = most / max(1.0, self.source.count() * self.share())
         rng, parts = np.random.default_rng(self.seed), []
         for _, rows in self._blocks(0):
             kept = rng.random(len(rows)) < rate
@@ -151,9 +152,23 @@ class Loader:
             self._only = first
 
     def _select_split(self, rows: Rows) -> Rows:
-        if self.split is None:
-            return rows
-        return rows.take(np.flatnonzero(self.split.is_valid(rows.numbers) == self.valid))
+        if self.split is not None:
+            rows = rows.take(np.flatnonzero(self.split.is_valid(rows.numbers) == self.valid))
+        if self._negatives is not None:
+            kept = rows.labels.any(1) | self._negatives.is_valid(rows.numbers)
+            rows = rows.take(np.flatnonzero(kept))
+        return rows
+
+    def share(self) -> float:
+        """The share of the rows that are taken, as in the first block."""
+        if self.split is None and self._negatives is None:
+            return 1.0
+        if self._negatives is None:
+            return self.split.share if self.valid else 1 - self.split.share
+        read = self.source.mixed if self.shuffle else self.source.blocks
+        first = next(read(self.block_rows, 0), [])
+        taken = sum(len(self._select_split(self.converter.rows(chunk))) for chunk in first)
+        return taken / max(1, sum(chunk.table.num_rows for chunk in first))
 
 
 class Memory:

@@ -51,7 +51,7 @@ def open_loader(
         broken: what to do with broken rows.
         labels: read them too.
         split, valid: which rows; see :class:`Loader`.
-        shuffle: in blocks, by the seed.
+        shuffle: in blocks, by the seed; rows to train on, of which the settings may leave out some.
         dwell: thresholds of the tasks that are long dwells, as :func:`dwell_of` gives them.
 
     Raises:
@@ -69,6 +69,7 @@ def open_loader(
         shuffle,
         settings.seed,
         settings.prefetch,
+        settings.negatives if shuffle else 1.0,
     )
 
 
@@ -123,14 +124,13 @@ def open_data(
         if settings.split == "last":
             split = train.split = Split(settings.valid, True, settings.seed, total)
         valid = open_loader(config, paths, broken, split=split, valid=True)
-    share = settings.valid if split is not None else 0.0
-    steps = math.ceil(total * (1 - share) / settings.batch_size)
     read = [*train.source.files, *(valid.source.files if valid_paths and valid else ())]
     files = [fingerprint(file.path) for file in read]
     dwell = _measured(config, train, dwell_of(before) if before else {})
     for loader in (train, valid):
         if loader is not None:
             loader.converter.dwell = dwell
+    steps = math.ceil(total * train.share() / settings.batch_size)
     return Data(train, valid, total, steps, files, dwell)
 
 

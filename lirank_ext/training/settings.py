@@ -42,6 +42,9 @@ class Settings:
         warmup: share of all steps. The paper's cross nets diverged at 0.05 and not at 0.5.
         schedule: of the learning rate after the warm-up; "plateau" divides it by ten whenever
             an evaluation is no better.
+        negatives: share of the rows with label 0 to train on, for data where they are many. The
+            logits are corrected in training for those left out, so that the model's
+            probabilities are those of all rows. Needs a single task.
         weight_decay: of AdamW. ``table_l2``: penalty of the table rows that a batch touches.
         calibration_l2: pull of the calibration's weights to 1, the identity.
         clip: largest norm of the dense gradients (AdaGrad scales the tables' itself); 0: none.
@@ -81,6 +84,7 @@ class Settings:
     lr_scale: float = 1.0
     warmup: float = 0.05
     schedule: Literal["constant", "linear", "cosine", "plateau"] = "plateau"
+    negatives: float = 1.0
     weight_decay: float = 1e-2
     table_l2: float = 0.0
     calibration_l2: float = 1e-3
@@ -120,6 +124,8 @@ class Settings:
             raise ConfigError(f"cold_weight: wanted a share from 0 to 1, got {self.cold_weight}")
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"warmup: wanted a share from 0 to 1, got {self.warmup}")
+        if not 0 < self.negatives <= 1:
+            raise ConfigError(f"negatives: wanted a share in (0, 1], got {self.negatives}")
         for name in ("label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: wanted a share in [0, 1), got {getattr(self, name)}")
@@ -148,15 +154,24 @@ class Config:
                 f"training.monitor: {monitor} compares rows within groups: name their column with "
                 "--group (model.schema.group)"
             )
-        if self.model.schema.weight is None:
-            return
-        effects = self.model.popularity.enabled and self.model.schema.popularity
-        if effects or self.model.explore.enabled:
-            block = "popularity" if effects else "explore"
+        self._check_effects()
+        tasks = len(self.model.schema.tasks)
+        if self.training.negatives < 1 and tasks > 1:
             raise ConfigError(
-                f"model.schema.weight: model.{block} is fitted to rows without weights: switch "
-                "one of them off"
+                f"training.negatives: rows may be left out for one task only, and there are {tasks}"
             )
+
+    def _check_effects(self) -> None:
+        """Refuse what is fitted to the rows of the training as if each were there once."""
+        asked = {"model.schema.weight": self.model.schema.weight is not None}
+        asked["training.negatives"] = self.training.negatives < 1
+        effects = self.model.popularity.enabled and self.model.schema.popularity
+        block = "popularity" if effects else "explore" if self.model.explore.enabled else None
+        for key, given in asked.items():
+            if given and block is not None:
+                raise ConfigError(
+                    f"{key}: model.{block} is fitted to all rows alike: switch one of them off"
+                )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "") -> Config:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,19 +17,16 @@ from .._progress import Progress as ProgressBar
 from ..data.errors import DataError
 from ..data.features import Batch
 from ..data.loader import Loader, Position
-from ..data.packages import need
 from ..models import ConfigError, LiRank
 from ..nn.incremental import IncrementalPenalty
 from . import checkpoint
 from .average import WeightAverage
 from .checkpoint import CheckpointError, Progress
+from .events import Events
 from .metrics import GROUPED, MONITORS, Metrics, evaluate, mean
 from .optimizers import RowwiseAdagrad, learning_rate
 from .settings import Config
 from .signals import Interrupted, StopSignals
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT = "checkpoint.safetensors"
 SYNC_EVERY = 20  # steps between readings of the loss: on a GPU each one waits for the device
@@ -102,7 +99,7 @@ class Trainer:
         self.rows, self.seconds = 0, 0.0
         self.signals = StopSignals()
         self._unread_loss: Tensor | None = None
-        self._writer: SummaryWriter | None = None
+        self.events: Events | None = None
 
     def fit(self) -> Progress:
         """Train to the end; afterwards the model has its best weights.
@@ -111,7 +108,8 @@ class Trainer:
             DataError: the data cannot be used, or the loss is no longer finite.
             Interrupted: a signal came; a checkpoint was written first.
         """
-        self._open_writer()
+        if self.settings.tensorboard and self.output is not None:
+            self.events = Events.open(self.output / "events", self.progress.step)
         with self.signals, self._bar() as bar:
             while not self.progress.done:
                 self._epoch(bar)
@@ -208,8 +206,10 @@ class Trainer:
         # Set explicitly: PyTorch warns about sparse gradients otherwise.
         with torch.sparse.check_sparse_tensor_invariants(False):
             total.backward()
-            if settings.clip:
-                torch.nn.utils.clip_grad_norm_(self.dense, settings.clip)
+            if settings.clip or self.events is not None:
+                norm = torch.nn.utils.clip_grad_norm_(self.dense, settings.clip or math.inf)
+                if self.events is not None:
+                    self.events.gradient_norm = norm
             for optimizer in self.optimizers:
                 optimizer.step()
         self.average.update(step)
@@ -218,6 +218,10 @@ class Trainer:
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         smoothing = self.settings.label_smoothing
         labels = batch.labels * (1 - smoothing) + smoothing / 2 if smoothing else batch.labels
+        if self.settings.negatives < 1:
+            # Among the rows left, the odds are 1 / negatives times those of all rows
+            # (Practical Lessons from Predicting Clicks on Ads at Facebook, He et al. 2014).
+            logits = logits - math.log(self.settings.negatives)
         losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         if batch.weights is None:
             losses = losses.mean(0)
@@ -286,7 +290,8 @@ class Trainer:
         metrics = evaluate(self.model, self.valid_loader, self.device)
         self._check_valid(metrics)
         record["tasks"] = {name: m.as_json() for name, m in metrics.items()}
-        self._write(record)
+        if self.events is not None:
+            self.events.write(record, self.model)
         value = mean(metrics, settings.monitor)
         bar.show({"loss": f"{loss:.4f}", f"valid {settings.monitor}": f"{value:.4f}"})
         bar.show({"rows/s": f"{self.rows / max(self.seconds, 1e-9):,.0f}"})
@@ -360,22 +365,6 @@ class Trainer:
     def _bar(self) -> ProgressBar:
         name = self.bar if isinstance(self.bar, str) else "training"
         return ProgressBar(name, self.steps, done=self.progress.step, shown=bool(self.bar))
-
-    def _open_writer(self) -> None:
-        if self.settings.tensorboard and self.output is not None:
-            need("tensorboard", "tensorboard")
-            writer = need("torch.utils.tensorboard").SummaryWriter
-            self._writer = writer(self.output / "events", purge_step=self.progress.step)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._writer is None:
-            return
-        self._writer.add_scalar("training/loss", record["training_loss"], record["step"])
-        for task, values in record["tasks"].items():
-            for name, value in values.items():
-                if value is not None:
-                    self._writer.add_scalar(f"{task}/{name}", value, record["step"])
-        self._writer.flush()
 
 
 def _build(config: Config, device: torch.device) -> LiRank:

@@ -142,6 +142,9 @@ def test_all_off_is_refused():
         ({"head": {"kind": "ple", "interactions": "per_tower"}}, "'per_tower' needs kind"),
         ({"head": {"groups": [["clik"]]}, "schema": {"tasks": ["click"]}}, "did you mean 'click'"),
         ({"embedding": {"tables": {"x": {}}}}, "no table 'x'"),
+        ({"calibration": {"upper": float("inf")}}, "calibration.upper: wanted a finite number"),
+        ({"calibration": {"step": ".nan"}}, "calibration.step: wanted a "),
+        ({"mlp": {"dropout": "1e999"}}, "mlp.dropout: wanted a finite number, got inf"),
     ],
 )
 def test_bad_configs_name_the_key(data, message):
@@ -153,6 +156,9 @@ def test_bad_yaml_names_file_and_line(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("cross:\n  rank: [1\n")
     with pytest.raises(ConfigError, match=r"c\.yaml:3"):
+        LiRankConfig.load(path)
+    path.write_text("mlp:\n  gate: tanh\nmlp:\n  gate: none\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml:3: key 'mlp' occurs twice"):
         LiRankConfig.load(path)
     path.write_text("cros: {}\n")
     with pytest.raises(ConfigError, match=r"c\.yaml: unknown key 'cros'"):

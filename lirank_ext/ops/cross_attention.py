@@ -7,7 +7,13 @@ from torch import Tensor
 
 from ..library.checks import check
 from ..library.op import op
-from .cross_checks import check_attention, check_cross, check_grad, check_tokens
+from .cross_checks import (
+    check_attention,
+    check_cross,
+    check_grad,
+    check_temperature,
+    check_tokens,
+)
 from .cross_math import attend, attend_backward, empty_like, plus, widen
 
 
@@ -59,6 +65,7 @@ def _outer_attention(
 
 _run_attention = _outer_attention.op.overload
 _outer_attention.check(check_attention)
+_outer_attention.autocast("lower")
 
 
 @_outer_attention.fake
@@ -137,7 +144,7 @@ def _checked(op: str, temperature: Tensor) -> Tensor:
     check(temperature.dim() == 0, op, "temperature", "a float or a 0-d tensor", temperature)
     if not torch.compiler.is_compiling() and _has_value(temperature):
         value = float(temperature.detach())
-        check(value > 0, op, "temperature", "a positive number", value)
+        check_temperature(op, value)
     return temperature
 
 
@@ -185,6 +192,9 @@ def _check_layer(op: str, a) -> None:
 @_attention_cross.check
 def _check(a) -> None:
     _check_layer("attention_cross", a)
+
+
+_attention_cross.autocast("lower")
 
 
 @_attention_cross.fake

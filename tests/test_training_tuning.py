@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from test_training import make_config, weights, write_csv  # noqa: E402
 from lirank_ext.__main__ import main  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.models import ConfigError  # noqa: E402
-from lirank_ext.training import tuning  # noqa: E402
+from lirank_ext.training import search, tuning  # noqa: E402
 from lirank_ext.training.defaults import flat  # noqa: E402
 from lirank_ext.training.metrics import difference_error, measure  # noqa: E402
+from lirank_ext.training.search import Search  # noqa: E402
 from lirank_ext.training.session import load_model, open_data, open_trainer  # noqa: E402
 from lirank_ext.training.settings import Config  # noqa: E402
 from lirank_ext.training.signals import Interrupted  # noqa: E402
@@ -239,3 +241,90 @@ def test_a_worse_evaluation_goes_back_to_the_best_weights(data):
     trainer.fit()
     assert restarted
     assert all(restarted)
+
+
+# Search
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Optuna, and a space that a test can see through."""
+    pytest.importorskip("optuna")
+    space = {"model.mlp.dropout": (0.0, 0.6, False), "training.table_l2": (1e-8, 1e-4, True)}
+    monkeypatch.setattr(search, "SPACE", space)
+    return space
+
+
+def test_a_search_keeps_the_best_and_goes_on_where_it_was_stopped(data, tmp_path, few, monkeypatch):
+    config = config_for(epochs=1, tune="search", tune_trials=3, seed=1)
+
+    def make(folder):
+        return Search(config, set(), open_data(config, [data]), tmp_path / folder)
+
+    whole = make("whole")
+    trainer, best = whole.run()
+    assert [t.name for t in whole.trials] == ["given", "search 1", "search 2", "search 3"]
+    assert len({json.dumps(t.changes) for t in whole.trials}) == 4
+    assert all(set(t.changes) == set(few) for t in whole.trials[1:])
+    for trial in whole.trials[1:]:
+        values = flat(trial.config.to_dict())
+        assert {k: values[k] for k in few} == trial.changes
+    first = whole.trials[0]
+    better = [t for t in whole.trials if t.best > first.best + t.noise]
+    assert best is max(better, key=lambda t: t.best, default=first)
+
+    made, steps = tuning.trainer_on, [0]
+
+    def stop(trainer):
+        steps[0] += 1
+        if steps[0] == 9:  # in the second trial
+            raise Interrupted("stopped", 15)
+
+    def stopping(*args):
+        trainer = made(*args)
+        trainer.after_step = stop
+        return trainer
+
+    monkeypatch.setattr(tuning, "trainer_on", stopping)
+    with pytest.raises(Interrupted):
+        make("cut").run()
+    monkeypatch.setattr(tuning, "trainer_on", made)
+    again = make("cut")
+    resumed, same = again.run()
+    assert [t.changes for t in again.trials] == [t.changes for t in whole.trials]
+    assert (same.name, same.best) == (best.name, best.best)
+    ours, theirs = weights(resumed), weights(trainer)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_a_search_ends_when_its_time_is_over(data, tmp_path, few):
+    config = config_for(epochs=1, tune="search", tune_seconds=0.0)
+    tuner = Search(config, set(), open_data(config, [data]), tmp_path)
+    tuner.run()
+    assert [t.name for t in tuner.trials] == ["given"]
+
+
+def test_a_search_that_cannot_be_is_refused(data, tmp_path, few, capsys, monkeypatch):
+    config = config_for(tune="search")
+    with pytest.raises(ConfigError, match="every setting that it could search is given"):
+        Search(config, set(few), None, tmp_path)
+    train = ["train", str(data), "--label", "click", "--output", str(tmp_path / "o")]
+    assert main([*train, "--tune-seconds", "5"]) == 2
+    assert "goes with tune search" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main([*train, "--tune", "search"]) == 2
+    assert "lirank_ext[tune]" in capsys.readouterr().err
+
+
+def test_train_searches(data, tmp_path, few, capsys):
+    out = tmp_path / "model"
+    train = ["train", str(data), "--label", "click", "--output", str(out), "--epochs", "1"]
+    train += ["--set", "model.embedding.dim=4", "--set", "model.mlp.dims=[8]"]
+    train += ["--set", "training.batch_size=64", "--set", "training.fisher_rows=0"]
+    train += ["--tune", "search", "--set", "training.tune_trials=2"]
+    assert main(train) == 0
+    assert "a search over 2 settings" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert [t["name"] for t in report["trials"]] == ["given", "search 1", "search 2"]
+    assert load_model(out)[1].training.tune == "off"
+    assert main([*train, "--resume"]) == 0

@@ -27,9 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--tune",
         dest="training.tune",
-        choices=("auto", "on", "off"),
+        choices=("auto", "on", "off", "search"),
         help="try a short list of regularizations and keep the one that validates best "
-        "(default auto: on where there are rows to validate on; of many rows, by a sample)",
+        "(default auto: on where there are rows to validate on; of many rows, by a sample); "
+        "search: have Optuna propose settings",
+    )
+    add(
+        "--tune-seconds",
+        dest="training.tune_seconds",
+        type=float,
+        metavar="S",
+        help="with --tune search: start no further trial after S seconds (default: 50 trials)",
     )
     add(
         "--from",

@@ -24,6 +24,7 @@ from .times import parts
 SAMPLE_ROWS, SAMPLE_CELLS = 500_000, 50_000_000  # whichever are fewer
 NUM_BINS = 32  # a number with many values also gets an id per quantile bin
 ROW_LABELS = re.compile(r"^$|^__index_level_\d+__$|^Unnamed: \d+$")  # as pandas calls them
+FEW_IDS = 240_000  # rows up to which a table has room for ids that meet no other
 UNIQUE = 1000  # rows with a value of their own each, from which nothing is learnt
 HALF = 0.5  # a column of text with so many numbers may be meant otherwise
 FAR = 1000.0  # columns whose middle is so many times their spread lose digits in float32
@@ -68,12 +69,14 @@ class Inferred:
         schema: the columns to read.
         tables: sizes of the embedding tables that suit the number of ids.
         ids: number of different ids.
+        rows: number of rows that were looked at; all of them unless there are very many.
         columns: how each column is read, those that are left out included.
     """
 
     schema: Schema
     tables: dict[str, Table] = field(default_factory=dict)
     ids: int = 0
+    rows: int = 0
     columns: list[Column] = field(default_factory=list)
 
 
@@ -124,7 +127,7 @@ def infer(
         raise DataError(f"{file.path}: no column to learn from, only labels")
     source = Source(paths, [*wanted, *label_columns], broken, reading.names)
     chunks, complete = _sample(source)
-    found = Inferred(schema)
+    found = Inferred(schema, rows=sum(chunk.table.num_rows for chunk in chunks))
     for task in schema.tasks:
         found.columns.append(_label(chunks, task, schema))
     for name in reading.ignore:
@@ -149,10 +152,11 @@ def infer(
 def table_for(ids: int) -> Table:
     """Size of a table for so many distinct ids.
 
-    Up to 250,000 ids get four rows each in both quotient tables, where hardly two ids meet twice;
-    beyond that, the compression grows so that a table stays at a million rows.
+    Up to 15,000 ids get sixteen rows each in both quotient tables, where hardly two ids meet at
+    all, and up to 250,000 ids four, where hardly two meet twice. Beyond that, the compression grows
+    so that a table stays at a million rows.
     """
-    buckets = max(1024, 4 * ids)
+    buckets = max(1024, min(16 * ids, FEW_IDS), 4 * ids)
     return Table(buckets, max(1, -(-buckets // 1_000_000)))
 
 

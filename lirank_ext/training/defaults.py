@@ -23,12 +23,26 @@ from .settings import Config, Settings
 INIT_NORM, TABLE_LR, TABLE_START = 0.03, 0.1, 10.0
 
 
+# Rows of a batch for files of up to so many rows; few rows need small batches for enough steps.
+# AUC on 10,000 held-back rows of MovieLens-100K, user and item alone, one seed: 256 against 1024
+# 0.7866 and 0.7836, split by time 0.6917 and 0.6889.
+BATCHES = {150_000: 256, 400_000: 512}
+# Decay of the average of the dense weights that is kept. The same rows: 0.7887 against 0.7866.
+EMA = 0.999
+
+
 def blocks() -> LiRankConfig:
-    """The model where no preset is named: both cross stacks beside an MLP with batch norm."""
+    """The model where no preset is named: low-rank cross layers beside an MLP with batch norm.
+
+    Without the attention stack and the gates: with both, few rows of many ids are learned by heart.
+    AUC and log-loss on 16,800 held-back rows of made-up use of apps (42,000 rows to train on, ten
+    columns of ids, one seed): 0.9404, 0.357; with gates 0.9382, 0.366; with both 0.9331, 0.436.
+    The narrower MLP of 256, 128 and 64 units with both: 0.9361, 0.319.
+    """
     return LiRankConfig(
         embedding=Embedding(dim=16, dropout=0.1),
-        cross=Cross(rank=32),
-        mlp=MLP(dims=[256, 128, 64], batch_norm=True, dropout=0.2),
+        cross=Cross(attention=False, rank=64),
+        mlp=MLP(dims=[400, 400], gate=None, batch_norm=True, dropout=0.2),
         head=Head(tower_dims=[]),
     )
 
@@ -60,6 +74,7 @@ def for_files(
         ConfigError: ``given`` does not fit.
     """
     given = given or {}
+    settings = Settings(table_lr=TABLE_LR, table_start=TABLE_START, ema=EMA)
     base = LiRankConfig.preset(preset) if preset else blocks()
     quiet = dataclasses.replace(base.embedding, init_norm=INIT_NORM)
     base = dataclasses.replace(base, embedding=quiet)
@@ -77,7 +92,9 @@ def for_files(
         model = with_schema(base, inferred.schema)
         embedding = dataclasses.replace(model.embedding, tables=inferred.tables)
         model = dataclasses.replace(model, embedding=embedding)
-    data = Config(model, Settings(table_lr=TABLE_LR, table_start=TABLE_START)).to_dict()
+        sizes = [size for rows, size in BATCHES.items() if inferred.rows <= rows]
+        settings.batch_size = min(sizes, default=settings.batch_size)
+    data = Config(model, settings).to_dict()
     merge(data, given)
     return Config.from_dict(data)
 

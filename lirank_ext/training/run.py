@@ -17,6 +17,7 @@ from .checkpoint import save_text
 from .defaults import configuration, flat, merge
 from .incremental import PreviousRun, load_previous, require_same_model
 from .options import Options
+from .search import Search
 from .session import Data, open_data, save_model, trainer_on
 from .settings import RESUMABLE, Config
 from .trainer import CHECKPOINT, Trainer
@@ -160,8 +161,9 @@ class Plan:
         tell(summary.data(data, self.config))
         sample = tuning.sampled(data)
         used = sample or data
-        tuner = Tuner(self.config, self.fixed, used, self.output, self.device, bar=True)
-        tell(summary.trials(tuner.trials))
+        kind = Search if self.config.training.tune == "search" else Tuner
+        tuner = kind(self.config, self.fixed, used, self.output, self.device, bar=True)
+        tell(summary.trials(tuner.trials, self.config.training))
         if sample is not None:
             tell(f"the trials see a sample of {sample.rows:,} rows; the best one then sees all")
         trainer, best = tuner.run()
@@ -235,8 +237,8 @@ def _increment(options: Options, given: dict[str, Any], previous: PreviousRun) -
     if options.label and sorted(options.label) != sorted(tasks):
         names = ", ".join(tasks)
         raise DataError(f"--label: the model of --from predicts {names}: leave the option out")
-    if flat(given).get("training.tune") == "on":
-        raise DataError("--tune on: an increment keeps the settings of the model it goes on from")
+    if flat(given).get("training.tune") in ("on", "search"):
+        raise DataError("--tune: an increment keeps the settings of the model it goes on from")
     data = previous.config.to_dict()
     data["training"]["cold"] = None  # that of the last run
     merge(data, given)

@@ -66,7 +66,8 @@ class Settings:
         seed: of weights, dropout, split and order.
         tune: try the short list of regularizations in ``training.tuning`` and keep the one that
             validates best: "on", "off", or "auto", which is "on" where there are rows to validate
-            on and no ``max_steps``. Of many rows the trials see a sample.
+            on and no ``max_steps``. Of many rows the trials see a sample. "search" has Optuna
+            propose settings, ``tune_trials`` of them, or fewer where ``tune_seconds`` are over.
         start_from: folder of a trained model to go on from; ``cold`` that of the cold start.
         forgetting, cold_weight: of :class:`lirank_ext.nn.IncrementalPenalty`, which holds the
             dense weights where older data put them; both matter only with ``start_from``.
@@ -103,7 +104,9 @@ class Settings:
     bad_rows: Literal["raise", "skip"] = "raise"
     tensorboard: bool = False
     seed: int = 0
-    tune: Literal["auto", "on", "off"] = "auto"
+    tune: Literal["auto", "on", "off", "search"] = "auto"
+    tune_seconds: float | None = None
+    tune_trials: int = 50
     start_from: str | None = None
     cold: str | None = None
     forgetting: float = 1.0
@@ -118,6 +121,11 @@ class Settings:
         _check(self, 0, "lr", "table_lr", "lr_scale", "weight_decay", "table_l2", "clip", "seed")
         _check(self, 0, "calibration_l2", "patience", "evaluate_every", "checkpoint_every")
         _check(self, 0, "prefetch", "forgetting", "fisher_rows", "table_start")
+        _check(self, 1, "tune_trials")
+        if self.tune_seconds is not None:
+            _check(self, 0, "tune_seconds")
+            if self.tune != "search":
+                raise ConfigError(f"tune_seconds: goes with tune search, and tune is {self.tune}")
         if self.max_steps is not None:
             _check(self, 1, "max_steps")
         if not 0 <= self.cold_weight <= 1:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Trial:
         noise: standard error of its difference to the first trial's.
         best_step, steps: of the training.
         tasks: the metrics there, by task.
+        seconds: how long it took.
     """
 
     name: str
@@ -65,10 +67,12 @@ class Trial:
     best_step: int = 0
     steps: int = 0
     tasks: dict[str, Any] | None = None
+    seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """What ``report.json`` says of it."""
         names = ("name", "changes", "best", "noise", "best_step", "steps", "tasks")
+        names += ("seconds",)
         return {n: getattr(self, n) for n in names}
 
 
@@ -77,9 +81,9 @@ def wanted(config: Config, validates: bool) -> bool:
     settings = config.training
     if settings.tune == "auto":
         return validates and settings.max_steps is None
-    if settings.tune == "on" and not validates:
+    if settings.tune in ("on", "search") and not validates:
         raise ConfigError("training.tune: there are no rows to validate on: raise valid")
-    return settings.tune == "on"
+    return settings.tune in ("on", "search")
 
 
 def trials(config: Config, fixed: set[str]) -> list[Trial]:
@@ -95,7 +99,7 @@ def trials(config: Config, fixed: set[str]) -> list[Trial]:
         data = config.to_dict()
         for key, value in kept.items():
             override(data, key, json.dumps(value))
-        data["training"]["tune"] = "off"
+        data["training"].update(tune="off", tune_seconds=None)
         trial = Trial(name, kept, Config.from_dict(data))
         if all(trial.config != other.config for other in different):
             different.append(trial)
@@ -160,9 +164,15 @@ class Tuner:
         self._write()
         for i, trial in enumerate(self.trials):
             if trial.best is None:
+                began = time.monotonic()
                 self._train(i, trial)
+                trial.seconds = time.monotonic() - began
                 self._write()
             self._tidy()
+        return self.kept()
+
+    def kept(self) -> tuple[Trainer, Trial]:
+        """The trainer of the best trial and the trial, once all are trained."""
         best = self.best()
         trainer = self._open(self.trials.index(best), best)
         trainer.resume()
@@ -214,8 +224,12 @@ class Tuner:
     def _open(self, number: int, trial: Trial) -> Trainer:
         folder = self.folder / str(number)
         folder.mkdir(exist_ok=True)
-        bar = f"{trial.name} ({number + 1} of {len(self.trials)})" if self.bar else False
+        bar = f"{trial.name} ({number + 1} of {self.expected()})" if self.bar else False
         return trainer_on(self.data, trial.config, folder, self.device, bar)
+
+    def expected(self) -> int:
+        """How many trials there will be, at most."""
+        return len(self.trials)
 
     def _tidy(self) -> None:
         """Drop the checkpoints of trials that lost."""

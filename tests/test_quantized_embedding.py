@@ -560,6 +560,26 @@ def test_rows_made_by_torch_are_read():
     close(got, torch.ops.quantized.embedding_bag_byte_unpack(rows)[ids])
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dim", [30, 57, 64, 128])
+def test_rows_are_taken_and_joined_bit_for_bit(dim, bits):
+    packed = pack_rows(*quantize_rows(torch.randn(10, dim), bits), bits)
+    whole = lirank_ext.dequantize_rows(*unpack_rows(packed, dim, bits))
+
+    def values(table):
+        ids = torch.arange(table.shape[0])
+        return quantized_embedding_bag(table, ids, None, dim, bits)
+
+    for rows in (slice(2, 7), slice(0, 0), torch.tensor([9, 0, 0]), torch.arange(10) % 3 == 0):
+        assert torch.equal(values(lirank_ext.slice_rows(packed, rows, dim, bits)), whole[rows])
+    parts = [lirank_ext.slice_rows(packed, slice(a, a + 5), dim, bits) for a in (0, 5)]
+    assert torch.equal(lirank_ext.concatenate_rows(parts, dim, bits), packed)
+    with pytest.raises(ValueError, match="wanted at least one table"):
+        lirank_ext.concatenate_rows([], dim, bits)
+    with pytest.raises(IndexError):
+        lirank_ext.slice_rows(packed, torch.tensor([10]), dim, bits)
+
+
 def test_fbgemm_rows_have_eight_bits():
     layer = QuantizedEmbedding.from_float(torch.nn.Embedding(4, 8), 4)
     with pytest.raises(ValueError, match="to_fbgemm: bits: wanted 8, got 4"):

@@ -178,7 +178,7 @@ def test_bit_equal_for_any_number_of_threads(threads, shape, bits):
 
 
 @pytest.mark.parametrize("rows", [5, 50_000])
-def test_a_bag_does_not_depend_on_its_neighbours(rows):
+def test_a_bag_does_not_depend_on_its_neighbors(rows):
     packed, _ = make(rows, 128)
     ids, offsets = some_bags(50, 30, rows)
     whole = quantized_embedding_bag(packed, ids, offsets, 128, include_last_offset=True)

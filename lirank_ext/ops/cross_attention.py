@@ -64,6 +64,7 @@ def _outer_attention(
 
 
 _outer_attention.check(check_attention)
+_outer_attention.autocast("lower")
 
 
 @_outer_attention.fake
@@ -187,6 +188,9 @@ def _check_layer(op: str, a) -> None:
 @_attention_cross.check
 def _check(a) -> None:
     _check_layer("attention_cross", a)
+
+
+_attention_cross.autocast("lower")
 
 
 @_attention_cross.fake

@@ -385,3 +385,16 @@ def test_tensorboard_shows_norms(data, tmp_path, monkeypatch):
     dense = torch.cat([p.detach().flatten() for p in trainer.dense]).norm().item()
     assert written["norms/dense"] == pytest.approx(dense, rel=1e-4)
     assert written["norms/gradient"] > 0
+
+
+def test_small_gains_are_kept_and_do_not_count(data, monkeypatch):
+    values = iter([0.6, 0.6001, 0.6001, 0.7, 0.70005, 0.6])
+    trainer = open_trainer(make_config(epochs=6, patience=3, tolerance=0.01), [data])
+    monkeypatch.setattr("lirank_ext.training.trainer.mean", lambda *_: next(values))
+    worse = []
+    restart = trainer.average.restart
+    trainer.average.restart = lambda: (worse.append(trainer.progress.worse), restart())
+    progress = trainer.fit()
+    assert progress.best == 0.70005
+    assert worse == [1, 2, 1, 2]
+    assert len(progress.evaluations) == 6

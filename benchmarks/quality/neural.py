@@ -132,7 +132,7 @@ def fit(name: str, data: Encoded, s: dict[str, Any], seed: int) -> dict[str, np.
     rng = np.random.default_rng(seed)
     model = MODELS[name](data.size, data.columns, s)
     optimizer = torch.optim.Adam(model.parameters(), s["lr"])
-    codes, labels = data.codes["train"], torch.from_numpy(data.labels["train"]).float()
+    codes, labels = data.codes["train"], torch.tensor(data.labels["train"]).float()
     best, kept, worse = -np.inf, {}, 0
     for _ in range(EPOCHS):
         model.train()

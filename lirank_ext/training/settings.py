@@ -57,6 +57,7 @@ class Settings:
         ema: decay of the moving average of the dense weights that is evaluated and kept; 0 keeps
             the weights themselves.
         patience: evaluations without a better result before the run stops; 0 never stops.
+        tolerance: gain up to which a result is no better. The weights are kept all the same.
         evaluate_every: steps between evaluations; 0 evaluates at the end of each epoch.
         checkpoint_every: steps between checkpoints; 0 writes one at the end of each epoch.
         shuffle_rows: rows shuffled together: the memory of the loader.
@@ -97,6 +98,7 @@ class Settings:
     label_smoothing: float = 0.0
     ema: float = 0.0
     patience: int = 3
+    tolerance: float = 0.0
     evaluate_every: int = 0
     checkpoint_every: int = 500
     shuffle_rows: int = 262_144
@@ -120,7 +122,7 @@ class Settings:
         _check(self, 1, "epochs", "shuffle_rows")
         _check(self, 0, "lr", "table_lr", "lr_scale", "weight_decay", "table_l2", "clip", "seed")
         _check(self, 0, "calibration_l2", "patience", "evaluate_every", "checkpoint_every")
-        _check(self, 0, "prefetch", "forgetting", "fisher_rows", "table_start")
+        _check(self, 0, "tolerance", "prefetch", "forgetting", "fisher_rows", "table_start")
         _check(self, 1, "tune_trials")
         if self.tune_seconds is not None:
             _check(self, 0, "tune_seconds")

@@ -295,14 +295,13 @@ class Trainer:
         value = mean(metrics, settings.monitor)
         bar.show({"loss": f"{loss:.4f}", f"valid {settings.monitor}": f"{value:.4f}"})
         bar.show({"rows/s": f"{self.rows / max(self.seconds, 1e-9):,.0f}"})
-        larger = MONITORS[settings.monitor]
-        better = value > progress.best if larger else value < progress.best
-        if better or math.isnan(progress.best):
-            progress.best, progress.best_step, progress.worse = value, progress.step, 0
+        gain = (value - progress.best) * (1 if MONITORS[settings.monitor] else -1)
+        first = math.isnan(progress.best)
+        if gain > 0 or first:
+            progress.best, progress.best_step = value, progress.step
             state = self.model.state_dict()
             self.best = {k: v.detach().clone() for k, v in state.items()}
-            return
-        progress.worse += 1
+        progress.worse = 0 if gain > settings.tolerance or first else progress.worse + 1
 
     def _check_valid(self, metrics: dict[str, Metrics]) -> None:
         for name, m in metrics.items():

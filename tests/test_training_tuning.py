@@ -73,9 +73,11 @@ def test_log_loss_is_to_fall(data, tmp_path):
 def test_the_first_is_kept_unless_another_is_better_by_more_than_the_noise(data, tmp_path):
     for monitor, sign in (("auc", 1), ("log_loss", -1)):
         tuner = Tuner(config_for(monitor=monitor), set(), None, tmp_path)
-        first, *others = tuner.trials
+        first, *others = tuner.trials[:4]
         first.best = 0.5
-        for trial, gain, noise in zip(others, (0.01, 0.03), (0.005, 0.02), strict=True):
+        for trial, gain, noise in zip(
+            others, (0.01, 0.03, -0.01), (0.005, 0.02, 0.005), strict=True
+        ):
             trial.best, trial.noise = 0.5 + sign * gain, noise
         assert tuner.best() is others[1]
         others[1].noise = 0.04

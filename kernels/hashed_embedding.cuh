@@ -2,7 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "bags.cuh"
+#include "bags.h"
 #include "errors.cuh"
 #include "hashing_murmur.h"
 
@@ -18,16 +18,9 @@ struct HashedTables {
   int bits;
 };
 
-// How the rows of an id follow from it.
-struct HashedSource {
-  murmur::RowRule rule;
-  uint32_t seed;
-  bool prehashed;  // ids are hashes
-};
-
 struct HashedParams {
   HashedTables tables;
-  HashedSource source;
+  murmur::IdRule source;
   Bags bags;
   Errors* errors;
   void* out;  // (bags, dim) of `element`; for packed tables of `out_element`
@@ -39,7 +32,7 @@ struct HashedParams {
 // `sorted[i]`.
 struct RunsParams {
   Bags bags;
-  HashedSource source;
+  murmur::IdRule source;
   int table;               // 0 to 3: whose rows `rows` receives
   int64_t count;           // entries
   uint32_t* rows;          // (count) by position

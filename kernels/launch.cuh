@@ -5,7 +5,7 @@
 
 #include <atomic>
 
-#include "bags.cuh"
+#include "bags.h"
 #include "errors.cuh"
 
 namespace lirank::gpu {

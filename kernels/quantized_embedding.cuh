@@ -2,7 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "bags.cuh"
+#include "bags.h"
 #include "errors.cuh"
 
 namespace lirank::gpu {

@@ -60,8 +60,15 @@ LR_INLINE void read_pair(const uint8_t* at, float& scale, float& mid) {
   memcpy(&mid, at + 4, 4);
 }
 
+// Plain code has one loop for ids with and without weights: its conversions of codes take so long
+// that a test beside them does not show, and it compiles in half the time.
+constexpr bool kTestsWeights = LIRANK_ISA == 0;
+LR_INLINE float weight_of(const float* weights, int64_t i) {
+  return kTestsWeights && weights == nullptr ? 1.0f : weights[i];
+}
+
 LR_INLINE bool has_large_result(const PoolCall& call) {
-  return call.bags * call.out_stride * 4 > kLargeResult;
+  return call.bags.bags * call.out_stride * 4 > kLargeResult;
 }
 
 // Asks for the lines that `vectors` vectors of a result will be written to, which may lie behind
@@ -97,7 +104,7 @@ struct Ahead {
   // Checks id `at` and prefetches its row.
   __attribute__((noinline)) bool step(int64_t at) {
     if (at >= limit) return true;
-    while (at >= call.start((table + 1) * call.bags)) ++table;
+    while (at >= call.start((table + 1) * call.bags.bags)) ++table;
     if (prefetch_row(call.tables[table], (int64_t)ids[at])) return true;
     bad = at;
     return false;
@@ -181,17 +188,17 @@ struct Rows {
 // once a block.
 constexpr int64_t kBlock = 64;
 static void read_starts(const PoolCall& call, int64_t item, int64_t n, int64_t* starts) {
-  if (call.fixed > 0) {
-    for (int64_t k = 0; k < n; ++k) starts[k] = (item + k) * call.fixed;
+  if (call.bags.fixed >= 0) {
+    for (int64_t k = 0; k < n; ++k) starts[k] = (item + k) * call.bags.fixed;
     return;
   }
-  const int64_t given = call.offset_count - item, m = given < n ? (given > 0 ? given : 0) : n;
-  if (call.wide) {
-    for (int64_t k = 0; k < m; ++k) starts[k] = ((const int64_t*)call.offsets)[item + k];
+  const int64_t given = call.bags.offset_count - item, m = given < n ? (given > 0 ? given : 0) : n;
+  if (call.bags.wide_offsets) {
+    for (int64_t k = 0; k < m; ++k) starts[k] = ((const int64_t*)call.bags.offsets)[item + k];
   } else {
-    for (int64_t k = 0; k < m; ++k) starts[k] = ((const int32_t*)call.offsets)[item + k];
+    for (int64_t k = 0; k < m; ++k) starts[k] = ((const int32_t*)call.bags.offsets)[item + k];
   }
-  for (int64_t k = m; k < n; ++k) starts[k] = call.count;
+  for (int64_t k = m; k < n; ++k) starts[k] = call.bags.count;
 }
 
 // `bags` bags of one id each, ids from `first` on: nothing to add up, each copies its row. A loop
@@ -206,7 +213,7 @@ static __attribute__((noinline)) bool copy_bags(const PoolCall& call,
   const Rows<bits, V, apart, reach, Index> rows{t, table.ids, table.ahead, table.inside,
                                                 table.distance};
   const Columns columns = places;
-  const float* weights = call.weights;
+  const float* weights = (const float*)call.bags.weights;
   const int64_t stride = call.out_stride;
   const bool large = has_large_result(call);
   const auto copy = [&](int64_t i, int64_t bytes, bool one_pass) __attribute__((always_inline)) {
@@ -214,7 +221,7 @@ static __attribute__((noinline)) bool copy_bags(const PoolCall& call,
     const uint8_t* codes = rows.codes(i);
     float scale, mid;
     read_pair(rows.pair(codes, (int64_t)rows.ids[i]), scale, mid);
-    if constexpr (weighted) scale *= weights[i], mid *= weights[i];
+    if constexpr (weighted) scale *= weight_of(weights, i), mid *= weight_of(weights, i);
     if (reach != Reach::far && large)
       prefetch_result(out + kAheadCopied * stride, one_pass ? V : columns.vectors);
     const f32 s = f32::set1(scale), m = f32::set1(mid);
@@ -245,12 +252,12 @@ template <int bits, int V, bool apart, bool weighted, Reach reach, typename Inde
 static bool pool_table(const PoolCall& call, const PoolTable& table, const Index* ids, int64_t from,
                        int64_t to, int64_t first_item, Ahead<Index>& ahead) {
   const PoolTable t = table;  // the compiler keeps a local copy in registers
-  const float* weights = call.weights;
+  const float* weights = (const float*)call.bags.weights;
   const Columns columns = columns_of<bits>(t.dim);
   using Table = Rows<bits, V, apart, reach, Index>;
   const Table rows{t, ids, ahead, call.start(to) - kAhead, t.pairs - t.codes};
   const int64_t stride = call.out_stride;
-  const bool mean = call.mean, large = has_large_result(call);
+  const bool mean = call.bags.mean, large = has_large_result(call);
   float* out = call.out + t.column + (from - first_item) * call.out_stride;
 
   // The vectors of columns from `first` on of one bag; only the first pass checks ids.
@@ -268,7 +275,7 @@ static bool pool_table(const PoolCall& call, const PoolTable& table, const Index
       const uint8_t* codes = rows.codes(i);
       float scale, mid;
       read_pair(rows.pair(codes, (int64_t)ids[i]), scale, mid);
-      if constexpr (weighted) scale *= weights[i], mid *= weights[i];
+      if constexpr (weighted) scale *= weight_of(weights, i), mid *= weight_of(weights, i);
       mids += mid;
       const f32 s = f32::set1(scale);
 #pragma GCC unroll 8
@@ -389,10 +396,10 @@ static bool pool_any(const PoolCall& call, const PoolTable& t, const Index* ids,
 // Items [from, to); returns the position of the first bad id, or -1.
 template <int bits, bool weighted, typename Index>
 static int64_t pool_items(const PoolCall& call, const Index* ids, int64_t from, int64_t to) {
-  Ahead<Index> ahead{call, ids, call.start(to), from / call.bags};
+  Ahead<Index> ahead{call, ids, call.start(to), from / call.bags.bags};
   bool running = false;  // the stream, which cached tables leave
   while (from < to) {
-    const int64_t table = from / call.bags, first_item = table * call.bags;
+    const int64_t table = from / call.bags.bags, first_item = table * call.bags.bags;
     const bool streams = has_stream<weighted>(call.tables[table]);
     if (streams && !running) {
       const int64_t begin = call.start(from);
@@ -401,7 +408,7 @@ static int64_t pool_items(const PoolCall& call, const Index* ids, int64_t from, 
         if (!ahead.step(begin + i)) return ahead.bad;
     }
     running = streams;
-    const int64_t stop = to < first_item + call.bags ? to : first_item + call.bags;
+    const int64_t stop = to < first_item + call.bags.bags ? to : first_item + call.bags.bags;
     if (!pool_any<bits, weighted>(call, call.tables[table], ids, from, stop, first_item, ahead))
       return ahead.bad;
     from = stop;
@@ -409,13 +416,17 @@ static int64_t pool_items(const PoolCall& call, const Index* ids, int64_t from, 
   return -1;
 }
 
+template <int bits, typename Index>
+LR_INLINE int64_t pool_bits(const PoolCall& call, const Index* ids, int64_t from, int64_t to) {
+  if constexpr (!kTestsWeights) {
+    if (call.bags.weights == nullptr) return pool_items<bits, false>(call, ids, from, to);
+  }
+  return pool_items<bits, true>(call, ids, from, to);
+}
+
 template <typename Index>
 LR_INLINE int64_t pool_call(const PoolCall& call, const Index* ids, int64_t from, int64_t to) {
-  if (call.bits == 8)
-    return call.weights ? pool_items<8, true>(call, ids, from, to)
-                        : pool_items<8, false>(call, ids, from, to);
-  return call.weights ? pool_items<4, true>(call, ids, from, to)
-                      : pool_items<4, false>(call, ids, from, to);
+  return call.bits == 8 ? pool_bits<8>(call, ids, from, to) : pool_bits<4>(call, ids, from, to);
 }
 
 int64_t pool(const PoolCall& call, const int64_t* ids, int64_t from, int64_t to) {
@@ -424,16 +435,6 @@ int64_t pool(const PoolCall& call, const int64_t* ids, int64_t from, int64_t to)
 int64_t pool(const PoolCall& call, const int32_t* ids, int64_t from, int64_t to) {
   return pool_call(call, ids, from, to);
 }
-
-// Whether no offset is below the one before it, without a branch an offset.
-template <typename Offset>
-LR_INLINE bool all_rise(const Offset* offsets, int64_t n) {
-  int64_t falls = 0;
-  for (int64_t i = 1; i < n; ++i) falls |= offsets[i] < offsets[i - 1];
-  return !falls;
-}
-bool rise(const int64_t* offsets, int64_t n) { return all_rise(offsets, n); }
-bool rise(const int32_t* offsets, int64_t n) { return all_rise(offsets, n); }
 
 // <grad, dequantized row>: the gradient of an id's weight.
 float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad) {

@@ -36,7 +36,3 @@ LR_INLINE f32 load_codes(const uint8_t* codes, int64_t column) {
   if constexpr (bits == 8) return load_codes8(codes, column);
   return load_codes4(codes, column);
 }
-template <int bits>
-LR_INLINE f32 load_codes(const uint8_t* codes, int64_t column, int64_t) {
-  return load_codes<bits>(codes, column);
-}

@@ -1,10 +1,10 @@
-// What the CUDA side of hashed_embedding_bag checks, alike forward and backward.
+// What the ops of the hashed embedding check, on every backend.
 #pragma once
-#include <array>
+#include "bags_checks.h"
+#include "hashing_murmur.h"
+#include "quantized_embedding_checks.h"
 
-#include "bags_cuda.h"
-#include "hashed_embedding.cuh"
-#include "quantized_embedding_layout.h"
+#include <array>
 
 namespace lirank {
 
@@ -28,6 +28,12 @@ inline void check_remainders(const char* op, const char* argument, int64_t rows)
                "wanted 1 to 2^32 - 1 rows, got ", rows);
 }
 
+inline murmur::IdRule id_rule(int64_t num_buckets, int64_t num_remainders, int64_t seed,
+                              bool prehashed) {
+  return {murmur::row_rule((uint64_t)num_buckets, (uint32_t)num_remainders), (uint32_t)seed,
+          prehashed};
+}
+
 inline void check_heights(const char* op, const Four& tables, int64_t num_buckets) {
   const int64_t remainders = tables[1].size(0);
   check_remainders(op, "remainder_b", remainders);
@@ -38,7 +44,7 @@ inline void check_heights(const char* op, const Four& tables, int64_t num_bucket
   }
 }
 
-inline void check_form(const char* op, const Four& tables) {
+inline void check_float_tables(const char* op, const Four& tables, int64_t num_buckets) {
   check_floating(op, kNames[0], tables[0]);
   for (int t = 0; t < 4; ++t) {
     check_same_dtype(op, kNames[t], tables[t], tables[0].scalar_type());
@@ -50,27 +56,18 @@ inline void check_form(const char* op, const Four& tables) {
   for (int t = 0; t < 4; ++t)
     LIRANK_CHECK(tables[t].size(1) == tables[0].size(1), op, kNames[t], "wanted width ",
                  tables[0].size(1), ", got ", shape(tables[t]));
-}
-
-inline void check_packed(const char* op, const Four& tables, int64_t num_buckets, int64_t dim,
-                         int64_t bits) {
-  LIRANK_CHECK(bits == 8 || bits == 4, op, "bits", "wanted 8 or 4, got ", bits);
-  LIRANK_CHECK(dim > 0, op, "dim", "wanted a positive width, got ", dim);
-  const int64_t wanted = rowwise::layout(dim, (int)bits).row_bytes;
-  for (int t = 0; t < 4; ++t) {
-    check_same_dtype(op, kNames[t], tables[t], ScalarType::Byte);
-    check_dim(op, kNames[t], tables[t], 2);
-    check_together(op, kNames[t], tables[t], tables[0]);
-    LIRANK_CHECK(tables[t].size(1) == wanted, op, kNames[t], "wanted ", wanted,
-                 " bytes a row for dim ", dim, " at ", bits, " bits, got ", shape(tables[t]));
-  }
   check_heights(op, tables, num_buckets);
 }
 
-inline gpu::HashedSource source_of(int64_t num_buckets, int64_t num_remainders, int64_t seed,
-                                   bool prehashed) {
-  return {murmur::row_rule((uint64_t)num_buckets, (uint32_t)num_remainders), (uint32_t)seed,
-          prehashed};
+inline void check_packed_tables(const char* op, const Four& tables, int64_t num_buckets,
+                                int64_t dim, int64_t bits, int64_t most) {
+  check_bits(op, bits);
+  check_width(op, dim, most);
+  for (int t = 0; t < 4; ++t) {
+    check_packed(op, kNames[t], tables[t], dim, bits);
+    check_together(op, kNames[t], tables[t], tables[0]);
+  }
+  check_heights(op, tables, num_buckets);
 }
 
 }  // namespace lirank

@@ -8,9 +8,9 @@
 namespace lirank {
 
 // Bags, and the tensors that they point into.
-struct HeldBags {
+struct BagTensors {
   Tensor ids, offsets, weights;
-  Bags bags;
+  Bags view;
 };
 
 // The arguments of an op that say what its bags are. `ids_name` is what the op calls its ids.
@@ -34,15 +34,15 @@ inline void check_mode(const char* op, const std::string& mode, const OptionalTe
                "wanted mode 'sum' with weights, got '", mode, "'");
 }
 
-inline void read_offsets(const char* op, const BagArguments& a, HeldBags& held) {
-  Bags& b = held.bags;
+inline void read_offsets(const char* op, const BagArguments& a, BagTensors& bags) {
+  Bags& b = bags.view;
   if (!a.offsets) {
     LIRANK_CHECK(a.ids.dim() == 1 || a.ids.dim() == 2, op, a.ids_name,
                  "wanted 1 or 2 dimensions without offsets, got shape ", shape(a.ids));
     LIRANK_CHECK(!a.include_last_offset, op, "include_last_offset",
                  "wanted offsets with it, got None");
-    b.bags = a.ids.size(0);
-    b.fixed = a.ids.dim() == 1 ? 1 : a.ids.size(1);
+    b.bag_count = a.ids.size(0);
+    b.ids_per_bag = a.ids.dim() == 1 ? 1 : a.ids.size(1);
     return;
   }
   check_dim(op, a.ids_name, a.ids, 1);
@@ -51,15 +51,15 @@ inline void read_offsets(const char* op, const BagArguments& a, HeldBags& held) 
   check_together(op, "offsets", *a.offsets, a.ids);
   LIRANK_CHECK(!a.include_last_offset || a.offsets->numel() > 0, op, "offsets",
                "wanted at least one with include_last_offset, got shape ", shape(*a.offsets));
-  held.offsets = to_contiguous(*a.offsets);
-  b.offsets = held.offsets.const_data_ptr();
-  b.offset_count = held.offsets.numel();
-  b.wide_offsets = a.offsets->scalar_type() == ScalarType::Long;
-  b.bags = b.offset_count - (a.include_last_offset ? 1 : 0);
+  bags.offsets = to_contiguous(*a.offsets);
+  b.offsets = bags.offsets.const_data_ptr();
+  b.offset_count = bags.offsets.numel();
+  b.offsets_are_int64 = a.offsets->scalar_type() == ScalarType::Long;
+  b.bag_count = b.offset_count - (a.include_last_offset ? 1 : 0);
 }
 
 template <typename B>
-void read_weights(const char* op, const BagArguments& a, ScalarType type, HeldBags& held) {
+void read_weights(const char* op, const BagArguments& a, ScalarType type, BagTensors& bags) {
   if (!a.weights) return;
   check_floating(op, "per_sample_weights", *a.weights);
   check_together(op, "per_sample_weights", *a.weights, a.ids);
@@ -67,34 +67,34 @@ void read_weights(const char* op, const BagArguments& a, ScalarType type, HeldBa
   for (int64_t i = 0; same && i < a.ids.dim(); ++i) same = a.weights->size(i) == a.ids.size(i);
   LIRANK_CHECK(same, op, "per_sample_weights", "wanted the shape of ", a.ids_name, " ",
                shape(a.ids), ", got ", shape(*a.weights));
-  held.weights = B::as_type(*a.weights, type);
-  held.bags.weights = held.weights.const_data_ptr();
+  bags.weights = B::as_type(*a.weights, type);
+  bags.view.weights = bags.weights.const_data_ptr();
 }
 
 // weight_type: what the kernels take weights as; `beside`: a tensor on the device of the call.
 template <typename B>
-HeldBags read_bags(const char* op, const BagArguments& a, ScalarType weight_type,
-                   const Tensor& beside) {
+BagTensors read_bags(const char* op, const BagArguments& a, ScalarType weight_type,
+                     const Tensor& beside) {
   check_mode(op, a.mode, a.weights);
   check_index_dtype(op, a.ids_name, a.ids);
   check_together(op, a.ids_name, a.ids, beside);
-  HeldBags held;
-  held.ids = to_contiguous(a.ids);
-  held.bags.ids = held.ids.const_data_ptr();
-  held.bags.wide_ids = a.ids.scalar_type() == ScalarType::Long;
-  held.bags.count = a.ids.numel();
-  held.bags.mean = a.mode == "mean";
-  read_offsets(op, a, held);
-  if (held.bags.offsets) B::check_offsets(op, a.ids_name, held.bags);
-  read_weights<B>(op, a, weight_type, held);
-  return held;
+  BagTensors bags;
+  bags.ids = to_contiguous(a.ids);
+  bags.view.ids = bags.ids.const_data_ptr();
+  bags.view.ids_are_int64 = a.ids.scalar_type() == ScalarType::Long;
+  bags.view.id_count = a.ids.numel();
+  bags.view.mean = a.mode == "mean";
+  read_offsets(op, a, bags);
+  if (bags.view.offsets) B::check_offsets(op, a.ids_name, bags.view);
+  read_weights<B>(op, a, weight_type, bags);
+  return bags;
 }
 
-inline Element element_of(ScalarType type) {
-  return type == ScalarType::Double     ? Element::float64
-         : type == ScalarType::Half     ? Element::float16
-         : type == ScalarType::BFloat16 ? Element::bfloat16
-                                        : Element::float32;
+inline DType dtype_of(ScalarType type) {
+  return type == ScalarType::Double     ? DType::float64
+         : type == ScalarType::Half     ? DType::float16
+         : type == ScalarType::BFloat16 ? DType::bfloat16
+                                        : DType::float32;
 }
 
 inline void check_output_dtype(const char* op, ScalarType type) {

@@ -18,7 +18,7 @@ struct CpuBackend {
   static Tensor as_type(const Tensor& t, ScalarType type) { return as_float_type(t, type); }
 
   static void check_offsets(const char* op, const char* ids_name, const Bags& b) {
-    if (b.wide_offsets)
+    if (b.offsets_are_int64)
       check_values(op, ids_name, (const int64_t*)b.offsets, b);
     else
       check_values(op, ids_name, (const int32_t*)b.offsets, b);
@@ -35,8 +35,9 @@ struct CpuBackend {
     for (int64_t i = 1; i < n && !rising; ++i)
       LIRANK_CHECK(offsets[i] >= offsets[i - 1], op, "offsets", "wanted no decrease, got ",
                    offsets[i], " after ", offsets[i - 1], " at position ", i);
-    LIRANK_CHECK((int64_t)offsets[n - 1] <= b.count, op, "offsets", "wanted at most ", b.count,
-                 " (the number of ", ids_name, "), got ", offsets[n - 1], " at position ", n - 1);
+    LIRANK_CHECK((int64_t)offsets[n - 1] <= b.id_count, op, "offsets", "wanted at most ",
+                 b.id_count, " (the number of ", ids_name, "), got ", offsets[n - 1],
+                 " at position ", n - 1);
   }
 };
 

@@ -80,8 +80,8 @@ inline Tiles small_tiles(int64_t batch, int64_t work_per_sample) {
 
 // Samples per tile of the row kernels. The block, its results and what is fetched for the next
 // lie in L2 beside 128 KB of weights: 24 samples up to a width of 512 floats, with AVX-512, whose
-// processors have 1 or 2 MB of L2, of 1024. Weights beyond that L2 come from L3 once a tile: 48
-// samples (2048 samples of d = 1024, r = 256 on a Xeon with AMX: 21.3 ms against 22.9, step 80
+// processors have 1 or 2 MB of L2, of 1024. LayerWeights beyond that L2 come from L3 once a tile:
+// 48 samples (2048 samples of d = 1024, r = 256 on a Xeon with AMX: 21.3 ms against 22.9, step 80
 // against 86).
 template <typename T>
 Tiles row_tiles(int64_t batch, const Layer<T>& layer, int64_t work_per_sample) {
@@ -110,7 +110,7 @@ class PackedWeights {
     weights.u = to + at_u_;
     weights.u_straight = to + at_u_straight_;
     weights.in_straight = to + at_in_straight_;
-    std::vector<Packing<T>> all;
+    std::vector<PackJob<T>> all;
     const int64_t d = layer.d, r = layer.r, n = layer.projections;
     for (int64_t s = 0; projections && s < n; ++s)
       all.push_back({layer.in[s], d, r, d, 0, true, to + s * weights.in_size});
@@ -120,17 +120,18 @@ class PackedWeights {
       for (int64_t s = 0; s < n; ++s)
         all.push_back({layer.in[s], r, d, n * r, s * r, false, to + at_in_straight_});
     }
-    const int64_t count = (int64_t)all.size() * kParts, grain = 1 + kParts * kTurned / (d * r);
+    const int64_t count = (int64_t)all.size() * kParts, grain = 1 + kParts * kTransposed / (d * r);
     torch::stable::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)
         LIRANK_DISPATCH(CrossRows<T>::pack, all[i / kParts], i % kParts, kParts);
     });
   }
-  Packed<T> weights{};
+  WeightPanels<T> weights{};
 
  private:
-  static constexpr int64_t kParts = 8;         // of one matrix: shared out evenly on threads
-  static constexpr int64_t kTurned = 1 << 16;  // weights a thread packs in about 10 microseconds
+  static constexpr int64_t kParts = 8;  // of one matrix: shared out evenly on threads
+  static constexpr int64_t kTransposed = 1
+                                         << 16;  // weights a thread packs in about 10 microseconds
 
   int64_t plan(const Layer<T>& layer, bool projections, bool backward) {
     const int64_t d = layer.d, r = layer.r, n = layer.projections;

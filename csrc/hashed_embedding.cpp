@@ -9,24 +9,24 @@
 namespace lirank {
 namespace {
 
+using hashed::FloatTables;
 using hashed::PackedTables;
-using hashed::Tables;
 
 // Bytes of rows below which a second thread costs more than it brings (a wake-up is ~5 us).
 constexpr int64_t kBytesPerTask = 256 * 1024;
 
-Four contiguous_tables(const Four& tables) {
+FourTables contiguous_tables(const FourTables& tables) {
   return {to_contiguous(tables[0]), to_contiguous(tables[1]), to_contiguous(tables[2]),
           to_contiguous(tables[3])};
 }
 
-Tables view(const Four& tables) {
-  Tables t{{}, tables[0].size(1), element_of(tables[0].scalar_type())};
+FloatTables view(const FourTables& tables) {
+  FloatTables t{{}, tables[0].size(1), dtype_of(tables[0].scalar_type())};
   for (int i = 0; i < 4; ++i) t.base[i] = tables[i].const_data_ptr();
   return t;
 }
 
-PackedTables view_packed(const Four& tables, int64_t dim, int bits) {
+PackedTables view_packed(const FourTables& tables, int64_t dim, int bits) {
   const rowwise::Layout l = rowwise::layout(dim, bits);
   PackedTables t{{}, {}, l.code_stride, l.pair_stride, dim, bits};
   for (int i = 0; i < 4; ++i) {
@@ -38,17 +38,17 @@ PackedTables view_packed(const Four& tables, int64_t dim, int bits) {
 
 // Bags per task, such that a task reads about kBytesPerTask.
 int64_t grain_of(const Bags& b, int64_t row_bytes) {
-  const int64_t ids = b.bags > 0 ? b.start(b.bags) : 0;
-  const int64_t each = 1 + ids / std::max<int64_t>(1, b.bags);
+  const int64_t ids = b.bag_count > 0 ? b.start(b.bag_count) : 0;
+  const int64_t each = 1 + ids / std::max<int64_t>(1, b.bag_count);
   return 1 + kBytesPerTask / (each * 4 * row_bytes);
 }
 
 struct Cpu : CpuBackend {
   static Tensor pool(const Device&, const HashedCall& call, ScalarType output_dtype) {
-    const Four tables = contiguous_tables(call.tables);
-    const Bags& bags = call.held.bags;
+    const FourTables tables = contiguous_tables(call.tables);
+    const Bags& bags = call.bags.view;
     const ScalarType type = call.bits ? ScalarType::Float : compute_type(tables[0].scalar_type());
-    Tensor out = new_tensor({bags.bags, call.dim}, type);
+    Tensor out = new_tensor({bags.bag_count, call.dim}, type);
     void* po = out.mutable_data_ptr();
     if (call.bits) {
       const PackedTables t = view_packed(tables, call.dim, call.bits);
@@ -56,7 +56,7 @@ struct Cpu : CpuBackend {
         LIRANK_DISPATCH(pool_packed, t, call.rule, bags, from, to, po);
       });
     } else {
-      const Tables t = view(tables);
+      const FloatTables t = view(tables);
       over_bags(call, tables, [&](int64_t from, int64_t to) {
         LIRANK_DISPATCH(pool_hashed, t, call.rule, bags, from, to, po);
       });
@@ -67,9 +67,9 @@ struct Cpu : CpuBackend {
   // grad, and the result, are of `type`.
   static Tensor weight_gradient(const Device&, const HashedCall& call, const Tensor& grad,
                                 ScalarType type) {
-    const Four tables = contiguous_tables(call.tables);
-    const Bags& bags = call.held.bags;
-    Tensor out = empty_like_type(call.held.ids, type);
+    const FourTables tables = contiguous_tables(call.tables);
+    const Bags& bags = call.bags.view;
+    Tensor out = empty_like_type(call.bags.ids, type);
     torch::stable::zero_(out);
     const void* pg = grad.const_data_ptr();
     void* po = out.mutable_data_ptr();
@@ -79,7 +79,7 @@ struct Cpu : CpuBackend {
         LIRANK_DISPATCH(dot_quantized, t, call.rule, bags, from, to, pg, po);
       });
     } else {
-      const Tables t = view(tables);
+      const FloatTables t = view(tables);
       over_bags(call, tables, [&](int64_t from, int64_t to) {
         LIRANK_DISPATCH(dot_hashed, t, call.rule, bags, from, to, pg, po);
       });
@@ -89,9 +89,10 @@ struct Cpu : CpuBackend {
 
  private:
   template <typename Run>
-  static void over_bags(const HashedCall& call, const Four& tables, const Run& run) {
+  static void over_bags(const HashedCall& call, const FourTables& tables, const Run& run) {
     const int64_t row_bytes = tables[0].size(1) * (int64_t)tables[0].element_size();
-    torch::stable::parallel_for(0, call.held.bags.bags, grain_of(call.held.bags, row_bytes), run);
+    torch::stable::parallel_for(0, call.bags.view.bag_count, grain_of(call.bags.view, row_bytes),
+                                run);
   }
 };
 

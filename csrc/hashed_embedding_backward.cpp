@@ -15,7 +15,7 @@
 namespace lirank {
 namespace {
 
-using hashed::Runs;
+using hashed::GradientRuns;
 
 // Entries per task of a gradient: fixed, so that sums do not depend on the number of threads.
 constexpr int64_t kEntriesPerTask = 4096;
@@ -77,7 +77,7 @@ struct Gradients {
 
 void divide_by_length(const Bags& b, Tensor& grad, int64_t dim) {
   const auto divide = [&](auto* g) {
-    for (int64_t bag = 0; bag < b.bags; ++bag) {
+    for (int64_t bag = 0; bag < b.bag_count; ++bag) {
       const int64_t length = std::max<int64_t>(1, b.start(bag + 1) - b.start(bag));
       for (int64_t c = 0; c < dim; ++c) g[bag * dim + c] /= length;
     }
@@ -89,7 +89,7 @@ void divide_by_length(const Bags& b, Tensor& grad, int64_t dim) {
 }
 
 void list_rows(Gradients& g) {
-  const Bags& bags = g.call.held.bags;
+  const Bags& bags = g.call.bags.view;
   uint32_t* lists[4];
   for (int t = 0; t < 4; ++t) {
     g.rows[t].resize(g.ids);
@@ -101,7 +101,7 @@ void list_rows(Gradients& g) {
     LIRANK_DISPATCH(hash_rows, g.call.rule, (const int64_t*)bags.ids, from * step,
                     std::min(g.ids, to * step), lists);
   });
-  torch::stable::parallel_for(0, bags.bags, 4096, [&](int64_t from, int64_t to) {
+  torch::stable::parallel_for(0, bags.bag_count, 4096, [&](int64_t from, int64_t to) {
     for (int64_t bag = from; bag < to; ++bag)
       std::fill(g.bag_of.begin() + bags.start(bag), g.bag_of.begin() + bags.start(bag + 1),
                 (uint32_t)bag);
@@ -109,13 +109,13 @@ void list_rows(Gradients& g) {
 }
 
 Gradients read_gradients(const HashedGradientCall& call) {
-  const Bags& bags = call.held.bags;
+  const Bags& bags = call.bags.view;
   const ScalarType type = compute_type(call.grad.scalar_type());
   Gradients g{call,
               type,
               as_float_type(call.grad, type),
               call.grad.size(1),
-              bags.bags > 0 ? bags.start(bags.bags) : 0,
+              bags.bag_count > 0 ? bags.start(bags.bag_count) : 0,
               {},
               {}};
   if (bags.mean) {
@@ -130,7 +130,7 @@ bool starts_run(const std::vector<uint64_t>& entries, int64_t i) {
   return i == 0 || entries[i] >> 32 != entries[i - 1] >> 32;
 }
 
-// Runs that start before each task's entries; the last number is that of all runs.
+// GradientRuns that start before each task's entries; the last number is that of all runs.
 std::vector<int64_t> runs_before(const std::vector<uint64_t>& entries, int64_t tasks) {
   std::vector<int64_t> before(tasks + 1, 0);
   const int64_t n = (int64_t)entries.size();
@@ -150,15 +150,15 @@ void add_row(T* to, const T* from, int64_t dim) {
 
 // Sums the runs of sorted entries; parts of runs that cross tasks are added in their order.
 void sum_all(const Gradients& g, const std::vector<uint64_t>& entries,
-             const std::vector<int64_t>& before, Runs r) {
-  const bool wide = g.type == ScalarType::Double;
+             const std::vector<int64_t>& before, GradientRuns r) {
+  const bool is_double = g.type == ScalarType::Double;
   const int64_t n = (int64_t)entries.size(), tasks = (int64_t)before.size() - 1;
   const int64_t bytes = g.dim * (g.type == ScalarType::Double ? 8 : 4);
   std::vector<char> carries((size_t)(tasks * bytes));
   std::vector<char> carried((size_t)tasks);
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t from, int64_t to) {
     for (int64_t task = from; task < to; ++task)
-      carried[task] = LIRANK_DISPATCH(sum_runs, wide, r, task * kEntriesPerTask,
+      carried[task] = LIRANK_DISPATCH(sum_runs, is_double, r, task * kEntriesPerTask,
                                       std::min(n, (task + 1) * kEntriesPerTask), before[task],
                                       carries.data() + task * bytes);
   });
@@ -167,15 +167,15 @@ void sum_all(const Gradients& g, const std::vector<uint64_t>& entries,
     const int64_t row = (int64_t)(entries[task * kEntriesPerTask] >> 32);
     char* to = (char*)r.out + (r.rows ? before[task] - 1 : row) * bytes;
     const char* from = carries.data() + task * bytes;
-    if (wide)
+    if (is_double)
       add_row((double*)to, (const double*)from, g.dim);
     else
       add_row((float*)to, (const float*)from, g.dim);
   }
 }
 
-Runs runs_of(const Gradients& g, const std::vector<uint64_t>& entries) {
-  return {entries.data(), g.bag_of.data(), g.grad.const_data_ptr(), g.call.held.bags.weights, g.dim,
+GradientRuns runs_of(const Gradients& g, const std::vector<uint64_t>& entries) {
+  return {entries.data(), g.bag_of.data(), g.grad.const_data_ptr(), g.call.bags.view.weights, g.dim,
           nullptr,        nullptr};
 }
 
@@ -184,7 +184,7 @@ Tensor dense_gradient(const Gradients& g, Sorter& sorter, int table) {
   Tensor out = new_tensor({g.call.heights[table], g.dim}, g.type);
   torch::stable::zero_(out);
   const int64_t tasks = (g.ids + kEntriesPerTask - 1) / kEntriesPerTask;
-  Runs r = runs_of(g, sorter.entries);
+  GradientRuns r = runs_of(g, sorter.entries);
   r.out = out.mutable_data_ptr();
   sum_all(g, sorter.entries, std::vector<int64_t>(tasks + 1, 0), r);
   return as_float_type(out, g.call.grad.scalar_type());
@@ -196,7 +196,7 @@ std::pair<Tensor, Tensor> sparse_gradient(const Gradients& g, Sorter& sorter, in
   const std::vector<int64_t> before = runs_before(sorter.entries, tasks);
   Tensor rows = new_tensor({before.back()}, ScalarType::Long);
   Tensor out = new_tensor({before.back(), g.dim}, g.type);
-  Runs r = runs_of(g, sorter.entries);
+  GradientRuns r = runs_of(g, sorter.entries);
   r.out = out.mutable_data_ptr();
   r.rows = rows.mutable_data_ptr<int64_t>();
   sum_all(g, sorter.entries, before, r);

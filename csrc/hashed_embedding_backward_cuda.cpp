@@ -19,22 +19,22 @@ struct Sorted {
 
 // What the four gradients share. Holds the tensors that the pointers point into.
 struct Gradients {
-  HeldBags ids;
+  BagTensors ids;
   Tensor grad, rows, all_positions, bag_of, partials;
   int64_t heights[4];
   RunsParams params;
 };
 
 Gradients read_gradients(const OnDevice& on, const HashedGradientCall& call) {
-  Gradients g{call.held, to_contiguous(call.grad), {}, {}, {}, {}, {}};
+  Gradients g{call.bags, to_contiguous(call.grad), {}, {}, {}, {}, {}};
   for (int t = 0; t < 4; ++t) g.heights[t] = call.heights[t];
   RunsParams& p = g.params;
-  p.bags = call.held.bags;
-  p.source = call.rule;
-  p.count = p.bags.count;
+  p.bags = call.bags.view;
+  p.rule = call.rule;
+  p.count = p.bags.id_count;
   p.grad = g.grad.const_data_ptr();
   p.dim = call.grad.size(1);
-  p.element = element_of(call.grad.scalar_type());
+  p.dtype = dtype_of(call.grad.scalar_type());
   p.errors = on.errors;
   return g;
 }
@@ -98,12 +98,12 @@ Tensor dense_gradient(const OnDevice& on, Gradients& g, int table) {
 // Ids in front of the end of the last bag: the others must not add rows. One wait, where the end
 // is a number on the device.
 int64_t used_ids(const OnDevice& on, const Bags& b, bool include_last) {
-  if (b.bags == 0) return 0;
-  if (b.offsets == nullptr || !include_last) return b.count;
+  if (b.bag_count == 0) return 0;
+  if (b.offsets == nullptr || !include_last) return b.id_count;
   const int64_t at = b.offset_count - 1;
-  const int64_t end = b.wide_offsets ? on.read<int64_t>((const int64_t*)b.offsets + at)
-                                     : on.read<int32_t>((const int32_t*)b.offsets + at);
-  return end < 0 ? 0 : end < b.count ? end : b.count;  // a bad one is reported by the kernels
+  const int64_t end = b.offsets_are_int64 ? on.read<int64_t>((const int64_t*)b.offsets + at)
+                                          : on.read<int32_t>((const int32_t*)b.offsets + at);
+  return end < 0 ? 0 : end < b.id_count ? end : b.id_count;  // a bad one is reported by the kernels
 }
 
 struct Cuda : CudaBackend {
@@ -113,7 +113,7 @@ struct Cuda : CudaBackend {
                                                           const HashedGradientCall& call) {
     Gradients g = read_gradients(on, call);
     start(on, g);
-    Four out;
+    FourTables out;
     for (int t = 0; t < 4; ++t) out[t] = dense_gradient(on, g, t);
     return {out[0], out[1], out[2], out[3]};
   }

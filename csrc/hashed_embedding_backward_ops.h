@@ -8,7 +8,7 @@ namespace lirank {
 // A checked call.
 struct HashedGradientCall {
   Tensor grad;  // of each bag
-  HeldBags held;
+  BagTensors bags;
   murmur::IdRule rule;
   int64_t heights[4];
   bool include_last_offset;
@@ -51,13 +51,13 @@ struct HashedGradientsOps {
                             id_rule(num_buckets, num_remainders, seed, prehashed),
                             {},
                             a.include_last_offset};
-    const Bags& bags = call.held.bags;
-    LIRANK_CHECK(grad.size(0) == bags.bags, on.op, "grad", "wanted ", bags.bags, " rows, got ",
-                 shape(grad));
+    const Bags& bags = call.bags.view;
+    LIRANK_CHECK(grad.size(0) == bags.bag_count, on.op, "grad", "wanted ", bags.bag_count,
+                 " rows, got ", shape(grad));
     const int64_t limit = int64_t(1) << B::kBitsOfPosition;
-    LIRANK_CHECK(bags.count < limit && bags.bags < limit, on.op, "ids", "wanted fewer than 2^",
-                 B::kBitsOfPosition, " ids and bags in one backward, got ", bags.count, " ids and ",
-                 bags.bags, " bags");
+    LIRANK_CHECK(bags.id_count < limit && bags.bag_count < limit, on.op, "ids",
+                 "wanted fewer than 2^", B::kBitsOfPosition, " ids and bags in one backward, got ",
+                 bags.id_count, " ids and ", bags.bag_count, " bags");
     const int64_t quotients = quotient_rows(num_buckets, num_remainders);
     for (int t = 0; t < 4; ++t) call.heights[t] = t % 2 ? num_remainders : quotients;
     return call;

@@ -8,9 +8,9 @@
 
 namespace lirank {
 
-using Four = std::array<Tensor, 4>;
+using FourTables = std::array<Tensor, 4>;
 
-constexpr const char* kNames[4] = {"quotient_b", "remainder_b", "quotient_c", "remainder_c"};
+constexpr const char* kTableNames[4] = {"quotient_b", "remainder_b", "quotient_c", "remainder_c"};
 
 inline int64_t quotient_rows(int64_t num_buckets, int64_t num_remainders) {
   return (num_buckets + num_remainders - 1) / num_remainders;
@@ -34,38 +34,38 @@ inline murmur::IdRule id_rule(int64_t num_buckets, int64_t num_remainders, int64
           prehashed};
 }
 
-inline void check_heights(const char* op, const Four& tables, int64_t num_buckets) {
+inline void check_heights(const char* op, const FourTables& tables, int64_t num_buckets) {
   const int64_t remainders = tables[1].size(0);
   check_remainders(op, "remainder_b", remainders);
   for (int t = 0; t < 4; ++t) {
     const int64_t rows = t % 2 ? remainders : quotient_rows(num_buckets, remainders);
-    LIRANK_CHECK(tables[t].size(0) == rows, op, kNames[t], "wanted ", rows, " rows for ",
+    LIRANK_CHECK(tables[t].size(0) == rows, op, kTableNames[t], "wanted ", rows, " rows for ",
                  num_buckets, " buckets and ", remainders, " remainders, got ", shape(tables[t]));
   }
 }
 
-inline void check_float_tables(const char* op, const Four& tables, int64_t num_buckets) {
-  check_floating(op, kNames[0], tables[0]);
+inline void check_float_tables(const char* op, const FourTables& tables, int64_t num_buckets) {
+  check_floating(op, kTableNames[0], tables[0]);
   for (int t = 0; t < 4; ++t) {
-    check_same_dtype(op, kNames[t], tables[t], tables[0].scalar_type());
-    check_dim(op, kNames[t], tables[t], 2);
-    check_together(op, kNames[t], tables[t], tables[0]);
+    check_same_dtype(op, kTableNames[t], tables[t], tables[0].scalar_type());
+    check_dim(op, kTableNames[t], tables[t], 2);
+    check_together(op, kTableNames[t], tables[t], tables[0]);
   }
-  LIRANK_CHECK(tables[0].size(1) > 0, op, kNames[0], "wanted a positive width, got ",
+  LIRANK_CHECK(tables[0].size(1) > 0, op, kTableNames[0], "wanted a positive width, got ",
                shape(tables[0]));
   for (int t = 0; t < 4; ++t)
-    LIRANK_CHECK(tables[t].size(1) == tables[0].size(1), op, kNames[t], "wanted width ",
+    LIRANK_CHECK(tables[t].size(1) == tables[0].size(1), op, kTableNames[t], "wanted width ",
                  tables[0].size(1), ", got ", shape(tables[t]));
   check_heights(op, tables, num_buckets);
 }
 
-inline void check_packed_tables(const char* op, const Four& tables, int64_t num_buckets,
+inline void check_packed_tables(const char* op, const FourTables& tables, int64_t num_buckets,
                                 int64_t dim, int64_t bits, int64_t most) {
   check_bits(op, bits);
   check_width(op, dim, most);
   for (int t = 0; t < 4; ++t) {
-    check_packed(op, kNames[t], tables[t], dim, bits);
-    check_together(op, kNames[t], tables[t], tables[0]);
+    check_packed(op, kTableNames[t], tables[t], dim, bits);
+    check_together(op, kTableNames[t], tables[t], tables[0]);
   }
   check_heights(op, tables, num_buckets);
 }

@@ -11,10 +11,10 @@ namespace lirank {
 namespace hashed {
 
 // quotient_b, remainder_b, quotient_c, remainder_c
-struct Tables {
+struct FloatTables {
   const void* base[4];
   int64_t dim;
-  Element element;
+  DType dtype;
 };
 
 struct PackedTables {
@@ -28,7 +28,7 @@ struct PackedTables {
 inline uint64_t entry(uint32_t row, uint32_t position) { return (uint64_t)row << 32 | position; }
 
 // Gradients of rows, by runs of entries with the same row (see sum_runs).
-struct Runs {
+struct GradientRuns {
   const uint64_t* entries;
   const uint32_t* bag_of;
   const void* grad;  // (bags, dim) float or double
@@ -44,17 +44,18 @@ struct Runs {
 // sum_runs: entries [from, to) of a sorted list, whose first new run is number `run`. The part that
 // continues a run of the entries before goes to `carry`; returns whether there is one.
 // hash_rows: the rows of ids [from, to) into four lists; `from` is a multiple of 16.
-LIRANK_EACH_ISA(void pool_hashed(const hashed::Tables& t, const murmur::IdRule& s, const Bags& b,
-                                 int64_t from, int64_t to, void* out);
+LIRANK_EACH_ISA(void pool_hashed(const hashed::FloatTables& t, const murmur::IdRule& s,
+                                 const Bags& b, int64_t from, int64_t to, void* out);
                 void pool_packed(const hashed::PackedTables& t, const murmur::IdRule& s,
                                  const Bags& b, int64_t from, int64_t to, void* out);
-                void dot_hashed(const hashed::Tables& t, const murmur::IdRule& s, const Bags& b,
-                                int64_t from, int64_t to, const void* grad, void* out);
+                void dot_hashed(const hashed::FloatTables& t, const murmur::IdRule& s,
+                                const Bags& b, int64_t from, int64_t to, const void* grad,
+                                void* out);
                 void dot_quantized(const hashed::PackedTables& t, const murmur::IdRule& s,
                                    const Bags& b, int64_t from, int64_t to, const void* grad,
                                    void* out);
-                bool sum_runs(bool wide, const hashed::Runs& r, int64_t from, int64_t to,
-                              int64_t run, void* carry);
+                bool sum_runs(bool is_double, const hashed::GradientRuns& r, int64_t from,
+                              int64_t to, int64_t run, void* carry);
                 void hash_rows(const murmur::IdRule& s, const int64_t* ids, int64_t from,
                                int64_t to, uint32_t* const* lists);)
 

@@ -8,11 +8,11 @@ namespace lirank {
 
 // A checked call. bits: 8 or 4 where the tables are packed, else 0.
 struct HashedCall {
-  const Four& tables;
+  const FourTables& tables;
   int64_t dim;
   int bits;
   murmur::IdRule rule;
-  HeldBags held;
+  BagTensors bags;
 };
 
 template <typename B>
@@ -26,7 +26,7 @@ struct HashedBagsOps {
                     const OptionalTensor& weights, bool include_last_offset, bool prehashed,
                     bool /*sparse*/) {
     const Device on("hashed_embedding_bag", "quotient_b", quotient_b);
-    const Four tables = {quotient_b, remainder_b, quotient_c, remainder_c};
+    const FourTables tables = {quotient_b, remainder_b, quotient_c, remainder_c};
     return B::pool(on,
                    float_call(on, tables, num_buckets, seed, prehashed,
                               {"ids", ids, offsets, mode, weights, include_last_offset}),
@@ -40,7 +40,7 @@ struct HashedBagsOps {
                            const OptionalTensor& weights, bool include_last_offset, bool prehashed,
                            ScalarType output_dtype) {
     const Device on("quantized_hashed_embedding_bag", "quotient_b", quotient_b);
-    const Four tables = {quotient_b, remainder_b, quotient_c, remainder_c};
+    const FourTables tables = {quotient_b, remainder_b, quotient_c, remainder_c};
     check_output_dtype(on.op, output_dtype);
     return B::pool(on,
                    packed_call(on, tables, num_buckets, dim, bits, seed, prehashed,
@@ -54,7 +54,7 @@ struct HashedBagsOps {
                                      const Tensor& remainder_c, int64_t num_buckets, int64_t seed,
                                      bool include_last_offset, bool prehashed) {
     const Device on("hashed_embedding_bag_backward_weights", "quotient_b", quotient_b);
-    const Four tables = {quotient_b, remainder_b, quotient_c, remainder_c};
+    const FourTables tables = {quotient_b, remainder_b, quotient_c, remainder_c};
     return weight_gradient(on,
                            float_call(on, tables, num_buckets, seed, prehashed,
                                       {"ids", ids, offsets, kSum, kNone, include_last_offset}),
@@ -68,7 +68,7 @@ struct HashedBagsOps {
                                             int64_t dim, int64_t bits, int64_t seed,
                                             bool include_last_offset, bool prehashed) {
     const Device on("quantized_hashed_embedding_bag_backward", "quotient_b", quotient_b);
-    const Four tables = {quotient_b, remainder_b, quotient_c, remainder_c};
+    const FourTables tables = {quotient_b, remainder_b, quotient_c, remainder_c};
     return weight_gradient(on,
                            packed_call(on, tables, num_buckets, dim, bits, seed, prehashed,
                                        {"ids", ids, offsets, kSum, kNone, include_last_offset}),
@@ -76,7 +76,7 @@ struct HashedBagsOps {
   }
 
  private:
-  static HashedCall float_call(const Device& on, const Four& tables, int64_t num_buckets,
+  static HashedCall float_call(const Device& on, const FourTables& tables, int64_t num_buckets,
                                int64_t seed, bool prehashed, const BagArguments& a) {
     check_rule(on.op, num_buckets, seed);
     check_float_tables(on.op, tables, num_buckets);
@@ -84,7 +84,7 @@ struct HashedBagsOps {
             bags_of(on, a, compute_type(tables[0].scalar_type()), tables[0])};
   }
 
-  static HashedCall packed_call(const Device& on, const Four& tables, int64_t num_buckets,
+  static HashedCall packed_call(const Device& on, const FourTables& tables, int64_t num_buckets,
                                 int64_t dim, int64_t bits, int64_t seed, bool prehashed,
                                 const BagArguments& a) {
     check_rule(on.op, num_buckets, seed);
@@ -93,14 +93,14 @@ struct HashedBagsOps {
             bags_of(on, a, ScalarType::Float, tables[0])};
   }
 
-  static HeldBags bags_of(const Device& on, const BagArguments& a, ScalarType type,
-                          const Tensor& beside) {
+  static BagTensors bags_of(const Device& on, const BagArguments& a, ScalarType type,
+                            const Tensor& beside) {
     check_same_dtype(on.op, "ids", a.ids, ScalarType::Long);
     return read_bags<B>(on.op, a, type, beside);
   }
 
   static Tensor weight_gradient(const Device& on, const HashedCall& call, const Tensor& grad) {
-    const int64_t bags = call.held.bags.bags;
+    const int64_t bags = call.bags.view.bag_count;
     check_floating(on.op, "grad", grad);
     check_together(on.op, "grad", grad, call.tables[0]);
     LIRANK_CHECK(grad.dim() == 2 && grad.size(0) == bags && grad.size(1) == call.dim, on.op, "grad",

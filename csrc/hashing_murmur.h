@@ -66,7 +66,7 @@ inline RowRule row_rule(uint64_t num_buckets, uint32_t num_remainders) {
 
 // How the rows of an id follow from it.
 struct IdRule {
-  RowRule rule;
+  RowRule rows;
   uint32_t seed;
   bool prehashed;  // ids are hashes
 };

@@ -21,20 +21,12 @@ constexpr int64_t kOneThread = 50'000;
 // thread, else 15 bytes a ns, as the result is written.
 constexpr int64_t kInCache = 16 << 20;
 
-template <typename Function>
-void with_ids(const Bags& b, const Function& f) {
-  if (b.wide_ids)
-    f((const int64_t*)b.ids);
-  else
-    f((const int32_t*)b.ids);
-}
-
-template <typename T>
-[[noreturn]] void refuse_index(const char* op, const PoolCall& call, const T* ids, int64_t at) {
+[[noreturn]] void refuse_index(const char* op, const PoolCall& call, int64_t at) {
   int64_t table = 0;
-  while (table + 1 < call.table_count && call.start((table + 1) * call.bags.bags) <= at) ++table;
+  while (table + 1 < call.table_count && call.start((table + 1) * call.bags.bag_count) <= at)
+    ++table;
   std::ostringstream text;
-  text << "lirank::" << op << ": indices[" << at << "] = " << (int64_t)ids[at]
+  text << "lirank::" << op << ": indices[" << at << "] = " << call.bags.id(at)
        << " is out of range for table " << table << " with " << call.tables[table].rows << " rows";
   throw std::runtime_error(text.str());
 }
@@ -56,7 +48,7 @@ int64_t estimated_ns(const PoolCall& call, int64_t items) {
   }
   row /= call.table_count;
   const int64_t each = bytes > kInCache ? 12 * (1 + row / 64) : 1 + row / 15;
-  return 1 + call.bags.count * each + items * (width / call.table_count) * 4 / 15;
+  return 1 + call.bags.id_count * each + items * (width / call.table_count) * 4 / 15;
 }
 
 // The tables of a call, and what holds them.
@@ -66,6 +58,11 @@ struct PoolTables {
   int bits;
   int64_t count, width;
 };
+
+int64_t pool_items(const PoolCall& call, int64_t from, int64_t to) {
+  return call.bits == 8 ? LIRANK_DISPATCH(pool_8bit, call, from, to)
+                        : LIRANK_DISPATCH(pool_4bit, call, from, to);
+}
 
 PoolCall call_of(const PoolTables& t, const Bags& bags, float* out) {
   return {t.tables.data(), t.count, t.bits, bags, out, t.width};
@@ -88,63 +85,60 @@ struct Cpu : CpuBackend {
     const TableSizes sizes = check_table_sizes(on.op, n, dim, count, bits, p.numel(), kWidest);
     LIRANK_CHECK(total_dim < 0 || total_dim == sizes.width, on.op, "total_dim",
                  "wanted the sum of dims ", sizes.width, ", got ", total_dim);
-    Tables found{p, {}, bits, count, sizes.width};
+    Tables all{p, {}, bits, count, sizes.width};
     const uint8_t* base = p.const_data_ptr<uint8_t>();
     for (int64_t t = 0, column = 0; t < count; column += dim[t++]) {
-      found.tables.push_back(table_view(base, n[t], dim[t], bits, column));
+      all.tables.push_back(table_view(base, n[t], dim[t], bits, column));
       const int64_t bytes = n[t] * rowwise::layout(dim[t], bits).row_bytes;
       base += sizes.aligned ? aligned_to_64(bytes) : bytes;
     }
-    return found;
+    return all;
   }
 
   // Widths can be read, and a gradient that does not fit them is named as what is wrong.
   static int64_t known_width(const Tensor& /*grad*/) { return -1; }
 
   // A task owns a run of items. Every result is written by one task alone, in the order of ids.
-  static Tensor pool(const Device& on, const Tables& tables, const HeldBags& held,
+  static Tensor pool(const Device& on, const Tables& tables, const BagTensors& bags,
                      ScalarType output_dtype) {
-    Tensor out = new_tensor({held.bags.bags, tables.width}, ScalarType::Float);
-    const PoolCall call = call_of(tables, held.bags, out.mutable_data_ptr<float>());
+    Tensor out = new_tensor({bags.view.bag_count, tables.width}, ScalarType::Float);
+    const PoolCall call = call_of(tables, bags.view, out.mutable_data_ptr<float>());
     const int64_t items = call.items();
     if (items > 0) {
       const int64_t ns = estimated_ns(call, items);
       Lowest bad;
-      with_ids(call.bags, [&](const auto* ids) {
-        torch::stable::parallel_for(
-            0, items, 1 + items * kOneThread / ns, [&](int64_t begin, int64_t end) {
-              const int64_t at = LIRANK_DISPATCH(pool, call, ids, begin, end);
-              if (at >= 0) bad.lower_to(at);
-            });
-        if (bad.get() >= 0) refuse_index(on.op, call, ids, bad.get());
-      });
+      torch::stable::parallel_for(0, items, 1 + items * kOneThread / ns,
+                                  [&](int64_t begin, int64_t end) {
+                                    const int64_t at = pool_items(call, begin, end);
+                                    if (at >= 0) bad.lower_to(at);
+                                  });
+      if (bad.get() >= 0) refuse_index(on.op, call, bad.get());
     }
     return as_float_type(out, output_dtype);
   }
 
   // The ids were checked by the forward; they are checked again, since this is an op of its own.
-  static Tensor weight_gradient(const Device& on, const Tables& tables, const HeldBags& held,
+  static Tensor weight_gradient(const Device& on, const Tables& tables, const BagTensors& bags,
                                 const Tensor& grad) {
-    Tensor out = empty_like_type(held.ids, ScalarType::Float);
+    Tensor out = empty_like_type(bags.ids, ScalarType::Float);
     float* po = out.mutable_data_ptr<float>();
-    std::fill(po, po + held.bags.count, 0.0f);
-    if (held.bags.count == 0) return out;
-    const PoolCall call = call_of(tables, held.bags, nullptr);
+    std::fill(po, po + bags.view.id_count, 0.0f);
+    if (bags.view.id_count == 0) return out;
+    const PoolCall call = call_of(tables, bags.view, nullptr);
     const float* pg = grad.const_data_ptr<float>();
     Lowest bad;
-    with_ids(call.bags, [&](const auto* ids) {
-      torch::stable::parallel_for(0, call.items(), 64, [&](int64_t from, int64_t to) {
-        for (int64_t item = from; item < to; ++item) {
-          const PoolTable& t = call.tables[item / call.bags.bags];
-          const float* row = pg + item % call.bags.bags * tables.width + t.column;
-          for (int64_t i = call.start(item); i < call.start(item + 1); ++i) {
-            if (ids[i] < 0 || ids[i] >= t.rows) return bad.lower_to(i);
-            po[i] = LIRANK_DISPATCH(row_dot, call.bits, t, (int64_t)ids[i], row);
-          }
+    torch::stable::parallel_for(0, call.items(), 64, [&](int64_t from, int64_t to) {
+      for (int64_t item = from; item < to; ++item) {
+        const PoolTable& t = call.tables[item / call.bags.bag_count];
+        const float* row = pg + item % call.bags.bag_count * tables.width + t.column;
+        for (int64_t i = call.start(item); i < call.start(item + 1); ++i) {
+          const int64_t id = call.bags.id(i);
+          if (id < 0 || id >= t.rows) return bad.lower_to(i);
+          po[i] = LIRANK_DISPATCH(row_dot, call.bits, t, id, row);
         }
-      });
-      if (bad.get() >= 0) refuse_index(on.op, call, ids, bad.get());
+      }
     });
+    if (bad.get() >= 0) refuse_index(on.op, call, bad.get());
     return out;
   }
 };

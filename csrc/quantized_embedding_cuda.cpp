@@ -55,21 +55,21 @@ struct Cuda : CudaBackend {
   // Widths are numbers on the device: the gradient says their sum without a wait.
   static int64_t known_width(const Tensor& grad) { return grad.size(1); }
 
-  static Tensor pool(const Device& on, const Tables& t, const HeldBags& held,
+  static Tensor pool(const Device& on, const Tables& t, const BagTensors& bags,
                      ScalarType output_dtype) {
     const ScalarType type = written_type(output_dtype);
-    Tensor out = new_tensor(t.packed, {held.bags.bags, t.width}, type);
-    PoolParams p{t.set, held.bags, on.errors, out.mutable_data_ptr(), nullptr, element_of(type)};
+    Tensor out = new_tensor(t.packed, {bags.view.bag_count, t.width}, type);
+    PoolParams p{t.set, bags.view, on.errors, out.mutable_data_ptr(), nullptr, dtype_of(type)};
     on.check(gpu::quantized_embedding_bags_launch(p, on.stream));
     return lirank::as_type(out, output_dtype);
   }
 
-  static Tensor weight_gradient(const Device& on, const Tables& t, const HeldBags& held,
+  static Tensor weight_gradient(const Device& on, const Tables& t, const BagTensors& bags,
                                 const Tensor& grad) {
-    Tensor out = torch::stable::new_zeros(held.ids, held.ids.sizes(), ScalarType::Float);
+    Tensor out = torch::stable::new_zeros(bags.ids, bags.ids.sizes(), ScalarType::Float);
     PoolParams p{
-        t.set,           held.bags, on.errors, out.mutable_data_ptr(), grad.const_data_ptr<float>(),
-        Element::float32};
+        t.set,         bags.view, on.errors, out.mutable_data_ptr(), grad.const_data_ptr<float>(),
+        DType::float32};
     on.check(gpu::quantized_embedding_bags_backward_launch(p, on.stream));
     return out;
   }

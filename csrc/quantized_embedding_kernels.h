@@ -26,14 +26,15 @@ struct PoolCall {
   int64_t out_stride;
 
   int64_t start(int64_t item) const { return bags.start(item); }
-  int64_t items() const { return table_count * bags.bags; }
+  int64_t items() const { return table_count * bags.bag_count; }
 };
 
-// pool: items [from, to); returns the position of the first bad id, or -1.
+// pool_8bit, pool_4bit: items [from, to) of tables of that code width; returns the position of the
+// first bad id, or -1.
 // row_dot: <grad, dequantized row>, the gradient of an id's weight.
 // quantize_row: false where the row, its scale or its mid is not finite.
-LIRANK_EACH_ISA(int64_t pool(const PoolCall& call, const int64_t* ids, int64_t from, int64_t to);
-                int64_t pool(const PoolCall& call, const int32_t* ids, int64_t from, int64_t to);
+LIRANK_EACH_ISA(int64_t pool_8bit(const PoolCall& call, int64_t from, int64_t to);
+                int64_t pool_4bit(const PoolCall& call, int64_t from, int64_t to);
                 float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad);
                 bool quantize_row(const float* w, int64_t dim, int bits, int8_t* codes,
                                   float* scale, float* mid);)

@@ -18,9 +18,9 @@ struct QuantizedBagsOps {
     const Device on("quantized_embedding_bag", "packed", packed);
     const Tables tables = one_table(on, packed, dim, bits);
     check_output_dtype(on.op, output_dtype);
-    const HeldBags held =
+    const BagTensors bags =
         bags_of(on, {"indices", indices, offsets, mode, weights, include_last_offset}, packed);
-    return B::pool(on, tables, held, output_dtype);
+    return B::pool(on, tables, bags, output_dtype);
   }
 
   static Tensor bags(const Tensor& packed, const Tensor& rows, const Tensor& dims,
@@ -30,8 +30,8 @@ struct QuantizedBagsOps {
     check_mode(on.op, mode, weights);
     check_output_dtype(on.op, output_dtype);
     const Tables tables = many_tables(on, packed, rows, dims, bits, total_dim);
-    const HeldBags held = table_bags(on, tables, indices, offsets, mode, weights, packed);
-    return B::pool(on, tables, held, output_dtype);
+    const BagTensors bags = table_bags(on, tables, indices, offsets, mode, weights, packed);
+    return B::pool(on, tables, bags, output_dtype);
   }
 
   static Tensor bag_backward(const Tensor& grad, const Tensor& packed, const Tensor& indices,
@@ -39,9 +39,9 @@ struct QuantizedBagsOps {
                              bool include_last_offset) {
     const Device on("quantized_embedding_bag_backward", "packed", packed);
     const Tables tables = one_table(on, packed, dim, bits);
-    const HeldBags held =
+    const BagTensors bags =
         bags_of(on, {"indices", indices, offsets, kSum, kNone, include_last_offset}, packed);
-    return weight_gradient(on, tables, held, grad, packed);
+    return weight_gradient(on, tables, bags, grad, packed);
   }
 
   static Tensor bags_backward(const Tensor& grad, const Tensor& packed, const Tensor& rows,
@@ -50,8 +50,8 @@ struct QuantizedBagsOps {
     const Device on("quantized_embedding_bags_backward", "packed", packed);
     check_dim(on.op, "grad", grad, 2);
     const Tables tables = many_tables(on, packed, rows, dims, bits, B::known_width(grad));
-    const HeldBags held = table_bags(on, tables, indices, offsets, kSum, kNone, packed);
-    return weight_gradient(on, tables, held, grad, packed);
+    const BagTensors bags = table_bags(on, tables, indices, offsets, kSum, kNone, packed);
+    return weight_gradient(on, tables, bags, grad, packed);
   }
 
  private:
@@ -80,29 +80,30 @@ struct QuantizedBagsOps {
                           total_dim);
   }
 
-  static HeldBags bags_of(const Device& on, const BagArguments& a, const Tensor& packed) {
+  static BagTensors bags_of(const Device& on, const BagArguments& a, const Tensor& packed) {
     return read_bags<B>(on.op, a, ScalarType::Float, packed);
   }
 
-  static HeldBags table_bags(const Device& on, const Tables& tables, const Tensor& indices,
-                             const OptionalTensor& offsets, const std::string& mode,
-                             const OptionalTensor& weights, const Tensor& packed) {
+  static BagTensors table_bags(const Device& on, const Tables& tables, const Tensor& indices,
+                               const OptionalTensor& offsets, const std::string& mode,
+                               const OptionalTensor& weights, const Tensor& packed) {
     check_dim(on.op, "offsets", *offsets, 1);
     LIRANK_CHECK(offsets->numel() > 0 && (offsets->numel() - 1) % tables.count == 0, on.op,
                  "offsets", "wanted tables * bags + 1 offsets for ", tables.count, " tables, got ",
                  offsets->numel());
-    HeldBags held = bags_of(on, {"indices", indices, offsets, mode, weights, true}, packed);
-    held.bags.bags /= tables.count;
-    return held;
+    BagTensors bags = bags_of(on, {"indices", indices, offsets, mode, weights, true}, packed);
+    bags.view.bag_count /= tables.count;
+    return bags;
   }
 
-  static Tensor weight_gradient(const Device& on, const Tables& tables, const HeldBags& held,
+  static Tensor weight_gradient(const Device& on, const Tables& tables, const BagTensors& bags,
                                 const Tensor& grad, const Tensor& packed) {
-    LIRANK_CHECK(grad.dim() == 2 && grad.size(0) == held.bags.bags && grad.size(1) == tables.width,
-                 on.op, "grad", "wanted shape (", held.bags.bags, ", ", tables.width, "), got ",
-                 shape(grad));
+    LIRANK_CHECK(
+        grad.dim() == 2 && grad.size(0) == bags.view.bag_count && grad.size(1) == tables.width,
+        on.op, "grad", "wanted shape (", bags.view.bag_count, ", ", tables.width, "), got ",
+        shape(grad));
     check_together(on.op, "grad", grad, packed);
-    return B::weight_gradient(on, tables, held, B::as_type(grad, ScalarType::Float));
+    return B::weight_gradient(on, tables, bags, B::as_type(grad, ScalarType::Float));
   }
 };
 

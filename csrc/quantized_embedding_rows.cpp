@@ -24,7 +24,7 @@ bool pack4(const int8_t* from, int64_t dim, uint8_t* row) {
 }
 
 struct Cpu : CpuBackend {
-  static RowsFound<Triple> quantize(const Device&, const Tensor& w, int bits) {
+  static RowsResult<QuantizedRows> quantize(const Device&, const Tensor& w, int bits) {
     const int64_t rows = w.size(0), dim = w.size(1);
     Tensor codes = empty_like_type(w, ScalarType::Char);
     Tensor scale = new_tensor({rows}, ScalarType::Float);
@@ -58,8 +58,8 @@ struct Cpu : CpuBackend {
     return out;
   }
 
-  static RowsFound<Tensor> pack(const Device&, const Tensor& c, const Tensor& s, const Tensor& m,
-                                int bits) {
+  static RowsResult<Tensor> pack(const Device&, const Tensor& c, const Tensor& s, const Tensor& m,
+                                 int bits) {
     const int64_t rows = c.size(0), dim = c.size(1);
     const Layout l = rowwise::layout(dim, bits);
     Tensor packed = new_tensor({rows, l.row_bytes}, ScalarType::Byte);
@@ -85,7 +85,7 @@ struct Cpu : CpuBackend {
     return {packed, bad.get()};
   }
 
-  static Triple unpack(const Device&, const Tensor& packed, int64_t dim, int bits) {
+  static QuantizedRows unpack(const Device&, const Tensor& packed, int64_t dim, int bits) {
     const Tensor p = to_contiguous(packed);
     const int64_t rows = p.size(0);
     const Layout l = rowwise::layout(dim, bits);

@@ -44,7 +44,7 @@ Tensor aligned(const Tensor& packed) {
 }
 
 struct Cuda : CudaBackend {
-  static RowsFound<Triple> quantize(const Device& on, const Tensor& w, int bits) {
+  static RowsResult<QuantizedRows> quantize(const Device& on, const Tensor& w, int bits) {
     Tensor codes = new_tensor(w, {w.size(0), w.size(1)}, ScalarType::Char);
     Tensor scale = new_tensor(w, {w.size(0)}, ScalarType::Float);
     Tensor mid = new_tensor(w, {w.size(0)}, ScalarType::Float);
@@ -64,8 +64,8 @@ struct Cuda : CudaBackend {
     return out;
   }
 
-  static RowsFound<Tensor> pack(const Device& on, const Tensor& c, const Tensor& s, const Tensor& m,
-                                int bits) {
+  static RowsResult<Tensor> pack(const Device& on, const Tensor& c, const Tensor& s,
+                                 const Tensor& m, int bits) {
     const int64_t row_bytes = rowwise::layout(c.size(1), bits).row_bytes;
     Tensor packed = new_tensor(c, {c.size(0), row_bytes}, ScalarType::Byte);
     RowsParams p = read_rows(c, s, m);
@@ -80,7 +80,7 @@ struct Cuda : CudaBackend {
     return {packed, bad.get()};
   }
 
-  static Triple unpack(const Device& on, const Tensor& packed, int64_t dim, int bits) {
+  static QuantizedRows unpack(const Device& on, const Tensor& packed, int64_t dim, int bits) {
     const Tensor t = aligned(packed);
     Tensor codes = new_tensor(t, {t.size(0), dim}, ScalarType::Char);
     Tensor scale = new_tensor(t, {t.size(0)}, ScalarType::Float);

@@ -6,20 +6,20 @@
 
 namespace lirank {
 
-using Triple = std::tuple<Tensor, Tensor, Tensor>;  // codes, scale, mid
+using QuantizedRows = std::tuple<Tensor, Tensor, Tensor>;  // codes, scale, mid
 
 // What a backend gives back: a result and the first row that could not be taken, or -1.
 template <typename Result>
-struct RowsFound {
+struct RowsResult {
   Result result;
-  int64_t bad;
+  int64_t bad_row;
 };
 
 template <typename B>
 struct QuantizedRowsOps {
   using Device = typename B::Device;
 
-  static Triple quantize_rows(const Tensor& weight, int64_t bits) {
+  static QuantizedRows quantize_rows(const Tensor& weight, int64_t bits) {
     const char* op = "quantize_rows";
     check_dim(op, "weight", weight, 2);
     check_bits(op, bits);
@@ -29,11 +29,11 @@ struct QuantizedRowsOps {
     LIRANK_CHECK(weight.size(1) > 0, op, "weight", "wanted a positive width, got shape ",
                  shape(weight));
     const Device on(op, "weight", weight);
-    const auto [found, bad] = B::quantize(on, B::as_type(weight, ScalarType::Float), (int)bits);
+    const auto [rows, bad] = B::quantize(on, B::as_type(weight, ScalarType::Float), (int)bits);
     LIRANK_CHECK(bad < 0, op, "weight",
                  "wanted finite values in a range that float32 holds, got row ", bad,
                  " with NaN, Inf or a larger range");
-    return found;
+    return rows;
   }
 
   static Tensor dequantize_rows(const Tensor& codes, const Tensor& scale, const Tensor& mid) {
@@ -57,7 +57,7 @@ struct QuantizedRowsOps {
     return packed;
   }
 
-  static Triple unpack_rows(const Tensor& packed, int64_t dim, int64_t bits) {
+  static QuantizedRows unpack_rows(const Tensor& packed, int64_t dim, int64_t bits) {
     const char* op = "unpack_rows";
     check_bits(op, bits);
     check_width(op, dim, B::kWidest);

@@ -32,12 +32,12 @@ struct Segment {
 // Adds a segment to the columns of a span. `narrow`: one vector, of fewer columns than it has
 // lanes.
 template <typename T, typename E, int blocks, bool narrow>
-LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<T>& s,
+LR_INLINE void add_segment(const FloatTables& t, const RowRing& ring, const Segment<T>& s,
                            const Span& span) {
   using V = Vec<T>;
-  const auto at = [&](int b) { return b == blocks - 1 ? span.last : b * V::N; };
-  const int64_t lanes = narrow ? span.lanes : V::N;
-  T* out = s.out + span.first;
+  const int64_t first = span.first, last = span.last, lanes = narrow ? span.lanes : V::N;
+  const auto at = [&](int b) { return b == blocks - 1 ? last : b * V::N; };
+  T* out = s.out + first;
   V total[blocks];
   for (int b = 0; b < blocks; ++b)
     total[b] = s.fresh ? V::set1(0) : load_lanes<V>(out + at(b), lanes);
@@ -45,8 +45,7 @@ LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<T
     const int64_t slot = (s.slot + i) & (kRing - 1);
     if (s.prefetch) prefetch_rows<E>(t, ring, (slot + kDistance) & (kRing - 1));
     const E* row[4];
-    for (int k = 0; k < 4; ++k)
-      row[k] = (const E*)t.base[k] + ring.row[k][slot] * t.dim + span.first;
+    for (int k = 0; k < 4; ++k) row[k] = (const E*)t.base[k] + ring.row[k][slot] * t.dim + first;
     const V w = V::set1(s.weights ? s.weights[i] : (T)1);
     for (int b = 0; b < blocks; ++b) {
       V x[4];
@@ -60,7 +59,7 @@ LR_INLINE void add_segment(const Tables& t, const RowRing& ring, const Segment<T
 }
 
 template <typename T, typename E>
-static void add_columns(const Tables& t, const RowRing& ring, const Segment<T>& s,
+static void add_columns(const FloatTables& t, const RowRing& ring, const Segment<T>& s,
                         const Span& span) {
   if (span.lanes < Vec<T>::N) return add_segment<T, E, 1, true>(t, ring, s, span);
   with_width(span.blocks, [&](auto width) __attribute__((always_inline)) {
@@ -70,9 +69,9 @@ static void add_columns(const Tables& t, const RowRing& ring, const Segment<T>& 
 
 // Bags [from, to).
 template <typename T, typename Prefetch, typename Add>
-LR_INLINE void pool_bags(const IdRule& source, const Bags& b, int64_t from, int64_t to, int64_t dim,
+LR_INLINE void pool_bags(const IdRule& rule, const Bags& b, int64_t from, int64_t to, int64_t dim,
                          T* out, const Prefetch& prefetch, const Add& add) {
-  Ahead ahead{source, (const int64_t*)b.ids, b.start(from), b.start(to), 0, {}};
+  Ahead ahead{rule, (const int64_t*)b.ids, b.start(from), b.start(to), 0, {}};
   ahead.fill(ahead.first + kDistance < ahead.limit ? ahead.first + kDistance : ahead.limit);
   for (int64_t i = ahead.first; i < ahead.limit && i < ahead.first + kDistance; ++i)
     prefetch(ahead.ring, ahead.slot(i));
@@ -94,10 +93,10 @@ LR_INLINE void pool_bags(const IdRule& source, const Bags& b, int64_t from, int6
 }
 
 template <typename T, typename E>
-static void pool_float(const Tables& t, const IdRule& source, const Bags& b, int64_t from,
+static void pool_float(const FloatTables& t, const IdRule& rule, const Bags& b, int64_t from,
                        int64_t to, void* out) {
   pool_bags<T>(
-      source, b, from, to, t.dim, (T*)out,
+      rule, b, from, to, t.dim, (T*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_rows<E>(t, ring, slot); },
       [&](const RowRing& ring, Segment<T>& s, bool) {
         all_columns<Vec<T>::N>(t.dim, [&](const Span& span) {
@@ -107,17 +106,17 @@ static void pool_float(const Tables& t, const IdRule& source, const Bags& b, int
       });
 }
 
-void pool_hashed(const Tables& t, const IdRule& s, const Bags& b, int64_t from, int64_t to,
+void pool_hashed(const FloatTables& t, const IdRule& rule, const Bags& b, int64_t from, int64_t to,
                  void* out) {
-  switch (t.element) {
-    case Element::float64:
-      return pool_float<double, double>(t, s, b, from, to, out);
-    case Element::float16:
-      return pool_float<float, half_bits>(t, s, b, from, to, out);
-    case Element::bfloat16:
-      return pool_float<float, bfloat_bits>(t, s, b, from, to, out);
+  switch (t.dtype) {
+    case DType::float64:
+      return pool_float<double, double>(t, rule, b, from, to, out);
+    case DType::float16:
+      return pool_float<float, half_bits>(t, rule, b, from, to, out);
+    case DType::bfloat16:
+      return pool_float<float, bfloat_bits>(t, rule, b, from, to, out);
     default:
-      return pool_float<float, float>(t, s, b, from, to, out);
+      return pool_float<float, float>(t, rule, b, from, to, out);
   }
 }
 
@@ -164,11 +163,11 @@ static float add_packed_columns(const PackedTables& t, const RowRing& ring, cons
   return mids;
 }
 
-void pool_packed(const PackedTables& t, const IdRule& source, const Bags& b, int64_t from,
-                 int64_t to, void* out) {
+void pool_packed(const PackedTables& t, const IdRule& rule, const Bags& b, int64_t from, int64_t to,
+                 void* out) {
   float mids = 0;
   pool_bags<float>(
-      source, b, from, to, t.dim, (float*)out,
+      rule, b, from, to, t.dim, (float*)out,
       [&](const RowRing& ring, int64_t slot) { prefetch_packed(t, ring, slot); },
       [&](const RowRing& ring, Segment<float>& s, bool ends) {
         float segment = 0;  // the same for every pass over the columns

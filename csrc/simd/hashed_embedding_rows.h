@@ -6,8 +6,8 @@
 constexpr int64_t kBlock = 16, kSegment = 64, kDistance = 16, kRing = 128;
 static_assert(kSegment + kDistance + kBlock <= kRing, "a segment and what runs ahead of it");
 
+using ::lirank::hashed::FloatTables;
 using ::lirank::hashed::PackedTables;
-using ::lirank::hashed::Tables;
 using ::lirank::murmur::Divider;
 using ::lirank::murmur::IdRule;
 
@@ -35,37 +35,37 @@ LR_INLINE void split_lanes(u64 half, const ::lirank::murmur::RowRule& rule, int6
 }
 
 // The rows of `count` ids, at most kBlock, into kBlock places of each list.
-LR_INLINE void hash_block(const IdRule& s, const int64_t* ids, int64_t count,
+LR_INLINE void hash_block(const IdRule& rule, const int64_t* ids, int64_t count,
                           int64_t* const* lists) {
   int64_t part[kBlock] = {};
   if (count < kBlock) {
     memcpy(part, ids, (size_t)count * 8);
     ids = part;
   }
-  const u64 start = u64::set1(s.seed ^ 8u);
+  const u64 start = u64::set1(rule.seed ^ 8u);
   for (int j = 0; j < kBlock; j += u64::N) {
     const u64 given = u64::load(ids + j);
-    const u64 hash = s.prehashed ? given : hash_lanes(given, start);
-    split_lanes(low32(hash), s.rule, lists[0] + j, lists[1] + j);
-    split_lanes(right<32>(hash), s.rule, lists[2] + j, lists[3] + j);
+    const u64 hash = rule.prehashed ? given : hash_lanes(given, start);
+    split_lanes(low32(hash), rule.rows, lists[0] + j, lists[1] + j);
+    split_lanes(right<32>(hash), rule.rows, lists[2] + j, lists[3] + j);
   }
 }
 
-// Keeps the ring filled; `made` counts ids from the first of the range on.
+// Keeps the ring filled; `filled` counts ids from the first of the range on.
 struct Ahead {
-  const IdRule& source;
+  const IdRule& rule;
   const int64_t* ids;
-  int64_t first, limit, made = 0;
+  int64_t first, limit, filled = 0;
   RowRing ring;
 
   LR_METHOD void fill(int64_t goal) {
-    while (first + made < goal) {
-      const int64_t slot = made & (kRing - 1), left = limit - first - made;
+    while (first + filled < goal) {
+      const int64_t slot = filled & (kRing - 1), left = limit - first - filled;
       int64_t* lists[4];
       for (int t = 0; t < 4; ++t) lists[t] = ring.row[t] + slot;
       const int64_t count = left < kBlock ? left : kBlock;
-      hash_block(source, ids + first + made, count, lists);
-      made += kBlock;
+      hash_block(rule, ids + first + filled, count, lists);
+      filled += kBlock;
     }
   }
   LR_METHOD int64_t slot(int64_t id) const { return (id - first) & (kRing - 1); }
@@ -77,7 +77,7 @@ LR_INLINE void prefetch_bytes(const uint8_t* p, int64_t bytes) {
 }
 
 template <typename E>
-LR_INLINE void prefetch_rows(const Tables& t, const RowRing& ring, int64_t slot) {
+LR_INLINE void prefetch_rows(const FloatTables& t, const RowRing& ring, int64_t slot) {
   const int64_t bytes = t.dim * (int64_t)sizeof(E);
   prefetch_bytes((const uint8_t*)t.base[0] + ring.row[0][slot] * bytes, bytes);
   prefetch_bytes((const uint8_t*)t.base[2] + ring.row[2][slot] * bytes, bytes);
@@ -136,16 +136,4 @@ LR_INLINE void all_columns(int64_t dim, const Pass& pass) {
     const int64_t left = dim - first < 8 * N ? dim - first : 8 * N, blocks = (left + N - 1) / N;
     pass(Span{first, blocks, left < N ? 0 : left - N, left < N ? left : N});
   }
-}
-
-template <typename V>
-LR_INLINE V load_lanes(const typename V::T* p, int64_t lanes) {
-  return lanes == V::N ? V::load(p) : V::load(p, lanes);
-}
-template <typename V>
-LR_INLINE void store_lanes(V x, typename V::T* p, int64_t lanes) {
-  if (lanes == V::N)
-    x.store(p);
-  else
-    x.store(p, lanes);
 }

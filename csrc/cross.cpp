@@ -7,15 +7,15 @@
 namespace lirank {
 namespace {
 
-// Columns of the projection that training keeps, so that it keeps at most 55 % of what eager
-// does: with L layers on one input d (1 + L) + L columns against d (2 + L) + L r elements a
-// sample, for L = 2. Whole lines, where not all.
+// Columns of the projection that training keeps, such that it keeps at most 55 % of what eager mode
+// keeps. With L layers on one input that is d (1 + L) + L columns against d (2 + L) + L r elements
+// per sample; the limit is set for L = 2. If not all columns are kept, they fill whole cache lines.
 int64_t kept_columns(int64_t d, int64_t r) {
   const int64_t most = (2 * d + 11 * r) / 20;
   return most < r ? most / 16 * 16 : r;
 }
 
-// y, and where not null what training keeps.
+// Computes y, and what training keeps unless its pointers are null.
 template <typename T>
 void forward_layer(const LayerCall<T>& p, int64_t batch, T* y, const SavedActivations<T>& kept) {
   const Layer<T>& layer = p.layer;

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kWork = 1 << 19;
 // Samples for each of r up to which the weights are not packed.
 constexpr int64_t kDirect = 1;
-// LayerWeights that one thread packs in about 10 microseconds.
+// Weights that one thread packs in about 10 microseconds.
 constexpr int64_t kPacked = 160 << 10;
 
 bool has_tiles() { return bf16_products() == Bf16Products::tiles; }

@@ -1,4 +1,4 @@
-// LayerArguments of a cross layer on the Torch side: checks, contiguous data of one type, memory.
+// Arguments of a cross layer on the Torch side: checks, contiguous data of one type, memory.
 #pragma once
 #include "checks.h"
 #include "convert.h"

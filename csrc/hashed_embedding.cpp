@@ -12,7 +12,8 @@ namespace {
 using hashed::FloatTables;
 using hashed::PackedTables;
 
-// Bytes of rows below which a second thread costs more than it brings (a wake-up is ~5 us).
+// A task reads at least so many bytes of rows. With fewer a second thread costs more than it saves:
+// waking it takes about 5 us.
 constexpr int64_t kBytesPerTask = 256 * 1024;
 
 FourTables contiguous_tables(const FourTables& tables) {

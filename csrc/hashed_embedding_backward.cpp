@@ -1,9 +1,12 @@
 // Gradients of hashed tables on the CPU.
 //
-// Per table the ids are sorted by row (a radix sort, stable, so positions rise within a row) and
-// each run of one row is summed in registers: the 1,000 remainder rows, hit by every id, cost
-// reading the gradient of each id's bag, from the cache, and no shared writes. Tried before: one
-// private copy of the remainder tables per task, 2 x 1,000 x dim of traffic each to merge.
+// For each table the ids are sorted by row. The radix sort is stable, so positions rise within a
+// row. Each run of one row is then summed in registers. Every id hits one of the 1,000 rows of a
+// remainder table; such a row costs only reading the gradient of each id's bag, from the cache, and
+// no shared writes.
+//
+// Tried and dropped: a private copy of the remainder tables for each task. Merging the copies moves
+// 2 x 1,000 x dim numbers each.
 #include "hashed_embedding_backward_ops.h"
 
 #include "cpu_backend.h"
@@ -17,7 +20,8 @@ namespace {
 
 using hashed::GradientRuns;
 
-// Entries per task of a gradient: fixed, so that sums do not depend on the number of threads.
+// Sorted entries that one task sums. The number is fixed, so that sums do not depend on the number
+// of threads.
 constexpr int64_t kEntriesPerTask = 4096;
 
 struct Sorter {
@@ -130,7 +134,7 @@ bool starts_run(const std::vector<uint64_t>& entries, int64_t i) {
   return i == 0 || entries[i] >> 32 != entries[i - 1] >> 32;
 }
 
-// GradientRuns that start before each task's entries; the last number is that of all runs.
+// Runs that start before each task's entries; the last number is that of all runs.
 std::vector<int64_t> runs_before(const std::vector<uint64_t>& entries, int64_t tasks) {
   std::vector<int64_t> before(tasks + 1, 0);
   const int64_t n = (int64_t)entries.size();

@@ -57,7 +57,7 @@ struct HashedGradientsOps {
     const int64_t limit = int64_t(1) << B::kBitsOfPosition;
     LIRANK_CHECK(bags.id_count < limit && bags.bag_count < limit, on.op, "ids",
                  "wanted fewer than 2^", B::kBitsOfPosition, " ids and bags in one backward, got ",
-                 bags.id_count, " ids and ", bags.bag_count, " bags");
+                 bags.id_count);
     const int64_t quotients = quotient_rows(num_buckets, num_remainders);
     for (int t = 0; t < 4; ++t) call.heights[t] = t % 2 ? num_remainders : quotients;
     return call;

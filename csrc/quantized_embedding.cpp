@@ -13,12 +13,13 @@ namespace {
 
 using rowwise::Layout;
 
-// Estimated ns of a call's look-ups below which it stays on one thread: one that sleeps wakes after
-// 20 to 40 us on a virtual machine (5,000 rows of 24 bytes in cache, in bags of one: 31 us on one
-// thread, 40 on two).
+// A call whose look-ups take fewer nanoseconds than this, as estimated below, stays on one thread.
+// A sleeping thread wakes after 20 to 40 us on a virtual machine: 5,000 rows of 24 bytes in cache,
+// in bags of one, took 31 us on one thread and 40 on two.
 constexpr int64_t kOneThread = 50'000;
-// Bytes of all tables of a call beyond which its rows come from memory: then 12 ns a line and
-// thread, else 15 bytes a ns, as the result is written.
+// If all tables of a call together have more bytes than this, their rows come from memory. A thread
+// then reads a cache line in 12 ns. Otherwise it reads 15 bytes per ns, which is also the rate at
+// which results are written.
 constexpr int64_t kInCache = 16 << 20;
 
 [[noreturn]] void refuse_index(const char* op, const PoolCall& call, int64_t at) {

@@ -11,7 +11,8 @@ namespace {
 
 using rowwise::Layout;
 
-// Bytes read and written below which a second thread costs more than it brings.
+// A task reads and writes at least so many bytes. With fewer a second thread costs more than it
+// saves.
 constexpr int64_t kBytesPerTask = 64 * 1024;
 
 // 4-bit codes of a row, two a byte; false where one does not fit.

@@ -6,7 +6,7 @@
 // lines. With AVX-512 a block is 12 samples by 2 vectors instead of 6 by 4, which halves the reads
 // from L2 and makes layers and training steps 5 to 20 % faster on a Xeon with AMX.
 //
-// PackJob costs about 0.4 cycles per weight. Transposing the tiles of cross_tiles.h costs about 1.2
+// Packing costs about 0.4 cycles per weight. Transposing the tiles of cross_tiles.h costs about 1.2
 // cycles per element of the batch. kManySamples in cross.cpp chooses between the two. The products
 // here and those of cross_tiles.h add over k in the same order, in one accumulator, so their
 // results are equal bit for bit.

@@ -93,10 +93,10 @@ LR_INLINE void prefetch_packed(const PackedTables& t, const RowRing& ring, int64
 
 // ---- columns ---------------------------------------------------------------------------
 
-// Vectors of columns that are summed in one pass: `blocks` of them from column `first` on, the last
-// at `first + last`. Where a row does not end with a vector, the last one is moved back to end with
-// the row, and columns that lie in two vectors get the same sums twice; a vector alone has `lanes`
-// columns.
+// Vectors of columns that are summed in one pass: `blocks` of them, the first at column `first` and
+// the last at `first + last`. If a row does not end with a vector, the last one is moved back to
+// end with the row, and columns that lie in two vectors get the same sums twice. A row that is
+// narrower than a vector has `lanes` columns.
 struct Span {
   int64_t first, blocks, last, lanes;
 };

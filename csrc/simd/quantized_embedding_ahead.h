@@ -64,9 +64,10 @@ struct Ahead {
   }
 };
 
-// Where the vectors of a row start: one behind the other, the last one moved back to end with the
-// row. A masked store costs 20 plain ones on Zen 3; columns in two vectors get the same sums twice.
-// Nibbles can't be entered in the middle of a byte, rows below a vector not at all.
+// Where the vectors of a row start. They follow one another, and the last one is moved back to end
+// with the row, since a masked store costs as much as 20 plain ones on Zen 3. Columns that lie in
+// two vectors get the same sums twice. The last vector stays where it is if it would start in the
+// middle of a byte of 4-bit codes, or if the row is narrower than a vector.
 struct Columns {
   int64_t vectors, tail, left;  // the last vector starts at `tail` and stores `left` lanes
 };
@@ -129,8 +130,8 @@ struct Rows {
   }
 };
 
-// Where the bags of a run of items start, kBlock at a time: the kinds of offsets are told apart
-// once a block.
+// Where the bags of a run of items start, for kBlock items at a time, so that the kind of offsets
+// is looked at once per block.
 constexpr int64_t kBlock = 64;
 static void read_starts(const PoolCall& call, int64_t item, int64_t n, int64_t* starts) {
   if (call.bags.ids_per_bag >= 0) {

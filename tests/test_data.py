@@ -19,6 +19,7 @@ from lirank_ext.data.infer import infer  # noqa: E402
 from lirank_ext.data.reading import Reading  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.models import Schema  # noqa: E402
+from lirank_ext.training.defaults import for_files  # noqa: E402
 
 
 def csv_text(rows: int = 200) -> list[str]:

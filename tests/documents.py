@@ -41,6 +41,8 @@ def help_of(command: str) -> str:
 
 def missing_links(path: Path) -> list[str]:
     """The links of a page to files that are not there."""
-    text = re.sub(r"^```.*?^```$|`[^`\n]+`", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(
+        r"^```.*?^```$|`[^`\n]+`", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", text)
     return [target for target in targets if not (path.parent / target).exists()]

@@ -183,7 +183,7 @@ def op(function=None, *, name=None, family=None, internal=False):
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return run(*args, **kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise _python_error(made, error, args, kwargs) from None
 
     call.__signature__ = inspect.signature(function)
@@ -194,18 +194,20 @@ def op(function=None, *, name=None, family=None, internal=False):
     return call
 
 
-def _python_error(op: Op, error: RuntimeError, args: tuple, kwargs: dict) -> Exception:
+def _python_error(op: Op, error: Exception, args: tuple, kwargs: dict) -> Exception:
     """The error that the reference would raise. C++ ops can only raise RuntimeError."""
     try:
-        for device in autocast.KEYS:
-            args = autocast.cast(args, device, op.autocast_rule)
         op.bind(*args, **kwargs)
     except (TypeError, ValueError) as refusal:
         return refusal
     text = str(error)
     if text.startswith(f"lirank::{op.name}: indices["):
         return IndexError(text)
-    return ValueError(text) if text.startswith(f"lirank::{op.name}: argument '") else error
+    if text.startswith(f"lirank::{op.name}: argument '"):
+        return ValueError(text)
+    if isinstance(error, MemoryError):
+        return MemoryError(f"lirank::{op.name}: out of memory")
+    return RuntimeError(f"lirank::{op.name}: {text}") if "out of memory: " in text else error
 
 
 def implementations(op_name: str) -> dict[str, Callable[..., Any]]:

@@ -217,8 +217,8 @@ def implementations(op_name: str) -> dict[str, Callable[..., Any]]:
         op_name: name without namespace, such as ``"low_rank_cross"``.
 
     Returns:
-        ``{"reference": f, "cpu": f, "triton": f, "cuda": f}``, but only those that can run here.
-        Every callable takes the op's arguments.
+        The callables by backend (``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``), but only
+        those that can run here. Every callable takes the op's arguments.
 
     Raises:
         ValueError: there is no op of that name.

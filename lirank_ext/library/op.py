@@ -191,7 +191,8 @@ def _python_error(op: Op, error: RuntimeError, args: tuple, kwargs: dict) -> Exc
         op.bind(*args, **kwargs)
     except (TypeError, ValueError) as refusal:
         return refusal
-    for text, known in (("out of range", IndexError), ("got row", ValueError)):
+    known_by = (("out of range", IndexError), ("got row", ValueError), ("'counts'", ValueError))
+    for text, known in known_by:
         if text in str(error):
             return known(str(error))
     return error

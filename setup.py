@@ -1,15 +1,21 @@
-"""Builds liblirank.so (the ops), lirank_ext._C (pybind11) and, with nvcc, liblirank_cuda.so.
+"""Builds liblirank.so (the ops), lirank_ext._C (pybind11) and liblirank_cuda.so (CUDA kernels).
 
-Ninja runs the compilers, so that a rebuild compiles what changed. Without a C++ compiler
-the package installs as pure Python. Switches: LIRANK_NO_BUILD=1 skips everything compiled,
-FORCE_CUDA=0|1 overrides the detection of nvcc.
+Ninja runs the compilers, so that a rebuild compiles only what changed. Without a C++ compiler the
+package installs as pure Python, and ``lirank-ext info`` says why. Environment variables:
+
+CXX                 the compiler, with a launcher if there is one: ``CXX="ccache g++"``.
+LIRANK_NO_BUILD=1   compiles nothing.
+FORCE_CUDA=0|1      compiles the CUDA kernels never, or always where nvcc is. Without it they are
+                    compiled where nvcc is and PyTorch has CUDA.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -19,13 +25,57 @@ ROOT = Path(__file__).parent.resolve()
 ARCHITECTURES = ("80", "90", "100")
 # Plain C++, AVX2, AVX-512: every file of csrc/simd is compiled for each; see simd/foreach_isa.h.
 ISAS = (0, 256, 512)
+# -ffp-contract=off: quantization codes are bit-equal on every backend, so a multiply-add is fused
+# only where a kernel says so.
+FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off"
+FLAGS += " -Wall -Wno-psabi -Wno-maybe-uninitialized"
+WITHOUT = "or set LIRANK_NO_BUILD=1 to install without compiled parts"
+PROBE = "#include <optional>\nint main() { return std::optional<int>(0).value(); }\n"
 
 
-def wants_cuda(nvcc):
+def stop(text):
+    sys.exit(f"lirank_ext: {text}, {WITHOUT}.")
+
+
+def find_compiler():
+    """The compiler's command as a list, or [] if this machine has none."""
+    given = os.environ.get("CXX")
+    if not given:
+        return next(
+            ([path] for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), []
+        )
+    command = [given] if shutil.which(given) else shlex.split(given)
+    if not command or shutil.which(command[0]) is None:
+        stop(f"CXX is {given!r}, which is not a program: name a C++ compiler there")
+    return [shutil.which(command[0]), *command[1:]]
+
+
+def check_compiler(command):
+    """End with one sentence where the compiler or Python's headers would fail minutes later."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text(PROBE)
+        probe = [*command, "-std=c++17", "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        done = subprocess.run(probe, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
+        stop(
+            f"the compiler {shlex.join(command)!r} cannot compile C++17 ({said}): lirank_ext needs "
+            "GCC 10 or clang 12, or newer. Name such a compiler in CXX"
+        )
+    include = Path(sysconfig.get_paths()["include"])
+    if not (include / "Python.h").is_file():
+        stop(
+            f"{include}/Python.h is missing: install Python's headers (python3-dev on Debian and "
+            "Ubuntu, python3-devel on Fedora)"
+        )
+
+
+def wants_cuda(nvcc, torch_has_cuda):
     force = os.environ.get("FORCE_CUDA")
     if force == "1" and nvcc is None:
         sys.exit("FORCE_CUDA=1, but no nvcc on PATH: install a CUDA toolkit or unset FORCE_CUDA.")
-    return nvcc is not None and force != "0" and any((ROOT / "kernels").glob("*.cu"))
+    return nvcc is not None and force != "0" and (force == "1" or torch_has_cuda)
 
 
 def toolkit_of(nvcc):
@@ -50,90 +100,133 @@ def cudart_of(toolkit):
     return "-lcudart -ldl"
 
 
+class NinjaFile:
+    """The text of a build.ninja in `folder`. Paths may hold spaces."""
+
+    # The description is what ninja prints: a line for every file, so that a build says how far it
+    # is.
+    RULES = (
+        "rule cxx\n  command = $cxx $flags $more -MD -MF $out.d -c $in -o $out\n"
+        "  depfile = $out.d\n  deps = gcc\n  description = compile $out",
+        "rule link\n  command = $cxx -shared -Wl,-rpath,'$$ORIGIN' $in $more -o $out\n"
+        "  description = link $out",
+        "rule nvcc\n  command = $nvcc -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden "
+        "--fmad=false $own $arch -MD -MF $out.d -c $in -o $out\n"
+        "  depfile = $out.d\n  deps = gcc\n  description = compile $out",
+    )
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.lines = []
+
+    def variable(self, name, value):
+        self.lines.append(f"{name} = {value.replace('$', '$$')}")
+
+    def path(self, path):
+        """Relative to the folder, so that a copied checkout is not compiled again."""
+        return os.path.relpath(path, self.folder)
+
+    def build(self, output, rule, inputs, more="", after=()):
+        escaped = [_escaped(p) for p in (output, *inputs)]
+        needs = " | " + " ".join(_escaped(p) for p in after) if after else ""
+        self.lines.append(f"build {escaped[0]}: {rule} {' '.join(escaped[1:])}{needs}")
+        self.variable("  more", more)
+        return output
+
+    def objects(self, sources, rule, more="", suffix=""):
+        return [self.build(f"{s.name}{suffix}.o", rule, [self.path(s)], more) for s in sources]
+
+
+def _escaped(path):
+    return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _folder(option, path):
+    return shlex.quote(f"{option}{path}")
+
+
 class NinjaBuild(build_ext):
     """Writes build.ninja and runs it; the results land inside the package."""
 
     def run(self):
-        compiler = shutil.which(os.environ.get("CXX", "g++"))
-        if os.environ.get("LIRANK_NO_BUILD") == "1" or compiler is None:
-            print("lirank_ext: no C++ compiler, installing as pure Python (references only).")
-            self.extensions = []
-            return
         package = ROOT / "lirank_ext" if self.inplace else Path(self.build_lib) / "lirank_ext"
         package.mkdir(parents=True, exist_ok=True)
-        work = (
-            ROOT / "build" / f"ninja-{sys.implementation.cache_tag}"
-        )  # kept: rebuilds are incremental
+        reason = package / "_not_built.txt"
+        reason.unlink(missing_ok=True)
+        switched_off = os.environ.get("LIRANK_NO_BUILD") == "1"
+        compiler = [] if switched_off else find_compiler()
+        if not compiler:
+            why = "LIRANK_NO_BUILD was set" if switched_off else "no C++ compiler was found"
+            reason.write_text(f"not built: {why} when the package was installed\n")
+            print(f"lirank_ext: {why}: installing as pure Python, which is slower.")
+            self.extensions = []
+            return
+        check_compiler(compiler)
+        # One folder a Python, kept: a rebuild compiles what changed.
+        work = ROOT / "build" / f"ninja-{sys.implementation.cache_tag}"
         work.mkdir(parents=True, exist_ok=True)
-        (work / "build.ninja").write_text(self.ninja_file(compiler, package.resolve()))
-        subprocess.check_call([sys.executable, "-m", "ninja", "-C", str(work)])
+        (work / "build.ninja").write_text(self.ninja_file(compiler, package.resolve(), work))
+        if subprocess.call([sys.executable, "-m", "ninja", "-C", str(work)]):
+            stop("compiling failed, see the first 'error:' above: mend it")
 
-    def ninja_file(self, compiler, package):
+    def ninja_file(self, compiler, package, work):
         import pybind11
         import torch
 
+        file = NinjaFile(work)
         torch_root = Path(torch.__file__).parent
         version = torch.__version__.split("+")[0]
         nvcc = shutil.which("nvcc")
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        core, module = package / "liblirank.so", package / f"_C{suffix}"
-        stable = f"-DTORCH_TARGET_VERSION=0x020a000000000000 -I{torch_root}/include"
-        python = f"-I{sysconfig.get_paths()['include']} -I{pybind11.get_include()}"
-        # -ffp-contract=off: quantization codes are bit-equal on every backend, so a
-        # multiply-add is fused only where a kernel says so.
-        flags = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off"
-        flags += " -Wall -Wno-psabi -Wno-maybe-uninitialized"
-        # The description is what ninja prints: a line for every file, so that a build says how far
-        # it is.
-        lines = [
-            f"cxx = {compiler}",
-            f"nvcc = {nvcc}",
-            f"flags = {flags} -I{ROOT}/csrc -I{ROOT}/kernels",
-            "rule cxx\n  command = $cxx $flags $more -MD -MF $out.d -c $in -o $out\n"
-            "  depfile = $out.d\n  deps = gcc\n  description = compile $out",
-            "rule link\n  command = $cxx -shared -Wl,-rpath,'$$ORIGIN' $in $more -o $out\n"
-            "  description = link $out",
-            "rule nvcc\n  command = $nvcc -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden "
-            f"--fmad=false -I{ROOT}/csrc -I{ROOT}/kernels $arch -MD -MF $out.d -c $in -o $out\n"
-            "  depfile = $out.d\n  deps = gcc\n  description = compile $out",
-        ]
+        own = " ".join(_folder("-I", file.path(ROOT / f)) for f in ("csrc", "kernels"))
+        file.variable("cxx", shlex.join(compiler))
+        file.variable("nvcc", shlex.quote(nvcc or "nvcc"))
+        file.variable("own", own)
+        file.variable("flags", f"{FLAGS} {own}")
+        file.variable(
+            "arch", " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES)
+        )
+        file.lines += NinjaFile.RULES
 
-        def objects(sources, rule, more="", suffix=""):
-            out = []
-            for source in sources:
-                out.append(f"{source.name}{suffix}.o")
-                lines.append(f"build {out[-1]}: {rule} {source}\n  more = {more}")
-            return " ".join(out)
-
+        stable = "-DTORCH_TARGET_VERSION=0x020a000000000000 " + _folder(
+            "-I", torch_root / "include"
+        )
+        torch_link = _folder("-L", torch_root / "lib") + " -ltorch_cpu"
         sources = sorted((ROOT / "csrc").glob("*.cpp"))
         glue = [s for s in sources if s.stem.endswith("_cuda")]
         bindings = ROOT / "csrc" / "bindings.cpp"
-        torch_link = f"-L{torch_root}/lib -ltorch_cpu"
         kernels = sorted((ROOT / "csrc" / "simd").glob("*.cpp"))
-        host = " ".join(
-            objects(kernels, "cxx", f"{stable} -DLIRANK_ISA={isa}", f".{isa}") for isa in ISAS
-        )
-        host += " " + objects(
-            [s for s in sources if s not in glue and s != bindings], "cxx", stable
-        )
-        lines.append(f"build {core}: link {host}\n  more = {torch_link} -lpthread -Wl,-z,defs")
-        bound = objects([bindings], "cxx", f"{python} -DLIRANK_BUILT_FOR_TORCH={version}")
-        lines.append(f"build {module}: link {bound} | {core}\n  more = -L{package} -l:liblirank.so")
-        if wants_cuda(nvcc):
-            arch = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES)
-            lines.append(f"arch = {arch}")
-            toolkit = toolkit_of(nvcc)
-            named = f"-DLIRANK_CUDA_ARCHITECTURES='\"{' '.join(ARCHITECTURES)}\"'"
-            include = f"-DUSE_CUDA -I{toolkit}/include {named}"
-            device = objects(sorted((ROOT / "kernels").glob("*.cu")), "nvcc")
-            device += " " + objects(glue, "cxx", f"{stable} {include}")
-            more = f"{torch_link} -L{toolkit}/lib64 {cudart_of(toolkit)}"
-            lines.append(f"build {package}/liblirank_cuda.so: link {device}\n  more = {more}")
-        return "\n".join(lines) + "\n"
+        host = [
+            name
+            for isa in ISAS
+            for name in file.objects(kernels, "cxx", f"{stable} -DLIRANK_ISA={isa}", f".{isa}")
+        ]
+        host += file.objects([s for s in sources if s not in (*glue, bindings)], "cxx", stable)
+        core = file.path(package / "liblirank.so")
+        file.build(core, "link", host, f"{torch_link} -lpthread -Wl,-z,defs")
+
+        python = [sysconfig.get_paths()["include"], pybind11.get_include()]
+        python = " ".join(_folder("-I", path) for path in python)
+        bound = file.objects([bindings], "cxx", f"{python} -DLIRANK_BUILT_FOR_TORCH={version}")
+        module = file.path(package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
+        beside = _folder("-L", file.path(package)) + " -l:liblirank.so"
+        file.build(module, "link", bound, beside, after=[core])
+
+        cuda = package / "liblirank_cuda.so"
+        if not wants_cuda(nvcc, torch.version.cuda is not None):
+            cuda.unlink(missing_ok=True)  # an earlier build's, which may not fit the rest
+            return "\n".join(file.lines) + "\n"
+        toolkit = toolkit_of(nvcc)
+        named = f"-DLIRANK_CUDA_ARCHITECTURES='\"{' '.join(ARCHITECTURES)}\"'"
+        include = f"-DUSE_CUDA {_folder('-I', toolkit / 'include')} {named}"
+        device = file.objects(sorted((ROOT / "kernels").glob("*.cu")), "nvcc")
+        device += file.objects(glue, "cxx", f"{stable} {include}")
+        link = f"{torch_link} {_folder('-L', toolkit / 'lib64')} {cudart_of(toolkit)}"
+        file.build(file.path(cuda), "link", device, link)
+        return "\n".join(file.lines) + "\n"
 
     def get_outputs(self):
         package = Path(self.build_lib) / "lirank_ext"
-        return [str(p) for p in package.glob("*.so")]
+        return [str(p) for p in (*package.glob("*.so"), *package.glob("_not_built.txt"))]
 
 
 setup(ext_modules=[Extension("lirank_ext._C", sources=[])], cmdclass={"build_ext": NinjaBuild})

@@ -17,7 +17,8 @@ void check_arguments(const char* op, const Tensor& q, const Tensor& k, const Ten
     check_same_dtype(op, name, *t, q.scalar_type());
     check_same_shape(op, name, *t, q);
   }
-  LIRANK_CHECK(temperature > 0, op, "temperature", "wanted a positive number, got ", temperature);
+  LIRANK_CHECK(temperature >= kLeastTemperature, op, "temperature",
+               "wanted a number of 1e-30 or more, got ", temperature);
   LIRANK_CHECK(token_dim > 0 && q.size(1) % token_dim == 0, op, "token_dim",
                "wanted a divisor of the rank ", q.size(1), ", got ", token_dim);
 }

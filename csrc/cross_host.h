@@ -12,6 +12,9 @@
 
 namespace lirank {
 
+// Below it the scores of ordinary inputs leave float32's range.
+constexpr double kLeastTemperature = 1e-30;
+
 template <typename T>
 T score_inverse(double temperature, int64_t token_dim) {
   return (T)(1.0 / (temperature * std::sqrt((double)token_dim)));
@@ -82,8 +85,8 @@ inline void check_arguments(const char* op, const Arguments& a) {
     LIRANK_CHECK(a.bias->dim() == 1 && a.bias->size(0) == d, op, "bias", "wanted shape (", d,
                  ",), got ", shape(*a.bias));
   }
-  LIRANK_CHECK(a.temperature > 0, op, "temperature", "wanted a positive number, got ",
-               a.temperature);
+  LIRANK_CHECK(a.temperature >= kLeastTemperature, op, "temperature",
+               "wanted a number of 1e-30 or more, got ", a.temperature);
   LIRANK_CHECK(a.token_dim > 0 && r % a.token_dim == 0, op, "token_dim",
                "wanted a divisor of the rank ", r, ", got ", a.token_dim);
 }

@@ -112,6 +112,8 @@ Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors
     check_same_dtype(op, "log_temperatures", t, x.scalar_type());
     check_dim(op, "log_temperatures", t, 0);
   }
+  LIRANK_CHECK(temperature >= kLeastTemperature, op, "temperature",
+               "wanted a number of 1e-30 or more, got ", temperature);
   const NetArguments a(op, x, low_rank, attention, temperature, log_temperatures, token_dim, skip);
   if (takes_bf16_products(x)) return bf16_net(x, a.low, a.high, merge);
   return x.scalar_type() == ScalarType::Double ? net_forward<double>(x, a, merge)

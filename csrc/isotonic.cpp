@@ -16,9 +16,11 @@ constexpr int64_t kChunk = 16384;
 // With an embedding: rows whose gradients are added up in the input's precision while they are
 // in cache, before they go into double precision. Fixed, for the same reason.
 constexpr int64_t kSumRows = 64;
+// Edges and widths beyond these leave float32's range before the logit does.
+constexpr double kLeast = 1e-30, kMost = 1e30;
 
 void check_arguments(const char* op, const Tensor& logits, const Tensor& weight, const Tensor& bias,
-                     double step, const OptionalTensor& embedding) {
+                     double lower, double step, const OptionalTensor& embedding) {
   check_floating(op, "logits", logits);
   check_dim(op, "weight", weight, 1);
   LIRANK_CHECK(weight.size(0) > 0, op, "weight", "wanted at least one bucket, got shape ",
@@ -29,7 +31,10 @@ void check_arguments(const char* op, const Tensor& logits, const Tensor& weight,
   check_same_dtype(op, "bias", bias, logits.scalar_type());
   LIRANK_CHECK(bias.numel() == 1 && bias.dim() <= 1, op, "bias", "wanted shape () or (1,), got ",
                shape(bias));
-  LIRANK_CHECK(step > 0, op, "step", "wanted a positive number, got ", step);
+  LIRANK_CHECK(step >= kLeast && step <= kMost, op, "step",
+               "wanted a number from 1e-30 to 1e+30, got ", step);
+  LIRANK_CHECK(lower >= -kMost && lower <= kMost, op, "lower",
+               "wanted a number from -1e+30 to 1e+30, got ", lower);
   if (!embedding) return;
   check_same_dtype(op, "embedding", *embedding, logits.scalar_type());
   bool fits = embedding->dim() == logits.dim() + 1 &&
@@ -87,7 +92,7 @@ Tensor forward(const Tensor& logits, const Tensor& weight, const Tensor& bias, T
 
 Tensor isotonic_calibration(const Tensor& logits, const Tensor& weight, const Tensor& bias,
                             double lower, double step, const OptionalTensor& embedding) {
-  check_arguments(kOp, logits, weight, bias, step, embedding);
+  check_arguments(kOp, logits, weight, bias, lower, step, embedding);
   const ScalarType type = compute_type(logits.scalar_type());
   const Tensor out =
       type == ScalarType::Double
@@ -166,9 +171,11 @@ Gradients isotonic_calibration_backward(const Tensor& grad, const Tensor& logits
                                         const Tensor& weight, const Tensor& bias, double lower,
                                         double step, const OptionalTensor& embedding) {
   const char* op = "isotonic_calibration_backward";
-  check_arguments(op, logits, weight, bias, step, embedding);
-  LIRANK_CHECK(grad.numel() == logits.numel(), op, "grad", "wanted the shape of logits ",
-               shape(logits), ", got ", shape(grad));
+  check_arguments(op, logits, weight, bias, lower, step, embedding);
+  check_same_dtype(op, "grad", grad, logits.scalar_type());
+  bool same = grad.dim() == logits.dim();
+  for (int64_t i = 0; same && i < grad.dim(); ++i) same = grad.size(i) == logits.size(i);
+  LIRANK_CHECK(same, op, "grad", "wanted shape ", shape(logits), ", got ", shape(grad));
   const ScalarType type = compute_type(logits.scalar_type());
   auto [gx, gw, gb, ge] =
       type == ScalarType::Double

@@ -243,7 +243,7 @@ def test_temperature_as_a_tensor_equals_the_number():
     torch.testing.assert_close(outer_attention(q, k, v, torch.tensor(0.4)), number)
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), torch.tensor(0.0), torch.ones(2)])
+@pytest.mark.parametrize("bad", [0.0, -1.0, 1e-31, float("nan"), torch.tensor(0.0), torch.ones(2)])
 def test_bad_temperature_is_refused(bad):
     q = torch.randn(2, 4)
     with pytest.raises((ValueError, RuntimeError), match="argument 'temperature'"):

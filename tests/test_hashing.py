@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import mmh3
 import numpy as np
@@ -186,6 +187,45 @@ def test_arrow_binary_and_refusals(path):
     assert same(hash_strings(holed[:2]), ["a", "b"])
     with pytest.raises(TypeError, match="Arrow array of int64"):
         hash_strings(pa.array([1, 2]))
+
+
+def from_file(array, before: bytes, after: bytes):
+    """The array as read from an Arrow file in which some bytes are others."""
+    import pyarrow as pa
+
+    batch, sink = pa.record_batch({"s": array}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data = sink.getvalue().to_pybytes()
+    assert data.count(before) == 1
+    return pa.ipc.open_stream(data.replace(before, after)).read_all().column(0)
+
+
+@pytest.mark.parametrize(("kind", "format"), [("string", "<3i"), ("large_string", "<3q")])
+@pytest.mark.parametrize("bounds", [(0, 5, 1 << 30), (0, 5, 500), (0, 5, 4), (-3, 5, 10)])
+def test_arrow_offsets_beyond_the_text_are_refused(path, kind, format, bounds):
+    """Arrow does not look at the offsets that it reads from a file."""
+    pa = pytest.importorskip("pyarrow")
+    array = pa.array(["hello", "world"], type=getattr(pa, kind)())
+    bad = from_file(array, struct.pack(format, 0, 5, 10), struct.pack(format, *bounds))
+    with pytest.raises((ValueError, RuntimeError), match="hash_strings: argument"):
+        hash_strings(bad)
+
+
+def test_arrow_offsets_that_are_too_few_are_refused():
+    pa = pytest.importorskip("pyarrow")
+
+    class Short:
+        type, offset = pa.string(), 0
+
+        def __len__(self):
+            return 2
+
+        def buffers(self):
+            return None, pa.py_buffer(np.array([0, 5], np.int32)), pa.py_buffer(b"helloworld")
+
+    with pytest.raises(ValueError, match="wanted offsets of 2 strings, got a buffer of 8 bytes"):
+        hashing_text._arrow_pair(Short())
 
 
 def test_arrow_text_is_not_copied():

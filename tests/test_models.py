@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from rankers import PRESETS, make_features, small
 
 import lirank_ext
 from lirank_ext.models import (
@@ -20,42 +21,11 @@ from lirank_ext.models import (
 from lirank_ext.models._parse import override
 from lirank_ext.training import Config
 
-PRESETS = ("feed", "jobs", "ads")
-
 
 @pytest.fixture(autouse=True)
 def _one_thread(threads):
     """These models are too small to share out."""
     threads(1)
-
-
-def make_features(config: LiRankConfig, rows: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-
-    def hashes(*shape):
-        return torch.randint(-(2**63), 2**63 - 1, shape, generator=g)
-
-    schema = config.schema
-    features = {"numeric": torch.randn(rows, len(schema.numeric), generator=g)}
-    for table, columns in schema.tables().items():
-        lengths = torch.randint(0, 4, (rows * len(columns),), generator=g)
-        features[f"ids/{table}"] = hashes(int(lengths.sum()))
-        features[f"offsets/{table}"] = lengths.cumsum(0) - lengths
-    for history in schema.history:
-        key = f"history/{history.name}"
-        features[f"{key}/items"] = hashes(rows, 7)
-        features[f"{key}/actions"] = hashes(rows, 7)
-        features[f"{key}/lengths"] = torch.arange(rows) % 8
-    features["popularity"] = hashes(rows)
-    return features
-
-
-def small(name: str) -> LiRankConfig:
-    config = LiRankConfig.preset(name)
-    embedding = dataclasses.replace(
-        config.embedding, dim=6, num_buckets=1000, num_remainders=10, tables={}
-    )
-    return dataclasses.replace(config, embedding=embedding)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -172,6 +142,9 @@ def test_all_off_is_refused():
         ({"head": {"kind": "ple", "interactions": "per_tower"}}, "'per_tower' needs kind"),
         ({"head": {"groups": [["clik"]]}, "schema": {"tasks": ["click"]}}, "did you mean 'click'"),
         ({"embedding": {"tables": {"x": {}}}}, "no table 'x'"),
+        ({"calibration": {"upper": float("inf")}}, "calibration.upper: wanted a finite number"),
+        ({"calibration": {"step": ".nan"}}, "calibration.step: wanted a "),
+        ({"mlp": {"dropout": "1e999"}}, "mlp.dropout: wanted a finite number, got inf"),
     ],
 )
 def test_bad_configs_name_the_key(data, message):
@@ -183,6 +156,9 @@ def test_bad_yaml_names_file_and_line(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("cross:\n  rank: [1\n")
     with pytest.raises(ConfigError, match=r"c\.yaml:3"):
+        LiRankConfig.load(path)
+    path.write_text("mlp:\n  gate: tanh\nmlp:\n  gate: none\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml:3: key 'mlp' occurs twice"):
         LiRankConfig.load(path)
     path.write_text("cros: {}\n")
     with pytest.raises(ConfigError, match=r"c\.yaml: unknown key 'cros'"):

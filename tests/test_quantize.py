@@ -170,7 +170,6 @@ class MyEmbedding(nn.Embedding):
         (lambda: held(nn.EmbeddingBag(20, 8, padding_idx=0)), "padding_idx"),
         (lambda: held(nn.EmbeddingBag(20, 8, mode="max")), "mode 'max'"),
         (lambda: held(nn.Embedding(20, 8).double()), "float64"),
-        (lambda: held(nn.Embedding(20, 8, device="meta")), "meta device"),
         (lambda: held(MyEmbedding(20, 8)), "a subclass of Embedding"),
         (parametrized, "a subclass of Embedding"),
         (tied, "also head.weight, which stays"),

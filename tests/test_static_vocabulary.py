@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from conftest import needs_library
 
-from lirank_ext.library import load
+from lirank_ext.library import files, load
 from lirank_ext.library.op import implementations
 from lirank_ext.nn import StaticVocabulary, static_vocabulary
 
@@ -221,7 +224,13 @@ def test_a_damaged_file_is_one_clear_sentence(tmp_path):
         refused(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :], "is damaged: ")
     refused(whole[:-1], "is damaged: it holds")
     refused(whole + b"\0", "is damaged: it holds")
-    refused(whole[:30], "is damaged: ")
+    for size in range(16, 41):
+        refused(whole[:size], "is damaged: ")
+    # Cut or changed by somebody who also corrects the size and the checksum.
+    for table in (b"", whole[40:60], whole[40:-8], b"x" * 100, whole[40:48] * 40):
+        head = len(table).to_bytes(8, "little") + whole[24:32]
+        crc = zlib.crc32(table, zlib.crc32(head)).to_bytes(8, "little")
+        refused(whole[:16] + head + crc + table, "is damaged: ")
     refused(b"", "is not a vocabulary file")
     refused(b"PK" + whole, "is not a vocabulary file")
     with pytest.raises(FileNotFoundError):
@@ -237,10 +246,36 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(static_vocabulary.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="no space"):
         vocabulary.save(path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_saved_file_is_as_readable_as_any_other_and_a_link_stays_one(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        target, link = tmp_path / "target.bin", tmp_path / "link.bin"
+        link.symlink_to(target)
+        StaticVocabulary.build(torch.arange(10)).save(link)
+    finally:
+        os.umask(umask)
+    assert link.is_symlink() and target.stat().st_mode & 0o777 == 0o644
+    assert len(StaticVocabulary.load(link)) == 10
+
+
+def test_a_refused_state_dict_leaves_the_vocabulary_as_it_was():
+    vocabulary = StaticVocabulary.build(torch.arange(10))
+    before = vocabulary.lookup(torch.arange(10))
+    with pytest.raises(ValueError, match="wanted the table of a StaticVocabulary"):
+        vocabulary.load_state_dict({"table": torch.zeros(200, dtype=torch.uint8)})
+    assert torch.equal(vocabulary.lookup(torch.arange(10)), before)
+
+
+@pytest.mark.parametrize("oov", [1.5, None, True, 2**63])
+def test_oov_is_a_whole_number_of_64_bits(oov):
+    with pytest.raises(ValueError, match=r"StaticVocabulary: .*oov.*: wanted a whole number"):
+        StaticVocabulary.build(torch.arange(3), oov=oov)
 
 
 def test_state_dict_of_another_size():

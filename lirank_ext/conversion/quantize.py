@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._table import plain_table
+from ..nn._tagged import tags_in
 from ..nn.hashed_embedding import TABLES as HASHED_TABLES
 from ..nn.hashed_embedding import HashedEmbeddingBag, QuantizedHashedEmbeddingBag
 from ..nn.quantized_embedding import QuantizedEmbedding, QuantizedEmbeddingBag
@@ -111,7 +113,8 @@ def quantize(model: nn.Module, bits: int = 8) -> QuantizeReport:
     ``QuantizedEmbedding``, ``QuantizedEmbeddingBag`` and ``QuantizedHashedEmbeddingBag``. Each row
     is stored as ``bits``-bit codes with its own scale and middle. The results have the dtype of the
     table, and follow later conversions of the model such as ``model.bfloat16()``. Quantized tables
-    have no gradient.
+    have no gradient. A table on the meta device gets a twin there, so that a state dict of a
+    quantized model can be loaded without float tables.
 
     A module at several paths is replaced once, at all of them. A parameter that several tables
     share is stored once. The following are left unchanged, and the report says why: tables with
@@ -152,6 +155,35 @@ def quantize(model: nn.Module, bits: int = 8) -> QuantizeReport:
     return QuantizeReport(tuple(rows), bits)
 
 
+def quantize_like(model: nn.Module, state_dict: Mapping[str, Any]) -> bool:
+    """Quantize the tables that are quantized in a state dict, so that the model can load it.
+
+    Args:
+        model: with float tables, on the meta device for the sake of memory.
+        state_dict: of a model that :func:`quantize` converted.
+
+    Returns:
+        Whether there was a quantized table.
+
+    Raises:
+        RuntimeError: the model has no table where the state dict has one.
+    """
+    new: dict[nn.Module, nn.Module] = {}
+    for path, tag in tags_in(state_dict).items():
+        if "bits" not in tag:
+            continue
+        try:
+            module = model.get_submodule(path)
+        except AttributeError as error:
+            raise RuntimeError(f"quantize: the model has no table '{path}'") from error
+        if type(module) not in TWINS:
+            text = f"quantize: '{path}': wanted an embedding table, got {type_name(module)}"
+            raise RuntimeError(text)
+        new[module] = TWINS[type(module)].from_float(module, tag["bits"]).train(module.training)
+    exchange(model, new)
+    return bool(new)
+
+
 def table_names(module: nn.Module) -> tuple[str, ...]:
     """Names of the parameters that are tables."""
     return ("weight",) if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else HASHED_TABLES
@@ -180,8 +212,6 @@ def _quantized(module: nn.Module, is_model: bool, bits: int) -> nn.Module:
     if not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
         kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise Leave(f"its rows are {kinds}: wanted float32, float16 or bfloat16")
-    if any(getattr(module, name).is_meta for name in table_names(module)):
-        raise Leave("it is on the meta device and has no values")
     try:
         return twin.from_float(module, bits).train(module.training)
     except ValueError as error:  # a row that is not finite
@@ -254,6 +284,8 @@ def _report(
 
 def _largest_error(weight: Tensor, packed: Tensor, bits: int) -> tuple[float, int]:
     """The largest difference to the dequantized table, and its row."""
+    if weight.is_meta:
+        return 0.0, 0
     # The whole table is unpacked, because the place of a row's scale depends on the number of rows.
     codes, scale, mid = unpack_rows(packed, weight.shape[1], bits)
     worst, row = 0.0, 0

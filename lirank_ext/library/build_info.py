@@ -49,7 +49,7 @@ CUDA_LIBRARY = Path(__file__).parent.parent / "liblirank_cuda.so"
 def _cuda_library() -> str:
     """The GPUs that the CUDA kernels were built for, or why there are none."""
     if not CUDA_LIBRARY.is_file():
-        return "not built: that needs nvcc when the package is installed"
+        return "not built: that needs nvcc and a PyTorch with CUDA when the package is installed"
     without = why_no_gpu()
     text = f"built for {', '.join(architectures(CUDA_LIBRARY))}"
     return f"{text}; unused: {without}" if without else text

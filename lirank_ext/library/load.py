@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -29,13 +30,29 @@ def source_folder() -> str:
     )
 
 
+def _why_not_built() -> str:
+    """What the build left in the package, read as the reason why it has no compiled part here."""
+    package = Path(__file__).parents[1]
+    others = sorted(path.name for path in package.glob("_C.*.so"))
+    if others:
+        return (
+            f"compiled for another Python ({', '.join(others)}): install the package again with "
+            f"this one ({sys.implementation.cache_tag})"
+        )
+    reason = package / "_not_built.txt"
+    if reason.is_file():
+        return reason.read_text().strip()
+    return source_folder() or f"not built: the compiled part is missing from {package}"
+
+
 def _load() -> tuple[ModuleType | None, str]:
     """The pybind11 module, whose import registers the C++ ops, or None and the reason."""
     if os.environ.get("LIRANK_NO_EXT", "0") not in ("", "0"):
         return None, "LIRANK_NO_EXT is set"
-    if importlib.util.find_spec("lirank_ext._C") is None:
-        missing = "not built: no C++ compiler was found when the package was installed"
-        return None, source_folder() or missing
+    # The finder of an editable installation offers its own module to any folder of sources.
+    found = importlib.util.find_spec("lirank_ext._C")
+    if found is None or Path(found.origin).parent != Path(__file__).parents[1]:
+        return None, _why_not_built()
     # A library that exists but does not load is an error. It is never silently left out.
     return importlib.import_module("lirank_ext._C"), ""
 

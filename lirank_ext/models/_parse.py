@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,10 +95,10 @@ def _plain(hint: type, value: Any, where: str) -> Any:
     A whole number is accepted as a float, and so is ``1e-3``, which YAML reads as text.
     """
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: wanted a finite number, got {value}")
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
         raise ConfigError(f"{where}: wanted {names[hint]}, got {value!r}")
@@ -134,7 +137,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), _loader(yaml)) or {}
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -147,6 +150,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: wanted keys and values, got {data!r}")
     return data
+
+
+@cache
+def _loader(yaml: Any) -> type:
+    """PyYAML's safe loader, which takes the last of two equal keys, made to refuse them."""
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                    text = f"key '{key.value}' occurs twice"
+                    raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+                keys.add(getattr(key, "value", None) if isinstance(key, yaml.ScalarNode) else None)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def override(data: dict, key: str, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..nn._common import ConstantBuffers
 from ..nn.cross import AttentionCross, LowRankCross, ResidualCrossNet, score_net
 from ..nn.gated_mlp import GatedMLP
 from ..nn.hashed_embedding import HashedEmbeddingBag
@@ -126,7 +127,7 @@ def make_head(width: int, groups: list[list[int]], head: Head) -> nn.Module:
     return GroupedTowers(width, groups, head.shared_dims, head.tower_dims, *options)
 
 
-class SeparateHead(nn.Module):
+class SeparateHead(ConstantBuffers):
     """Separate :class:`Interactions` and a separate tower for every group of tasks."""
 
     column: Tensor
@@ -142,8 +143,7 @@ class SeparateHead(nn.Module):
             for inner, group in zip(self.interactions, groups, strict=True)
         )
         tasks = [task for group in groups for task in group]
-        column = torch.tensor([tasks.index(t) for t in range(len(tasks))])
-        self.register_buffer("column", column, persistent=False)
+        self.constant("column", [tasks.index(t) for t in range(len(tasks))])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width) -> logits (B, T)."""

@@ -123,6 +123,13 @@ class LiRank(nn.Module):
         dwell = {t.name: t.dwell for t in config.schema.tasks if t.dwell is not None}
         self.dwell = nn.ModuleDict({safe(n): make_dwell(d) for n, d in dwell.items()})
 
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        # ``normalize`` was once spelled otherwise.
+        old = f"{prefix}normalise."
+        for key in [key for key in state_dict if key.startswith(old)]:
+            state_dict[f"{prefix}normalize.{key[len(old) :]}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(self, features: Features) -> Tensor:
         """Features -> calibrated logits (B, T)."""
         bags = self.bags(features)

@@ -12,11 +12,8 @@ from .inputs import NumericBatchNorm
 from .isotonic import IsotonicCalibration
 from .multi_task import GroupedTowers, HardShared
 from .multi_task_experts import PLE, MMoE
-from .quantized_embedding import (
-    QuantizedEmbedding,
-    QuantizedEmbeddingBag,
-    QuantizedEmbeddingBagCollection,
-)
+from .quantized_embedding import QuantizedEmbedding, QuantizedEmbeddingBag
+from .quantized_embedding_collection import QuantizedEmbeddingBagCollection
 from .random_effect import RandomEffect
 from .static_vocabulary import StaticVocabulary
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 
@@ -80,6 +81,41 @@ class ResizingBuffers(nn.Module):
             if old is not None and new is not None and new.shape != old.shape:
                 setattr(self, name, old.new_empty(new.shape))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class ConstantBuffers(nn.Module):
+    """A module with buffers that its constructor's arguments determine.
+
+    They are not saved. A module that was built on the meta device has them once it is moved to a
+    device, by ``to_empty`` or by loading a state dict with ``assign=True``.
+    """
+
+    def constant(self, name: str, values: Sequence[int] | Sequence[bool]) -> None:
+        """Register a buffer that holds these values."""
+        kept = self.__dict__.setdefault("_constants", {})
+        kept[name] = torch.tensor(list(values), device="cpu")
+        self.register_buffer(name, torch.tensor(list(values)), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._fill_constants(None)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        given = (t.device for k, t in state_dict.items() if k.startswith(prefix))
+        self._fill_constants(next(given, None))
+
+    def _fill_constants(self, device: torch.device | None) -> None:
+        """Give every constant its values, on ``device`` if it has no memory yet."""
+        for name, values in self._constants.items():
+            old = self._buffers[name]
+            if type(old) is not Tensor:  # a fake tensor has no values
+                continue
+            if old.is_meta and device is not None:
+                self._buffers[name] = values.to(device)
+            elif not old.is_meta and not torch.equal(old, values.to(old.device)):
+                old.copy_(values)
 
 
 class Float64Buffers(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from ..ops.hashed_embedding import hashed_embedding_bag
 from ..ops.hashed_embedding_packed import quantized_hashed_embedding_bag
 from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
 from ._common import check_choice, check_positive, refuse
-from .quantized_embedding import FollowsDtype, packed_weight, refuse_training
+from ._tagged import Tagged
+from .quantized_embedding import SCHEME, FollowsDtype, empty_table, packed_weight, refuse_training
 
 TABLES = ("quotient_b", "remainder_b", "quotient_c", "remainder_c")
 
@@ -27,7 +29,7 @@ def _check_rule(owner: str, num_buckets: int, num_remainders: int, mode: str, se
     check_choice(owner, "mode", mode, ("sum", "mean"))
 
 
-class _HashRule(nn.Module):
+class _HashRule(Tagged):
     """The settings that map ids to rows of the four tables, and that pool a bag's rows."""
 
     dim: int
@@ -45,6 +47,11 @@ class _HashRule(nn.Module):
         self.num_buckets, self.num_remainders = num_buckets, num_remainders
         self.mode, self.seed = mode, seed
         self.include_last_offset, self.prehashed = include_last_offset, prehashed
+
+    def meaning(self) -> dict[str, Any]:
+        names = ("dim", "num_buckets", "num_remainders", "seed", "mode")
+        rule = {"scheme": "quotient and remainder rows by murmur3"}
+        return rule | {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
         text = f"{self.dim}, num_buckets={self.num_buckets}, num_remainders={self.num_remainders}"
@@ -195,6 +202,34 @@ class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
         dtype = module.quotient_b.dtype
         return cls(module.dim, tables, module.num_buckets, bits, *options, dtype)
 
+    @classmethod
+    def empty(
+        cls,
+        dim: int,
+        num_buckets: int = 2**32,
+        num_remainders: int = 1000,
+        bits: int = 8,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        **options: Any,
+    ) -> QuantizedHashedEmbeddingBag:
+        """Tables of zeros to load a state dict into, without float tables.
+
+        Args:
+            dim, num_buckets, num_remainders: sizes, as in :class:`HashedEmbeddingBag`.
+            bits: 8 or 4.
+            dtype: of the results.
+            device: of the tables. On "meta" they take no memory; load with ``assign=True`` then.
+            options: ``mode``, ``seed``, ``include_last_offset`` and ``prehashed``.
+        """
+        check_positive(cls.__name__, num_buckets=num_buckets, num_remainders=num_remainders)
+        rows = (-(-num_buckets // num_remainders), num_remainders) * 2
+        tables = {
+            name: empty_table(n, dim, bits, device) for name, n in zip(TABLES, rows, strict=True)
+        }
+        return cls(dim, tables, num_buckets, bits, output_dtype=dtype, **options)
+
     def dequantize(self) -> HashedEmbeddingBag:
         """A float module whose tables hold the dequantized values."""
         options = (self.mode, self.seed, self.include_last_offset, self.prehashed)
@@ -205,6 +240,9 @@ class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
             table = dequantize_rows(*unpack_rows(getattr(self, name), self.dim, self.bits))
             setattr(made, name, nn.Parameter(table.to(self.output_dtype)))
         return made
+
+    def meaning(self) -> dict[str, Any]:
+        return {**super().meaning(), "rows_scheme": SCHEME, "bits": self.bits}
 
     def requires_grad_(self, requires_grad: bool = True) -> nn.Module:
         refuse_training(self, requires_grad)

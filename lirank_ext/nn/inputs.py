@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ._common import check_number, check_positive, check_shape, refuse
+from ._common import ConstantBuffers, check_number, check_positive, check_shape, refuse
 
 
-class NumericBatchNorm(nn.Module):
+class NumericBatchNorm(ConstantBuffers):
     """Batch norm of numeric inputs that may be missing.
 
     It works like ``torch.nn.BatchNorm1d``, but mean and variance are computed from the values that
@@ -38,6 +38,7 @@ class NumericBatchNorm(nn.Module):
     Source: LiRank (arXiv 2402.06859), on training at scale and on the Feed model.
     """
 
+    log: Tensor
     running_mean: Tensor
     running_var: Tensor
     num_values: Tensor
@@ -60,9 +61,7 @@ class NumericBatchNorm(nn.Module):
             refuse(owner, "log", f"columns from 0 to {num_features - 1}", log)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.any_log = bool(columns)
-        spread = torch.zeros(num_features, dtype=torch.bool)
-        spread[columns] = True
-        self.register_buffer("log", spread, persistent=False)
+        self.constant("log", [c in columns for c in range(num_features)])
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
         self.register_buffer("running_mean", torch.zeros(num_features))

@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from ._common import check_dims, check_positive, check_shape, refuse
+from ._common import ConstantBuffers, check_dims, check_positive, check_shape, refuse
 from .gated_mlp import GatedMLP
 
 Options = tuple[str | None, bool, float]  # gate, batch_norm, dropout
@@ -27,7 +27,7 @@ def make_towers(
     return nn.ModuleList(GatedMLP([dim, *tower_dims, n], *options) for n in outputs)
 
 
-class GroupedTowers(nn.Module):
+class GroupedTowers(ConstantBuffers):
     """A shared bottom, then one tower per group of tasks, with one output per task of the group.
 
     LiRank groups tasks by meaning and positive rate (like with contribution, comment with share).
@@ -48,6 +48,8 @@ class GroupedTowers(nn.Module):
     Source: LiRank (arXiv 2402.06859), on multi-task learning.
     """
 
+    column: Tensor
+
     def __init__(
         self,
         input_dim: int,
@@ -67,8 +69,7 @@ class GroupedTowers(nn.Module):
         if sorted(tasks) != list(range(len(tasks))) or not all(groups) or not tasks:
             refuse(owner, "groups", "every task number from 0 on exactly once", groups)
         self.input_dim, self.num_tasks = input_dim, len(tasks)
-        column = torch.tensor([tasks.index(t) for t in range(len(tasks))])
-        self.register_buffer("column", column, persistent=False)
+        self.constant("column", [tasks.index(t) for t in range(len(tasks))])
         options = (gate, batch_norm, dropout)
         self.shared = hidden_layers([input_dim, *shared_dims], options)
         width = [input_dim, *shared_dims][-1]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..library.huge_pages import use_huge_pages
-from ..ops.quantized_embedding import (
-    concatenate_tables,
-    quantized_embedding_bag,
-    quantized_embedding_bags,
-)
+from ..ops.quantized_embedding import quantized_embedding_bag
+from ..ops.quantized_embedding_layout import layout
 from ..ops.quantized_embedding_rows import dequantize_rows, pack_rows, quantize_rows, unpack_rows
+from ._common import check_positive, refuse
+from ._tagged import Tagged
+
+if TYPE_CHECKING:
+    from typing import Self
+
+SCHEME = "middle-max"  # of the rows; see ``quantize_rows``
 
 
 def refuse_training(module: nn.Module, wanted: bool) -> None:
@@ -31,6 +35,14 @@ def packed_weight(weight: Tensor, bits: int) -> Tensor:
     if weight.dtype == torch.float64:
         weight = weight.float()
     return pack_rows(*quantize_rows(weight, bits), bits)
+
+
+def empty_table(rows: int, dim: int, bits: int, device: torch.device | str | None = None) -> Tensor:
+    """A packed table of zeros, for values that are loaded later."""
+    check_positive("a quantized table", rows=rows, dim=dim)
+    if bits not in (8, 4):
+        refuse("a quantized table", "bits", "8 or 4", repr(bits))
+    return torch.zeros(rows, layout(dim, bits).row_bytes, dtype=torch.uint8, device=device)
 
 
 def packed_from_fbgemm(rows: Tensor) -> Tensor:
@@ -78,7 +90,7 @@ class FollowsDtype(nn.Module):
         return self._result.dtype
 
 
-class _QuantizedTable(FollowsDtype):
+class _QuantizedTable(Tagged, FollowsDtype):
     """A packed table and its width. The modules below are based on it."""
 
     packed: Tensor
@@ -95,9 +107,36 @@ class _QuantizedTable(FollowsDtype):
         self.register_buffer("packed", packed)
         self.follow(output_dtype)
 
+    @classmethod
+    def empty(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        bits: int = 8,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        **options: Any,
+    ) -> Self:
+        """A table of zeros to load a state dict into, without a float table.
+
+        Args:
+            num_embeddings, embedding_dim: sizes N and D.
+            bits: 8 or 4.
+            dtype: of the results.
+            device: of the table. On "meta" it takes no memory; load with ``assign=True`` then.
+            options: the other arguments of the constructor, such as ``mode``.
+        """
+        packed = empty_table(num_embeddings, embedding_dim, bits, device)
+        return cls(packed, embedding_dim, bits, output_dtype=dtype, **options)
+
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         use_huge_pages(self)  # the memory of a copied or loaded table has small pages
+
+    def meaning(self) -> dict[str, Any]:
+        rows, dim = self.num_embeddings, self.embedding_dim
+        return {"rows_scheme": SCHEME, "bits": self.bits, "dim": dim, "rows": rows}
 
     @property
     def num_embeddings(self) -> int:
@@ -197,6 +236,9 @@ class QuantizedEmbeddingBag(_QuantizedTable):
         super().__init__(packed, embedding_dim, bits, output_dtype)
         self.mode, self.include_last_offset = mode, include_last_offset
 
+    def meaning(self) -> dict[str, Any]:
+        return {**super().meaning(), "mode": self.mode}
+
     @classmethod
     def from_float(cls, module: nn.EmbeddingBag, bits: int = 8) -> QuantizedEmbeddingBag:
         """Quantize an ``nn.EmbeddingBag``.
@@ -265,88 +307,3 @@ class QuantizedEmbeddingBag(_QuantizedTable):
 def _refuse_max_norm(name: str, module: nn.Module) -> None:
     if getattr(module, "max_norm", None) is not None:
         raise ValueError(f"{name}.from_float: max_norm: wanted None, got {module.max_norm}")
-
-
-class QuantizedEmbeddingBagCollection(FollowsDtype):
-    """Several tables in one look-up call, with their results side by side.
-
-    ``forward(indices, offsets, per_sample_weights=None)`` takes the indices of all tables, one
-    table after the other, and ``offsets`` (T * B + 1,), where bag b of table t has position
-    ``t * B + b``. It returns (B, sum of widths) in the dtype of the float modules, or in the dtype
-    that this module was last moved to.
-    """
-
-    packed: Tensor
-    rows: Tensor
-    dims: Tensor
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        tables: Sequence[Tensor],
-        dims: Sequence[int],
-        bits: int,
-        mode: str,
-        output_dtype: torch.dtype = torch.float32,
-    ):
-        super().__init__()
-        self.names, self.bits, self.mode = list(names), bits, mode
-        self.total_dim = sum(dims)
-        self.register_buffer("packed", concatenate_tables(tables))
-        use_huge_pages(self.packed)
-        self.register_buffer("rows", torch.tensor([t.shape[0] for t in tables]))
-        self.register_buffer("dims", torch.tensor(list(dims)))
-        self.follow(output_dtype)
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        use_huge_pages(self.packed)
-
-    @classmethod
-    def from_float(
-        cls, modules: Mapping[str, nn.Module], bits: int = 8
-    ) -> QuantizedEmbeddingBagCollection:
-        """Quantize ``{name: nn.EmbeddingBag}``. All must share a dtype and a mode, "sum" or "mean".
-
-        Raises:
-            ValueError: there is no table, modes or dtypes differ, or a table cannot be quantized.
-        """
-        made = {name: QuantizedEmbeddingBag.from_float(m, bits) for name, m in modules.items()}
-        modes = {m.mode for m in made.values()}
-        if len(modes) != 1:
-            raise ValueError(
-                "QuantizedEmbeddingBagCollection.from_float: modules: wanted at least one, all of "
-                f"one mode, got modes {sorted(modes)}"
-            )
-        dtypes = {m.output_dtype for m in made.values()}
-        if len(dtypes) != 1:
-            raise ValueError(
-                "QuantizedEmbeddingBagCollection.from_float: modules: wanted tables of one dtype, "
-                f"got {sorted(map(str, dtypes))}"
-            )
-        tables = [m.packed for m in made.values()]
-        dims = [m.embedding_dim for m in made.values()]
-        return cls(list(made), tables, dims, bits, modes.pop(), dtypes.pop())
-
-    def requires_grad_(self, requires_grad: bool = True) -> nn.Module:
-        refuse_training(self, requires_grad)
-        return self
-
-    def forward(
-        self, indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None = None
-    ) -> Tensor:
-        return quantized_embedding_bags(
-            self.packed,
-            self.rows,
-            self.dims,
-            indices,
-            offsets,
-            self.bits,
-            self.mode,
-            per_sample_weights,
-            self.output_dtype,
-            self.total_dim,
-        )
-
-    def extra_repr(self) -> str:
-        return f"{self.names}, total_dim={self.total_dim}, bits={self.bits}, mode={self.mode!r}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zlib
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..library.files import replace
 from ..library.load import extension
 from ..ops.hashing import finalize, hash_strings
 from ..ops.static_vocabulary import (
@@ -54,6 +53,9 @@ class StaticVocabulary(ResizingBuffers):
     def __init__(self, table: Tensor, oov: int = -1) -> None:
         super().__init__()
         self.header = read_header(table)
+        whole = isinstance(oov, int) and not isinstance(oov, bool)
+        if not whole or not -(2**63) <= oov < 2**63:
+            refuse(_OWNER, "oov", "a whole number of 64 bits", repr(oov))
         self.oov = oov
         self.register_buffer("table", table)
 
@@ -145,25 +147,23 @@ class StaticVocabulary(ResizingBuffers):
         return f"{len(self)} {kind}, tag_bits={self.tag_bits}, oov={self.oov}"
 
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        # A table that cannot be read is refused before it replaces the one that is here.
+        if f"{prefix}table" in state_dict:
+            read_header(state_dict[f"{prefix}table"])
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.header = read_header(self.table)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the vocabulary to a file. An existing file is replaced once the new one is done."""
-        path = Path(path)
+        """Write the vocabulary to a file. An existing file is replaced once the new one is done.
+
+        Raises:
+            OSError: the file cannot be written. An existing file stays as it was.
+        """
         table = self.table.detach().cpu().contiguous().numpy()
         head = b"".join(x.to_bytes(8, "little", signed=True) for x in (len(table), self.oov))
         crc = zlib.crc32(table, zlib.crc32(head))
         head = _FILE_MAGIC + head + crc.to_bytes(8, "little")
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(head)
-                file.write(table.data)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        replace(path, (head, table.data))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> StaticVocabulary:
@@ -177,6 +177,8 @@ class StaticVocabulary(ResizingBuffers):
                 raise ValueError(f"{_OWNER}.load: '{path}' is not a vocabulary file.")
             head = file.read(24)
             data = bytearray(file.read())
+        if len(head) < 24:
+            raise ValueError(f"{_OWNER}.load: '{path}' is damaged: it ends within its header.")
         size, oov, crc = (
             int.from_bytes(head[i : i + 8], "little", signed=True) for i in (0, 8, 16)
         )
@@ -186,7 +188,11 @@ class StaticVocabulary(ResizingBuffers):
         if zlib.crc32(data, zlib.crc32(head[:16])) != crc:
             text = "its checksum does not match its contents"
             raise ValueError(f"{_OWNER}.load: '{path}' is damaged: {text}.")
-        return cls(torch.frombuffer(data, dtype=torch.uint8), oov)
+        table = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0).byte()
+        try:
+            return cls(table, oov)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{_OWNER}.load: '{path}' is damaged: {error}") from error
 
 
 class _Collision(Exception):

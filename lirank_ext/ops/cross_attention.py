@@ -7,7 +7,13 @@ from torch import Tensor
 
 from ..library.checks import check
 from ..library.op import op
-from .cross_checks import check_attention, check_cross, check_grad, check_tokens
+from .cross_checks import (
+    check_attention,
+    check_cross,
+    check_grad,
+    check_temperature,
+    check_tokens,
+)
 from .cross_math import attend, attend_backward, empty_like, plus, widen
 
 
@@ -137,7 +143,7 @@ def _checked(op: str, temperature: Tensor) -> Tensor:
     check(temperature.dim() == 0, op, "temperature", "a float or a 0-d tensor", temperature)
     if not torch.compiler.is_compiling() and _has_value(temperature):
         value = float(temperature.detach())
-        check(value > 0, op, "temperature", "a positive number", value)
+        check_temperature(op, value)
     return temperature
 
 

@@ -25,8 +25,17 @@ def check_attention(a: Any) -> None:
     check_tokens(op, a.q.shape[1], a.temperature, a.token_dim)
 
 
+# Below it the scores of ordinary inputs leave float32's range.
+LEAST_TEMPERATURE = 1e-30
+
+
+def check_temperature(op: str, temperature: float) -> None:
+    fits = temperature >= LEAST_TEMPERATURE
+    check(fits, op, "temperature", f"a number of {LEAST_TEMPERATURE:g} or more", temperature)
+
+
 def check_tokens(op: str, rank: int, temperature: float, token_dim: int) -> None:
-    check(temperature > 0, op, "temperature", "a positive number", temperature)
+    check_temperature(op, temperature)
     divides = token_dim > 0 and rank % token_dim == 0
     check(divides, op, "token_dim", f"a divisor of the rank {rank}", token_dim)
 

@@ -139,8 +139,15 @@ def _arrow_pair(chunk: Any) -> tuple[Tensor, Tensor]:
     _, offsets, data = chunk.buffers()
     if len(chunk) == 0:
         return torch.empty(0, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    if offsets is None or offsets.size < (chunk.offset + len(chunk) + 1) * size:
+        held = offsets.size if offsets else 0
+        _refuse(f"wanted offsets of {len(chunk)} strings, got a buffer of {held} bytes", ValueError)
     bounds = _borrow(offsets.address + chunk.offset * size, (len(chunk) + 1) * size).view(dtype)
     first, last = int(bounds[0]), int(bounds[-1])
+    held = data.size if data else 0
+    if not 0 <= first <= last <= held:
+        text = f"wanted offsets within the {held} bytes of text"
+        _refuse(f"{text}, got {first} to {last}", ValueError)
     bounds = bounds.long() - first if first else bounds.long()
     return _borrow(data.address + first if data else 0, last - first), bounds
 

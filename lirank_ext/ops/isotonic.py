@@ -8,6 +8,9 @@ from torch import Tensor
 from ..library.checks import check, check_device, check_dim, check_dtype, check_floating
 from ..library.op import op
 
+# Edges and widths beyond these leave float32's range before the logit does.
+LEAST, MOST = 1e-30, 1e30
+
 
 @op
 def isotonic_calibration(
@@ -32,8 +35,8 @@ def isotonic_calibration(
         logits: (B,), or any shape; floating.
         weight: (k,) slope of each bucket, before the ReLU; dtype of ``logits``.
         bias: () or (1,).
-        lower: left edge of the covered range, in logit units.
-        step: width of a bucket, in logit units; positive.
+        lower: left edge of the covered range, in logit units; from -1e30 to 1e30.
+        step: width of a bucket, in logit units; from 1e-30 to 1e30.
         embedding: shape of ``logits`` + (k,), added to ``weight`` per sample; or None.
 
     Returns:
@@ -70,7 +73,8 @@ def _check(a) -> None:
     check_dtype(a, "weight", a.logits.dtype)
     check_dtype(a, "bias", a.logits.dtype)
     check(a.bias.numel() == 1 and a.bias.dim() <= 1, a, "bias", "shape () or (1,)")
-    check(a.step > 0, a, "step", "a positive number")
+    check(LEAST <= a.step <= MOST, a, "step", f"a number from {LEAST:g} to {MOST:g}")
+    check(-MOST <= a.lower <= MOST, a, "lower", f"a number from {-MOST:g} to {MOST:g}")
     check_device(a, "weight", a.logits.device)
     check_device(a, "bias", a.logits.device)
     if a.embedding is not None:
@@ -111,7 +115,12 @@ def isotonic_calibration_backward(
     return grad_logits, grad_weight, grad.sum().reshape(bias.shape), grad_embedding
 
 
-isotonic_calibration_backward.check(_check)
+@isotonic_calibration_backward.check
+def _(a) -> None:
+    _check(a)
+    check_dtype(a, "grad", a.logits.dtype)
+    check(a.grad.shape == a.logits.shape, a, "grad", f"shape {tuple(a.logits.shape)}")
+    check_device(a, "grad", a.logits.device)
 
 
 @isotonic_calibration_backward.fake

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..data.errors import DataError
 from ..data.loader import Position
 from ..data.packages import need
+from ..library.files import replace
 from .settings import RESUMABLE
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def save(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> Non
     text = json.dumps(content)
     meta = {"format": FORMAT, "content": text, "checksum": _checksum(whole, text)}
     try:
-        replace(path, need("safetensors.torch").save(whole, meta))
+        replace(path, [need("safetensors.torch").save(whole, meta)])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -82,23 +82,9 @@ def save_text(path: Path, text: str) -> None:
         CheckpointError: it cannot be written.
     """
     try:
-        replace(path, text.encode())
+        replace(path, [text.encode()])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Put a file in the place of an older one at once."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        with open(new, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -135,15 +121,6 @@ def _checksum(tensors: dict[str, Tensor], content: str) -> str:
         if flat.numel():
             total = zlib.crc32(flat.view(torch.uint8).numpy(), total)
     return f"{total:08x}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name is on disk only once its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,15 +13,18 @@ from typing import Any
 
 import torch
 
+from ..conversion.quantize import quantize_like
 from ..data.broken import BadRows
 from ..data.errors import DataError
 from ..data.features import Converter
 from ..data.label_check import check_labels
 from ..data.loader import Loader, Split
 from ..data.source import Source
+from ..library.huge_pages import use_huge_pages
 from ..models import ConfigError, LiRank
 from ..models.blocks import safe
 from ..models.lirank import make_dwell
+from ..nn._tagged import tags_in
 from ..nn.dwell import LongDwellLabels
 from . import checkpoint
 from .checkpoint import CheckpointError
@@ -267,6 +270,20 @@ def save_model(folder: Path, model: LiRank, config: Config) -> Path:
     return path
 
 
+def _built_for(config: Config, tensors: dict[str, torch.Tensor]) -> LiRank:
+    """The model that holds these tensors, with quantized tables where they are quantized."""
+    if not any("bits" in tag for tag in tags_in(tensors).values()):
+        model = LiRank(config.model)
+        model.load_state_dict(tensors)
+        return model
+    with torch.device("meta"):  # no memory for float tables
+        model = LiRank(config.model)
+    quantize_like(model, tensors)
+    model.load_state_dict(tensors, assign=True)
+    use_huge_pages(model)
+    return model
+
+
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LiRank, Config]:
     """The model in a folder, or in a file of :func:`save_model`, in evaluation mode.
 
@@ -281,9 +298,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Li
     try:
         content["config"]["model"]["schema"].setdefault("version", 1)  # before it was kept
         config = Config.from_dict(content["config"])
-        model = LiRank(config.model)
-        model.load_state_dict(tensors)
+        model = _built_for(config, tensors)
     except (ConfigError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        # The first line of a refused state dict is a heading.
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise CheckpointError(f"{path}: its weights and configuration differ ({reason})") from error
     return model.to(device).eval(), config

@@ -122,6 +122,7 @@ def _attention(generator) -> list[Case]:
     made.append(case("many samples", **qkv(700, 32), grad=grad, big=True))
     refused = [
         ("temperature 0", {"temperature": 0.0}, "temperature"),
+        ("temperature 1e-31", {"temperature": 1e-31}, "temperature"),
         ("temperature NaN", {"temperature": float("nan")}, "temperature"),
         ("tokens do not fit", {"token_dim": 3}, "token_dim"),
         ("token_dim 0", {"token_dim": 0}, "token_dim"),
@@ -164,6 +165,7 @@ def _attention_cross(generator) -> list[Case]:
         ("k of another width", {"k": k[:, 1:]}, "k"),
         ("dtypes differ", {"v": v.double()}, "v"),
         ("temperature negative", {"temperature": -1.0}, "temperature"),
+        ("temperature 1e-31", {"temperature": 1e-31}, "temperature"),
         ("tokens do not fit", {"token_dim": 5}, "token_dim"),
         ("rank 0", {"q": q[:0], "k": k[:0], "v": v[:0], "u": u[:, :0]}, "u"),
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from . import Case, cases_of
@@ -60,6 +62,10 @@ def cases(generator: torch.Generator) -> list[Case]:
         "integer logits": {"logits": logits.long()},
         "embedding narrow": {"embedding": torch.zeros(40, 3)},
     }
+    for name, bad in (("step", 1e-31), ("step", 1e31), ("lower", -1e31), ("lower", 1e31)):
+        refused[f"{name} {bad:g}"] = {name: bad}
+        refused[f"{name} {bad * math.inf:g}"] = {name: bad * math.inf}
+        refused[f"{name} NaN"] = {name: math.nan}
     for label, change in refused.items():
         made.append(case(label, **good | change, raises=f"'{next(iter(change))}'"))
     return made

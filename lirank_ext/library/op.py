@@ -34,7 +34,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 import torch
 
-from . import autograd, gpu
+from . import autocast, autograd, gpu
 from .load import extension, library
 
 P = ParamSpec("P")
@@ -54,6 +54,7 @@ class Op:
         overload: the callable that goes through the dispatcher.
         call: the class of ``a``.
         differentiable: whether it has a backward.
+        autocast_rule: what it does under ``torch.autocast``; None leaves its arguments alone.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, family: str, internal: bool):
@@ -66,6 +67,7 @@ class Op:
         defaults = [p.default for p in parameters if p.default is not p.empty]
         self.call = namedtuple(name, [p.name for p in parameters], defaults=defaults)
         self.differentiable = False
+        self.autocast_rule: autocast.Rule | None = None
         self._check: Callable[[Any], None] = lambda a: None
 
         def reference(*args: Any, **kwargs: Any) -> Any:
@@ -115,6 +117,11 @@ class Op:
         self.differentiable = True
         return function
 
+    def autocast(self, rule: autocast.Rule) -> None:
+        """Declare to which dtype ``torch.autocast`` casts the arguments; see the module there."""
+        self.autocast_rule = rule
+        autocast.register(library, self, rule)
+
     def no_gradient(self, refusal: str | None = None) -> None:
         """Declare that the results never require a gradient.
 
@@ -138,6 +145,7 @@ class OpFunction(Protocol[P, R]):
     backward: Callable[..., Callable[[Callable], Callable]]
     no_gradient: Callable[..., None]
     in_parts: Callable[[Callable], Callable]
+    autocast: Callable[[autocast.Rule], None]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
@@ -182,20 +190,22 @@ def op(function=None, *, name=None, family=None, internal=False):
     call.__name__ = call.__qualname__ = made.name
     call.op, call.check, call.fake, call.backward = made, made.check, made.fake, made.backward
     call.in_parts, call.no_gradient = made.in_parts, made.no_gradient
+    call.autocast = made.autocast
     return call
 
 
 def _python_error(op: Op, error: RuntimeError, args: tuple, kwargs: dict) -> Exception:
     """The error that the reference would raise. C++ ops can only raise RuntimeError."""
     try:
+        for device in autocast.KEYS:
+            args = autocast.cast(args, device, op.autocast_rule)
         op.bind(*args, **kwargs)
     except (TypeError, ValueError) as refusal:
         return refusal
-    known_by = (("out of range", IndexError), ("got row", ValueError), ("'counts'", ValueError))
-    for text, known in known_by:
-        if text in str(error):
-            return known(str(error))
-    return error
+    text = str(error)
+    if text.startswith(f"lirank::{op.name}: indices["):
+        return IndexError(text)
+    return ValueError(text) if text.startswith(f"lirank::{op.name}: argument '") else error
 
 
 def implementations(op_name: str) -> dict[str, Callable[..., Any]]:

@@ -181,18 +181,26 @@ class LiRank(nn.Module):
 
     def bags(self, features: Features) -> dict[str, Tensor]:
         """Pooled embeddings (B, columns, dim) of every table."""
-        pooled = {}
+        pooled, rows = {}, self._rows(features)
         for name, columns in self.columns.items():
             ids, offsets = _get(features, f"ids/{name}"), _get(features, f"offsets/{name}")
-            if offsets.numel() % len(columns):
-                wanted = f"{len(columns)} bags for every row"
-                refuse("LiRank", f"offsets/{name}", wanted, tuple(offsets.shape))
             out = self.tables[safe(name)](ids, offsets)
-            pooled[name] = out.unflatten(0, (-1, len(columns)))
+            pooled[name] = _by_rows(out, rows, len(columns), f"offsets/{name}")
         return pooled
 
+    def _rows(self, features: Features) -> int | None:
+        """The number of rows, from a feature with one entry for each; None if there is none.
+
+        As the size of an input, it may be 1 in an exported program. A quotient of sizes may not:
+        PyTorch would keep the guard that it is not 1.
+        """
+        keys = ["numeric", "popularity"]
+        keys += [f"history/{h.name}/lengths" for h in self.config.schema.history]
+        keys += [f"offsets/{name}" for name, columns in self.columns.items() if len(columns) == 1]
+        return next((features[key].shape[0] for key in keys if key in features), None)
+
     def join_input(self, features: Features, bags: dict[str, Tensor]) -> Tensor:
-        """The input of the interactions (B, input_dim); ``bags`` are those of :meth:`bags`."""
+        """The input of the interactions, (B, input_dim); ``bags`` are those of :meth:`bags`."""
         parts = []
         if self.config.numeric.enabled and self.config.schema.numeric:
             numbers = _get(features, "numeric")
@@ -316,6 +324,22 @@ def make_dwell(block: Dwell) -> LongDwellLabels:
     # Without cluster columns every row gets the same cluster number.
     columns = max(1, len(block.clusters))
     return LongDwellLabels(block.quantile, columns, block.window, block.min_count)
+
+
+def _by_rows(pooled: Tensor, rows: int | None, columns: int, name: str) -> Tensor:
+    """(rows * columns, dim) -> (rows, columns, dim)."""
+    bags = pooled.shape[0]
+    if columns == 1:
+        return pooled.unsqueeze(1)
+    if rows is not None and torch.compiler.is_exporting():
+        # The exported program would refuse a single row if the sizes were compared here: PyTorch
+        # takes inputs to have at least two rows. So a wrong size makes an index out of range.
+        count = rows * columns
+        index = torch.arange(count, device=pooled.device) + (bags - count) * bags
+        return pooled.index_select(0, index).view(rows, columns, pooled.shape[1])
+    if bags % columns or (rows is not None and bags != rows * columns):
+        refuse("LiRank", name, f"{columns} bags for every row", (bags,))
+    return pooled.unflatten(0, (-1, columns))
 
 
 def _get(features: Features, key: str) -> Tensor:

@@ -75,14 +75,14 @@ class RandomEffect(ResizingBuffers):
     def _check(self, logit: Tensor, ids: Tensor, features: Tensor | None) -> None:
         owner = "RandomEffect"
         check_shape(owner, "logit", logit, "B")
-        check_shape(owner, "ids", ids, len(logit))
+        check_shape(owner, "ids", ids, logit.shape[0])
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             refuse(owner, "ids", "whole numbers", ids.dtype, TypeError)
         if (features is None) != (self.num_features == 0):
             wanted = f"shape (B, {self.num_features})" if self.num_features else "None"
             refuse(owner, "features", wanted, None if features is None else tuple(features.shape))
         if features is not None:
-            check_shape(owner, "features", features, len(logit), self.num_features)
+            check_shape(owner, "features", features, logit.shape[0], self.num_features)
 
     @torch.no_grad()
     def fit(

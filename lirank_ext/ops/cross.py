@@ -43,6 +43,9 @@ def _check(a) -> None:
     check_cross("low_rank_cross", a.x0, a.x, {"v": a.v}, a.u, a.bias)
 
 
+low_rank_cross.autocast("lower")
+
+
 @low_rank_cross.fake
 def _(a):
     return empty_like(a.x0)[0]

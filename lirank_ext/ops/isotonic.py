@@ -87,6 +87,9 @@ def _check(a) -> None:
         check(fits, a, "embedding", f"shape {wanted}")
 
 
+isotonic_calibration.autocast("float32")
+
+
 @isotonic_calibration.fake
 def _(a):
     return torch.empty_like(a.logits, memory_format=torch.contiguous_format)

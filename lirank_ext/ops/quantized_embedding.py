@@ -198,6 +198,11 @@ def _(a):
     if width < 0:  # the widths are data: a size that only the run knows
         width = torch.library.get_ctx().new_dynamic_size()
     bags = Bags.of(a).count() // a.rows.shape[0]
+    if isinstance(bags, torch.SymInt) and a.rows.shape[0] > 1 and torch.compiler.is_exporting():
+        # As a quotient, the size would leave the guard that it is not 1 in the exported program.
+        each = torch.library.get_ctx().new_dynamic_size()
+        torch._check(each == bags)
+        bags = each
     return a.packed.new_empty((bags, width), dtype=a.output_dtype)
 
 

@@ -1,32 +1,11 @@
 // residual_cross_score: checks, CPU kernels, schema. The derivation is in simd/cross_score.h.
 // Sources: DCN-V2 (arXiv 2008.13535), LiRank (arXiv 2402.06859), section 3.3.
-#include "cross_net.h"
-#include "cross_score_kernels.h"
-#include "cross_score_plan.h"
-#include "cross_tasks.h"
+#include "cross_score_folded.h"
 
 #include <array>
-#include <memory>
 
 namespace lirank {
 namespace {
-
-constexpr const char* kOp = "residual_cross_score";
-
-struct ScoreArguments {
-  const Tensor &request, &items, &counts;
-  const Tensors &low_rank, &attention;
-  double temperature;
-  const Tensors& log_temperatures;
-  int64_t token_dim;
-  bool skip;
-  int64_t merge;
-  const OptionalTensor &weight, &bias;
-
-  bool both() const { return !low_rank.empty() && !attention.empty(); }
-  int64_t width() const { return request.size(1) + items.size(1); }
-  int64_t out_dim() const { return both() && merge == 2 ? 2 * width() : width(); }
-};
 
 void check_score(const ScoreArguments& a) {
   check_floating(kOp, "request", a.request);
@@ -114,138 +93,6 @@ Tensor score_joined(const ScoreArguments& a, const Tensor& x) {
   return a.weight ? linear(y, *a.weight, a.bias) : y;
 }
 
-// The layers of the net, their request halves padded to whole vectors, and the weight.
-template <typename T>
-struct PreparedScore {
-  std::vector<Weights<T>> held;
-  std::vector<Layer<T>> layers[2];
-  std::vector<const T*> padded;
-  std::vector<int64_t> width;
-  std::vector<Tensor> kept;
-  ScoreNet<T> net{};
-  ScoreShape shape{};
-
-  explicit PreparedScore(const ScoreArguments& a) {
-    const ScalarType type = compute_type(a.request.scalar_type());
-    const Tensor x = new_tensor({0, a.width()}, a.request.scalar_type());
-    const NetArguments all(kOp, x, a.low_rank, a.attention, a.temperature, a.log_temperatures,
-                           a.token_dim, a.skip);
-    net.d = a.width();
-    net.d_u = a.request.size(1);
-    net.merge = a.merge;
-    shape.lanes = LIRANK_DISPATCH(CrossScore<T>::lanes);
-    shape.d = net.d;
-    shape.d_u = net.d_u;
-    shape.concatenated = a.both() && a.merge == 2;
-    for (int stack = 0; stack < 2; ++stack) {
-      for (const Arguments& one : stack ? all.high : all.low) {
-        held.emplace_back(one);
-        layers[stack].push_back(held.back().layer);
-      }
-      LIRANK_CHECK((int64_t)layers[stack].size() <= kMostLayers, kOp,
-                   stack ? "attention" : "low_rank", "wanted at most ", kMostLayers,
-                   " layers, got ", layers[stack].size());
-      net.layers[stack] = layers[stack].data();
-      net.counts[stack] = (int64_t)layers[stack].size();
-      net.first[stack] = stack ? net.counts[0] : 0;
-      if (net.counts[stack])
-        shape.stacks[stack] = {net.counts[stack], layers[stack][0].r, layers[stack][0].projections};
-    }
-    if (a.weight) {
-      net.m = shape.m = a.weight->size(0);
-      net.weight = hold(as_float_type(*a.weight, type));
-      net.bias = a.bias ? hold(as_float_type(*a.bias, type)) : nullptr;
-    }
-    for (const auto& stack : layers)
-      for (const Layer<T>& layer : stack) pad(layer, type);
-    net.padded = padded.data();
-    net.width = width.data();
-  }
-
- private:
-  const T* hold(const Tensor& t) {
-    kept.push_back(t);
-    return kept.back().template const_data_ptr<T>();
-  }
-  void pad(const Layer<T>& layer, ScalarType type) {
-    const int64_t n = shape.lanes, wide = (layer.r + n - 1) / n * n;
-    width.push_back(wide);
-    padded.push_back(layer.u);
-    if (wide == layer.r) return;
-    kept.push_back(new_tensor({net.d_u, wide}, type));
-    T* to = kept.back().template mutable_data_ptr<T>();
-    for (int64_t i = 0; i < net.d_u; ++i)
-      for (int64_t j = 0; j < wide; ++j)
-        to[i * wide + j] = j < layer.r ? layer.u[i * layer.r + j] : T(0);
-    padded.back() = to;
-  }
-};
-
-// What is folded of every request that shares, in one piece of memory.
-template <typename T>
-class FoldedRequests {
- public:
-  FoldedRequests(const ScoreNet<T>& net, const std::vector<Plan>& plans, const T* request)
-      : layers_(net.counts[0] + net.counts[1]), each_(layers_ * (layers_ + 2)) {
-    int64_t size = 0;
-    for (const Plan& plan : plans) size += plan.joined ? 0 : lay(net, plan, nullptr, nullptr);
-    memory_.reset(new Scratch<T>(1, size));
-    pointers_.resize(plans.size() * each_);
-    all.resize(plans.size());
-    T* at = memory_->of(0);
-    for (size_t q = 0; q < plans.size(); ++q) {
-      if (plans[q].joined) continue;
-      all[q].u = request + (int64_t)q * net.d_u;
-      at += lay(net, plans[q], &all[q], pointers_.data() + q * each_, at);
-    }
-  }
-  std::vector<Folded<T>> all;
-
- private:
-  // Numbers of one request; sets its pointers where given.
-  int64_t lay(const ScoreNet<T>& net, const Plan& plan, Folded<T>* f, T** pointers,
-              T* at = nullptr) const {
-    int64_t size = 0;
-    const auto take = [&](int64_t n) {
-      T* found = f ? at + size : nullptr;
-      size += (n + 15) / 16 * 16;
-      return found;
-    };
-    T **shift = pointers, **inner = pointers + (f ? layers_ : 0),
-      **outer = inner + (f ? layers_ * layers_ : 0);
-    T* constant = plan.outer ? take(net.m) : nullptr;
-    for (int stack = 0; stack < 2; ++stack)
-      for (int64_t l = 0; l < net.counts[stack]; ++l) {
-        const Layer<T>& layer = net.layers[stack][l];
-        const int64_t i = net.first[stack] + l, rows = layer.projections * layer.r;
-        T* to = take(rows);
-        if (f) shift[i] = to;
-        for (int64_t j = 0; j < l && plan.inner[stack]; ++j) {
-          to = take(rows * net.width[net.first[stack] + j]);
-          if (f) inner[i * layers_ + net.first[stack] + j] = to;
-        }
-        if (plan.outer) {
-          to = take(net.m * net.width[i]);
-          if (f) outer[i] = to;
-        }
-      }
-    if (f) {
-      for (int stack = 0; stack < 2; ++stack)
-        f->inner[stack] = plan.inner[stack] || net.counts[stack] < 2;
-      f->outer = plan.outer;
-      f->shift = shift;
-      f->inner_m = inner;
-      f->outer_m = outer;
-      f->constant = constant;
-    }
-    return size;
-  }
-  int64_t layers_;
-  size_t each_;
-  std::unique_ptr<Scratch<T>> memory_;
-  std::vector<T*> pointers_;
-};
-
 // A piece of folding: rows [begin, end) of a matrix, or with layer -1 the weight's, or with
 // stack -1 the shifts.
 struct Fold {
@@ -300,8 +147,18 @@ void fold_all(const ScoreNet<T>& net, const std::vector<Plan>& plans, FoldedRequ
 struct ScoreRows {
   size_t request;
   int64_t begin, rows;
-  int vectors;
+  int vectors;  // 0: few candidates
 };
+
+// Few candidates of a request, in pieces of at most `most`.
+void add_few(size_t request, int64_t begin, int64_t rows, int64_t most,
+             std::vector<ScoreRows>& found) {
+  const int64_t pieces = most < 1 ? 1 : (rows + most - 1) / most;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t first = rows * i / pieces, stop = rows * (i + 1) / pieces;
+    found.push_back({request, begin + first, stop - first, 0});
+  }
+}
 
 // Tiles of nearly equal size for every request, smaller where threads would be idle.
 std::vector<ScoreRows> tiles_of_requests(const std::vector<int64_t>& counts,
@@ -315,6 +172,11 @@ std::vector<ScoreRows> tiles_of_requests(const std::vector<int64_t>& counts,
   std::vector<ScoreRows> found;
   int64_t begin = 0;
   for (size_t q = 0; q < counts.size(); ++q) {
+    if (counts[q] <= kFew) {
+      if (!plans[q].joined && counts[q] > 0) add_few(q, begin, counts[q], share * lanes, found);
+      begin += counts[q];
+      continue;
+    }
     const int64_t vectors = (counts[q] + lanes - 1) / lanes;
     const int64_t pieces = (vectors + widest - 1) / widest;
     int64_t done = 0;
@@ -335,13 +197,21 @@ void score_tiles(const ScoreNet<T>& net, const FoldedRequests<T>& folded,
   const int64_t count = (int64_t)tiles.size(), all = torch::stable::get_num_threads();
   const int64_t tasks = count < all ? count : all, lanes = LIRANK_DISPATCH(CrossScore<T>::lanes);
   int64_t most = 1;
-  for (const ScoreRows& tile : tiles) most = tile.vectors > most ? tile.vectors : most;
-  const Scratch<T> scratch(tasks, LIRANK_DISPATCH(CrossScore<T>::scratch, net, most * lanes));
+  for (const ScoreRows& tile : tiles) {
+    const int64_t size = tile.vectors ? tile.vectors * lanes : tile.rows;
+    most = size > most ? size : most;
+  }
+  const Scratch<T> scratch(tasks, LIRANK_DISPATCH(CrossScore<T>::scratch, net, most));
   const int64_t d_c = net.d - net.d_u;
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task)
       for (int64_t i = count * task / tasks; i < count * (task + 1) / tasks; ++i) {
         const ScoreRows& one = tiles[(size_t)i];
+        if (one.vectors == 0) {
+          LIRANK_DISPATCH(CrossScore<T>::few, net, folded.all[one.request], items + one.begin * d_c,
+                          one.rows, y + one.begin * wide, scratch.of(task));
+          continue;
+        }
         LIRANK_DISPATCH(CrossScore<T>::tile, net, folded.all[one.request], items + one.begin * d_c,
                         one.rows, one.vectors, y + one.begin * wide, scratch.of(task));
       }
@@ -370,15 +240,16 @@ Tensor join_rows(const ScoreArguments& a, const std::vector<int64_t>& counts,
 template <typename T>
 Tensor score(const ScoreArguments& a, const std::vector<int64_t>& counts) {
   const int64_t wide = a.weight ? a.weight->size(0) : a.out_dim();
-  const PreparedScore<T> p(a);
+  const ScoreShape shape = shape_of<T>(a);
   std::vector<Plan> plans;
   int64_t joined = 0;
   for (const int64_t n : counts) {
-    plans.push_back(plan_of(p.shape, n));
+    plans.push_back(plan_of(shape, n));
     joined += plans.back().joined ? n : 0;
   }
   const int64_t rows = a.items.size(0);
   if (joined == rows) return score_joined(a, join_rows(a, counts, plans, rows));
+  const PreparedScore<T> p(a);
   const ScalarType type = compute_type(a.request.scalar_type());
   const Tensor request = as_float_type(a.request, type), items = as_float_type(a.items, type);
   Tensor out = new_tensor({rows, wide}, type);

@@ -52,6 +52,9 @@ LIRANK_EACH_ISA(template <typename T> struct CrossScore {
   // `rows` candidates (d - d_u) of the request into y, (rows, m) or (rows, out_dim).
   static void tile(const ScoreNet<T>& net, const Folded<T>& f, const T* items, int64_t rows,
                    int vectors, T* y, T* scratch);
+  // The same for a few.
+  static void few(const ScoreNet<T>& net, const Folded<T>& f, const T* items, int64_t rows, T* y,
+                  T* scratch);
 };)
 
 }  // namespace lirank

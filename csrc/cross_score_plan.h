@@ -3,11 +3,14 @@
 // Costs are multiply-adds. For each request the cheapest way is taken of: joined rows, as the net
 // itself takes them, and the candidates' halves alone, each stack's inner layers folded or not, the
 // weight folded or not. A fold is paid once per request; what it saves, once per candidate. A tile
-// pays for whole vectors of candidates.
+// pays for whole vectors of candidates, beyond kFew of them.
 #pragma once
 #include <cstdint>
 
 namespace lirank {
+
+// Up to so many candidates of a request take the kernel for few samples, which pads nothing.
+constexpr int64_t kFew = 24;
 
 struct StackShape {
   int64_t layers = 0, rank = 0, projections = 1;
@@ -61,20 +64,15 @@ inline double shared_cost(const ScoreShape& s, const Plan& plan, int64_t n) {
     }
   }
   if (!plan.outer) each += m * d_u * (s.concatenated ? 2 : 1);
-  const double padded = (double)((n + s.lanes - 1) / s.lanes * s.lanes);
+  const double padded = n <= kFew ? (double)n : (double)((n + s.lanes - 1) / s.lanes * s.lanes);
   return once + padded * each;
 }
-
-// Up to kFew candidates of a joined row cost more than their multiply-adds, as the kernel for few
-// samples reduces across lanes.
-constexpr int64_t kFew = 24;
-constexpr double kFewCost = 1.5;
 
 inline Plan plan_of(const ScoreShape& s, int64_t n) {
   Plan best;
   best.joined = true;
   if (n <= 1) return best;  // nothing to share
-  double least = joined_cost(s) * (double)n * (n <= kFew ? kFewCost : 1.0);
+  double least = joined_cost(s) * (double)n;
   for (int choice = 0; choice < 8; ++choice) {
     Plan plan;
     plan.inner[0] = choice & 1;

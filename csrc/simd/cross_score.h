@@ -11,6 +11,7 @@
 
 #include "simd/cross_lanes.h"
 #include "simd/cross_tile_product.h"
+#include "simd/cross_dots.h"
 
 template <typename T>
 LR_INLINE int64_t out_dim(const ScoreNet<T>& net) {
@@ -171,7 +172,9 @@ int64_t CrossScore<T>::scratch(const ScoreNet<T>& net, int64_t samples) {
   int64_t p, h, attention;
   widths(net, &p, &h, &attention);
   const int64_t d_c = net.d - net.d_u;
-  return samples * (3 * d_c + 3 * net.d_u + p + h + 4 * h + net.m) + 2 * attention + 64;
+  const int64_t most = d_c > net.d_u ? d_c : net.d_u, work = most > 4 * h ? most : 4 * h;
+  const int64_t whole = work > net.m ? work : net.m;
+  return samples * (3 * d_c + 3 * net.d_u + p + h + whole + net.m) + 2 * attention + 64;
 }
 
 // One stack on a tile: c (d_c x W), spread u (d_u x W), states x_c and x_u, p of all layers.
@@ -229,14 +232,6 @@ LR_INLINE void score_layer(const ScoreNet<T>& net, const Folded<T>& f, int stack
   product<T>(back, d_c, W, t.vectors, {t.x_c, W, layer.bias + d_u, t.c, x});
 }
 
-// low = (low + high) * factor
-template <typename T>
-LR_INLINE void add_states(T* low, const T* high, int64_t n, T factor) {
-  using V = Vec<T>;
-  for (int64_t i = 0; i < n; i += V::N)
-    ((V::load(low + i) + V::load(high + i)) * V::set1(factor)).store(low + i);
-}
-
 template <typename T>
 void CrossScore<T>::tile(const ScoreNet<T>& net, const Folded<T>& f, const T* items, int64_t rows,
                          int vectors, T* y, T* scratch) {
@@ -268,8 +263,8 @@ void CrossScore<T>::tile(const ScoreNet<T>& net, const Folded<T>& f, const T* it
   // Only what was computed is added: x_u is not there where it is folded.
   if (joined) {
     const T factor = factor_of(net);
-    add_states<T>(tiles[0].x_c, tiles[1].x_c, d_c * W, factor);
-    if (!f.outer) add_states<T>(tiles[0].x_u, tiles[1].x_u, d_u * W, factor);
+    merge_states<T>(tiles[0].x_c, tiles[1].x_c, d_c * W, factor);
+    if (!f.outer) merge_states<T>(tiles[0].x_u, tiles[1].x_u, d_u * W, factor);
   }
   const int last = both && !joined ? 2 : single + 1, ld = (int)out_dim(net);
   if (!net.weight) {
@@ -301,6 +296,8 @@ void CrossScore<T>::tile(const ScoreNet<T>& net, const Folded<T>& f, const T* it
     }
   turn_out<T>(out, W, rows, m, y, m);
 }
+
+#include "simd/cross_score_few.h"
 
 template struct CrossScore<float>;
 template struct CrossScore<double>;

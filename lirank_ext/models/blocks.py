@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..nn._common import ConstantBuffers
+from ..nn._common import ConstantBuffers, refuse
 from ..nn.cross import AttentionCross, LowRankCross, ResidualCrossNet, score_net
 from ..nn.gated_mlp import GatedMLP
 from ..nn.hashed_embedding import HashedEmbeddingBag
@@ -18,6 +18,22 @@ from .config import MLP, Cross, Embedding, Head, HistoryBlock, Table
 def safe(name: str) -> str:
     """A name that nn.ModuleDict accepts: without dots, and not one of its own attributes."""
     return "t_" + name.replace(".", "_dot_")
+
+
+def by_rows(owner: str, pooled: Tensor, rows: int | None, columns: int, name: str) -> Tensor:
+    """(rows * columns, dim) -> (rows, columns, dim)."""
+    bags = pooled.shape[0]
+    if columns == 1:
+        return pooled.unsqueeze(1)
+    if rows is not None and torch.compiler.is_exporting():
+        # The exported program would refuse a single row if the sizes were compared here: PyTorch
+        # takes inputs to have at least two rows. So a wrong size makes an index out of range.
+        count = rows * columns
+        index = torch.arange(count, device=pooled.device) + (bags - count) * bags
+        return pooled.index_select(0, index).view(rows, columns, pooled.shape[1])
+    if bags % columns or (rows is not None and bags != rows * columns):
+        refuse(owner, name, f"{columns} bags for every row", (bags,))
+    return pooled.unflatten(0, (-1, columns))
 
 
 def make_table(block: Embedding, table: str) -> HashedEmbeddingBag:

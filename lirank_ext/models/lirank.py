@@ -15,7 +15,7 @@ from ..nn.inputs import NumericBatchNorm
 from ..nn.isotonic import IsotonicCalibration
 from ..nn.random_effect import RandomEffect
 from ._parse import ConfigError
-from .blocks import HistoryFeature, SeparateHead, SharedHead, make_table, safe
+from .blocks import HistoryFeature, SeparateHead, SharedHead, by_rows, make_table, safe
 from .config import LiRankConfig
 from .schema import Dwell
 from .score import Scoring
@@ -185,7 +185,7 @@ class LiRank(nn.Module):
         for name, columns in self.columns.items():
             ids, offsets = _get(features, f"ids/{name}"), _get(features, f"offsets/{name}")
             out = self.tables[safe(name)](ids, offsets)
-            pooled[name] = _by_rows(out, rows, len(columns), f"offsets/{name}")
+            pooled[name] = by_rows("LiRank", out, rows, len(columns), f"offsets/{name}")
         return pooled
 
     def _rows(self, features: Features) -> int | None:
@@ -324,22 +324,6 @@ def make_dwell(block: Dwell) -> LongDwellLabels:
     # Without cluster columns every row gets the same cluster number.
     columns = max(1, len(block.clusters))
     return LongDwellLabels(block.quantile, columns, block.window, block.min_count)
-
-
-def _by_rows(pooled: Tensor, rows: int | None, columns: int, name: str) -> Tensor:
-    """(rows * columns, dim) -> (rows, columns, dim)."""
-    bags = pooled.shape[0]
-    if columns == 1:
-        return pooled.unsqueeze(1)
-    if rows is not None and torch.compiler.is_exporting():
-        # The exported program would refuse a single row if the sizes were compared here: PyTorch
-        # takes inputs to have at least two rows. So a wrong size makes an index out of range.
-        count = rows * columns
-        index = torch.arange(count, device=pooled.device) + (bags - count) * bags
-        return pooled.index_select(0, index).view(rows, columns, pooled.shape[1])
-    if bags % columns or (rows is not None and bags != rows * columns):
-        refuse("LiRank", name, f"{columns} bags for every row", (bags,))
-    return pooled.unflatten(0, (-1, columns))
 
 
 def _get(features: Features, key: str) -> Tensor:

@@ -22,7 +22,7 @@ from ..nn.request_sharing import (
     is_watched,
     split_linear,
 )
-from .blocks import safe
+from .blocks import by_rows, safe
 from .schema import History
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Scoring:
         """How many requests, or candidates, the features have. None if no column is theirs."""
         of = self.sides[side]
         if of.numeric:
-            return len(self._get(side, "numeric"))
+            return self._get(side, "numeric").shape[0]
         for table, places in of.columns.items():
             offsets = self._get(side, f"offsets/{table}")
             if offsets.shape[0] % len(places):
@@ -132,7 +132,7 @@ class Scoring:
             return offsets.shape[0] // len(places)
         for history in self.schema.history if self.model.histories else ():
             if (history.name in self.schema.request) == (side == 0):
-                return len(self._get(side, f"history/{history.name}/lengths"))
+                return self._get(side, f"history/{history.name}/lengths").shape[0]
         return None
 
     def _get(self, side: int, key: str) -> Tensor:
@@ -177,9 +177,10 @@ class Scoring:
         pooled, size = {}, (self.counts.shape[0], self.rows.items)[side]
         for table, places in self.sides[side].columns.items():
             ids, offsets = (self._get(side, f"{key}/{table}") for key in ("ids", "offsets"))
-            check_shape(OWNER, f"offsets/{table}", offsets, size * len(places))
+            if self.rows.numbers is not None:
+                check_shape(OWNER, f"offsets/{table}", offsets, size * len(places))
             out = self.model.tables[safe(table)](ids, offsets)
-            pooled[table] = out.unflatten(0, (size, len(places)))
+            pooled[table] = by_rows(OWNER, out, size, len(places), f"offsets/{table}")
         return pooled
 
     def _column(self, bags: list[dict[str, Tensor]], name: str) -> tuple[int, Tensor]:

@@ -308,6 +308,6 @@ def stacks_of(net: nn.Module) -> tuple[tuple[list[nn.Module], list[nn.Module]], 
 
 def joined(owner: str, request: Tensor, items: Tensor, counts: Tensor, runs: Runs | None) -> Tensor:
     """The rows of the candidates, with their columns in the net's own order."""
-    numbers = check_counts(owner, counts, len(request), len(items))
-    rows = Rows(counts, len(items), numbers).join(request, items)
+    numbers = check_counts(owner, counts, request.shape[0], items.shape[0])
+    rows = Rows(counts, items.shape[0], numbers).join(request, items)
     return arrange(rows, None if runs is None else inverse(runs), 1)

@@ -31,8 +31,8 @@ def score_histories(
     """See :meth:`lirank_ext.nn.HistoryEncoder.score`."""
     owner, width = "HistoryEncoder", encoder.dims[2]
     check_shape(owner, "candidate", candidate, "N", width)
-    numbers = check_counts(owner, counts, len(items), len(candidate))
-    nobody = candidate.new_zeros(len(items), width)
+    numbers = check_counts(owner, counts, items.shape[0], candidate.shape[0])
+    nobody = candidate.new_zeros(items.shape[0], width)
     valid = encoder._valid(items, actions, nobody, lengths, None, None)
     items, actions, valid = encoder._newest(items, actions, valid)
     # A step's columns stand before the candidate's.
@@ -51,9 +51,9 @@ def score_histories(
     # A candidate has a part in the queries and in the values.
     of_items = linear(candidate, first.qkv.weight)
     if numbers is None:
-        rows = Rows(counts, len(candidate), None)
+        rows = Rows(counts, candidate.shape[0], None)
         spread = (rows.spread(t) for t in (steps, of_steps, valid))
-        return _encode(encoder, *spread, candidate, of_items)
+        return _encode(encoder, *spread, candidate, of_items, False)
     done = []
     begin = 0
     for request, number in enumerate(numbers):
@@ -63,7 +63,7 @@ def score_histories(
         block = max(1, BLOCK // (kept * encoder.width))
         for start in range(begin, begin + number, block):
             part = slice(start, min(start + block, begin + number))
-            done.append(_encode(encoder, *one, candidate[part], of_items[part]))
+            done.append(_encode(encoder, *one, candidate[part], of_items[part], True))
         begin += number
     return torch.cat(done) if done else candidate.new_zeros(0, encoder.out_dim)
 
@@ -75,17 +75,19 @@ def _encode(
     valid: Tensor,
     candidate: Tensor,
     of_items: Tensor,
+    shared: bool,
 ) -> Tensor:
-    """Candidates (n, width) with the steps of each, or with the steps (1, T, width) of all.
+    """Candidates (n, width) with the steps of each, or with the ``shared`` steps (1, T, width).
+
 
     ``of_steps`` and ``of_items`` are their queries, keys and values in the first layer.
     """
     first, width = encoder.layers[0], encoder.width
-    n, t, heads = len(candidate), steps.shape[1], first.num_heads
+    n, t, heads = candidate.shape[0], steps.shape[1], first.num_heads
     query, key, value = of_steps.split(width, dim=-1)
     to_query, _, to_value = of_items.split(width, dim=-1)
     query = query + to_query.unsqueeze(1)
-    if len(steps) == 1:  # all queries of all candidates read the same keys
+    if shared:  # all queries of all candidates read the same keys
         query = query.reshape(1, n * t, width)
     query, key, value = (
         part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value)

@@ -118,7 +118,7 @@ def _(a):
         check_device(a, name, a.request.device)
     check_dtype(a, "counts", torch.int64)
     check_dim(a, "counts", 1)
-    check(a.counts.shape[0] == a.request.shape[0], a, "counts", f"shape ({len(a.request)},)")
+    check(a.counts.shape[0] == a.request.shape[0], a, "counts", f"shape ({a.request.shape[0]},)")
     check_device(a, "counts", a.request.device)
     # One row as wide as the input, for the checks that all nets share.
     width = a.request.shape[1] + a.items.shape[1]

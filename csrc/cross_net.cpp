@@ -10,12 +10,12 @@ namespace {
 // The layers of residual_cross_net, all checked against x.
 template <typename T>
 struct PreparedNet {
-  std::vector<Prepared<T>> stacks[2];
+  std::vector<LayerCall<T>> stacks[2];
   std::vector<Layer<T>> layers[2];
   Net<T> net{};
   int64_t work = 0, rank = 0;
 
-  void add(int stack, const Arguments& a) {
+  void add(int stack, const LayerArguments& a) {
     stacks[stack].emplace_back(a);
     const Layer<T>& layer = stacks[stack].back().layer;
     layers[stack].push_back(layer);
@@ -35,12 +35,12 @@ struct PreparedNet {
 template <typename T>
 Tensor net_forward(const Tensor& x, const NetArguments& a, int64_t merge) {
   PreparedNet<T> p;
-  for (const Arguments& one : a.low) p.add(0, one);
-  for (const Arguments& one : a.high) p.add(1, one);
-  const int64_t token_dim = a.high[0].token_dim;
+  for (const LayerArguments& one : a.low_rank_layers) p.add(0, one);
+  for (const LayerArguments& one : a.attention_layers) p.add(1, one);
+  const int64_t token_dim = a.attention_layers[0].token_dim;
   const int64_t batch = x.size(0), d = x.size(1);
   p.finish(d, merge);
-  const Prepared<T>& first = p.stacks[0].front();
+  const LayerCall<T>& first = p.stacks[0].front();
   Tensor out = new_tensor({batch, merge == 2 ? 2 * d : d}, first.type);
   T* y = out.mutable_data_ptr<T>();
   if (batch <= kSmallBatch) {
@@ -82,7 +82,7 @@ Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors
   LIRANK_CHECK(temperature >= kLeastTemperature, op, "temperature",
                "wanted a number of 1e-30 or more, got ", temperature);
   const NetArguments a(op, x, low_rank, attention, temperature, log_temperatures, token_dim, skip);
-  if (takes_bf16_products(x)) return bf16_net(x, a.low, a.high, merge);
+  if (takes_bf16_products(x)) return bf16_net(x, a.low_rank_layers, a.attention_layers, merge);
   return x.scalar_type() == ScalarType::Double ? net_forward<double>(x, a, merge)
                                                : net_forward<float>(x, a, merge);
 }

@@ -47,7 +47,7 @@ ScoreShape shape_of(const ScoreArguments& a) {
 // The layers of the net, their request halves padded to whole vectors, and the weight.
 template <typename T>
 struct PreparedScore {
-  std::vector<Weights<T>> held;
+  std::vector<LayerWeights<T>> held;
   std::vector<Layer<T>> layers[2];
   std::vector<const T*> padded;
   std::vector<int64_t> width;
@@ -64,7 +64,7 @@ struct PreparedScore {
     net.d_u = a.request.size(1);
     net.merge = a.merge;
     for (int stack = 0; stack < 2; ++stack) {
-      for (const Arguments& one : stack ? all.high : all.low) {
+      for (const LayerArguments& one : stack ? all.attention_layers : all.low_rank_layers) {
         held.emplace_back(one);
         layers[stack].push_back(held.back().layer);
       }

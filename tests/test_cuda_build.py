@@ -153,7 +153,7 @@ def test_library_loads_on_a_cpu_build_of_torch_and_registers_its_ops(built):
 def on_host(tmp_path_factory) -> Path:
     """The same sources as plain C++: a library that serves CPU tensors."""
     work = tmp_path_factory.mktemp("host")
-    flags = [*HOST, "-O2", "-DLIRANK_ON_HOST", "-include", ROOT / "tests/cuda_on_host.h"]
+    flags = [*HOST, "-O2", "-include", ROOT / "tests/cuda_on_host.h"]
     flags += [f"-I{ROOT}/tests/cuda_on_host"]
     flags += [*STABLE, f"-I{_toolkit()}/include", *FOLDERS]
     jobs = [(s, [*flags, "-x", "c++", "-c", s, "-o", work / f"{s.name}.o"]) for s in KERNELS + GLUE]

@@ -223,10 +223,10 @@ LR_INLINE void score_layer(const ScoreNet<T>& net, const Folded<T>& f, int stack
   }
   if (layer.projections == 3) {
     T *own = t.work, *result = own + W * 3 * r;
-    turn_out<T>(h, W, t.rows, 3 * r, own, 3 * r);
+    transpose_out<T>(h, W, t.rows, 3 * r, own, 3 * r);
     for (int64_t b = 0; b < t.rows; ++b)
       CrossAttention<T>::sample(layer, own + b * 3 * r, result + b * r, result + W * r);
-    turn_in<T>(result, r, t.rows, r, p, W, t.vectors);
+    transpose_in<T>(result, r, t.rows, r, p, W, t.vectors);
   }
   const Product<T> back = {layer.u + d_u * r, r, 1, r, p};
   product<T>(back, d_c, W, t.vectors, {t.x_c, W, layer.bias + d_u, t.c, x});
@@ -241,7 +241,7 @@ void CrossScore<T>::tile(const ScoreNet<T>& net, const Folded<T>& f, const T* it
   widths(net, &all_p, &wide, &attention);
   T *c = scratch, *u = c + d_c * W, *states = u + d_u * W;
   T *p = states + 2 * net.d * W, *h = p + all_p * W, *out = h + wide * W, *work = out + m * W;
-  turn_in<T>(items, d_c, rows, d_c, c, W, vectors);
+  transpose_in<T>(items, d_c, rows, d_c, c, W, vectors);
   const bool request_half = !f.outer || !f.inner[0] || !f.inner[1];
   if (request_half)
     for (int64_t j = 0; j < d_u; ++j)
@@ -270,8 +270,8 @@ void CrossScore<T>::tile(const ScoreNet<T>& net, const Folded<T>& f, const T* it
   if (!net.weight) {
     for (int stack = single; stack < last; ++stack) {
       T* to = y + weight_at(net, stack);
-      turn_out<T>(tiles[stack].x_u, W, rows, d_u, to, ld);
-      turn_out<T>(tiles[stack].x_c, W, rows, d_c, to + d_u, ld);
+      transpose_out<T>(tiles[stack].x_u, W, rows, d_u, to, ld);
+      transpose_out<T>(tiles[stack].x_c, W, rows, d_c, to + d_u, ld);
     }
     return;
   }
@@ -294,7 +294,7 @@ void CrossScore<T>::tile(const ScoreNet<T>& net, const Folded<T>& f, const T* it
                               p + p_at[stack][l] * W};
       product<T>(one, m, W, vectors, {out, W, nullptr, nullptr, out});
     }
-  turn_out<T>(out, W, rows, m, y, m);
+  transpose_out<T>(out, W, rows, m, y, m);
 }
 
 #include "simd/cross_score_few.h"

@@ -13,7 +13,8 @@ struct CpuBackend {
     const char* op;
   };
 
-  static constexpr int64_t kWidest = INT64_MAX;  // columns of a packed table
+  // Columns of a packed table. Sizes in bytes then stay far below 2^63.
+  static constexpr int64_t kWidest = 1 << 30;
 
   static Tensor as_type(const Tensor& t, ScalarType type) { return as_float_type(t, type); }
 

@@ -45,9 +45,9 @@ struct HashedGradientsOps {
     check_remainders(on.op, "num_remainders", num_remainders);
     check_floating(on.op, "grad", grad);
     check_dim(on.op, "grad", grad, 2);
-    check_same_dtype(on.op, "ids", a.ids, ScalarType::Long);
+    const ScalarType type = compute_type(grad.scalar_type());
     HashedGradientCall call{grad,
-                            read_bags<B>(on.op, a, compute_type(grad.scalar_type()), grad),
+                            read_hashed_bags<B>(on.op, a, type, grad, prehashed),
                             id_rule(num_buckets, num_remainders, seed, prehashed),
                             {},
                             a.include_last_offset};

@@ -80,8 +80,9 @@ struct HashedBagsOps {
                                int64_t seed, bool prehashed, const BagArguments& a) {
     check_rule(on.op, num_buckets, seed);
     check_float_tables(on.op, tables, num_buckets);
-    return {tables, tables[0].size(1), 0, id_rule(num_buckets, tables[1].size(0), seed, prehashed),
-            bags_of(on, a, compute_type(tables[0].scalar_type()), tables[0])};
+    return {
+        tables, tables[0].size(1), 0, id_rule(num_buckets, tables[1].size(0), seed, prehashed),
+        read_hashed_bags<B>(on.op, a, compute_type(tables[0].scalar_type()), tables[0], prehashed)};
   }
 
   static HashedCall packed_call(const Device& on, const FourTables& tables, int64_t num_buckets,
@@ -90,13 +91,7 @@ struct HashedBagsOps {
     check_rule(on.op, num_buckets, seed);
     check_packed_tables(on.op, tables, num_buckets, dim, bits, B::kWidest);
     return {tables, dim, (int)bits, id_rule(num_buckets, tables[1].size(0), seed, prehashed),
-            bags_of(on, a, ScalarType::Float, tables[0])};
-  }
-
-  static BagTensors bags_of(const Device& on, const BagArguments& a, ScalarType type,
-                            const Tensor& beside) {
-    check_same_dtype(on.op, "ids", a.ids, ScalarType::Long);
-    return read_bags<B>(on.op, a, type, beside);
+            read_hashed_bags<B>(on.op, a, ScalarType::Float, tables[0], prehashed)};
   }
 
   static Tensor weight_gradient(const Device& on, const HashedCall& call, const Tensor& grad) {

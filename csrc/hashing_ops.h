@@ -13,9 +13,9 @@ struct HashingOps {
   static Tensor murmur_hash(const Tensor& ids, int64_t seed) {
     const char* op = "murmur_hash";
     check_seed(op, seed);
-    check_same_dtype(op, "ids", ids, ScalarType::Long);
+    const Tensor wide = checked_ids(op, ids);
     const Device on(op, "ids", ids);
-    return B::hash_all(on, to_contiguous(ids), (uint32_t)seed);
+    return B::hash_all(on, to_contiguous(wide), (uint32_t)seed);
   }
 
   static Tensor hash_strings(const Tensor& bytes, const Tensor& offsets, int64_t seed) {

@@ -137,7 +137,7 @@ class HashedEmbeddingBag(HashedParameters):
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
+        """ids int64 or int32 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
         return hashed_embedding_bag(
             ids,
@@ -261,7 +261,7 @@ class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
+        """ids int64 or int32 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
         return quantized_hashed_embedding_bag(
             ids,

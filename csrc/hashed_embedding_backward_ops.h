@@ -1,5 +1,6 @@
-// The gradients of hashed tables: what they take, what is checked, and how they are registered. A
-// backend B does the work; CPU and CUDA share all of this.
+// The front of the gradients of hashed tables: schemas, checks and registration, one text for CPU
+// and CUDA. A backend B does the work in B::dense(on, call) and B::sparse(on, call). It tells
+// positions of ids apart up to 2^B::kBitsOfPosition.
 #pragma once
 #include "hashed_embedding_checks.h"
 

@@ -1,12 +1,14 @@
-// hashed_embedding_bag, its packed twin and the gradients of their weights: what they take, what is
-// checked, and how they are registered. A backend B does the work; CPU and CUDA share all of this.
+// The front of hashed_embedding_bag, of its packed twin and of the gradients of their weights:
+// schemas, checks and registration, one text for CPU and CUDA. A backend B does the work:
+// - B::pool(on, call, output_dtype) returns the pooled rows;
+// - B::weight_gradient(on, call, grad, type) returns the gradient of the weights in `type`.
 // Source: LiRank (arXiv 2402.06859), vocabulary compression.
 #pragma once
 #include "hashed_embedding_checks.h"
 
 namespace lirank {
 
-// A checked call. bits: 8 or 4 where the tables are packed, else 0.
+// A checked call. bits: 8 or 4 if the tables are packed, else 0.
 struct HashedCall {
   const FourTables& tables;
   int64_t dim;
@@ -19,7 +21,7 @@ template <typename B>
 struct HashedBagsOps {
   using Device = typename B::Device;
 
-  // `sparse` is for autograd alone.
+  // Only autograd reads `sparse`.
   static Tensor bag(const Tensor& ids, const OptionalTensor& offsets, const Tensor& quotient_b,
                     const Tensor& remainder_b, const Tensor& quotient_c, const Tensor& remainder_c,
                     int64_t num_buckets, int64_t seed, std::string mode,

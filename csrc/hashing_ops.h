@@ -1,5 +1,5 @@
-// murmur_hash and hash_strings: what they take, what is checked, and how they are registered. A
-// backend B does the work; CPU and CUDA share all of this.
+// The front of murmur_hash and hash_strings: schemas, checks and registration, one text for CPU and
+// CUDA. A backend B does the work in B::hash_all and B::hash_strings.
 // Source: MurmurHash3_x64_128 (Austin Appleby, public domain).
 #pragma once
 #include "checks.h"

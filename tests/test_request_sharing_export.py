@@ -50,6 +50,7 @@ def modules():
 @pytest.mark.parametrize("name", ["net", "net and weight", "mlp"])
 @torch.no_grad()
 def test_modules_compile_and_export_for_any_sizes(name):
+    torch.compiler.reset()  # one code object for all modules: its recompilations are limited
     module = modules()[name]
     given = rows(COUNTS.tolist())
     shapes = (ANY, ANY, ANY)

@@ -101,7 +101,8 @@ def time_requests(
 def request_columns(schema: Schema) -> list[str]:
     """The first half of the columns, histories before all: they stand for a request's columns."""
     names = [h.name for h in schema.history]
-    rest = [*schema.numeric, *(c.name for c in schema.categorical)]
+    # A column may be a number and, in bins, an id too.
+    rest = list(dict.fromkeys([*schema.numeric, *(c.name for c in schema.categorical)]))
     return names + rest[: (len(rest) + 1) // 2]
 
 

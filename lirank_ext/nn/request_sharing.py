@@ -6,6 +6,7 @@ has; the candidates stand in one tensor, request by request.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -169,6 +170,10 @@ def score_stacks(
         halves = weight.chunk(2, 1) if merge == 2 and low and high else [weight]
         weight = torch.cat([arrange(half, runs, 1) for half in halves], dim=1)
     temperature, token_dim, skip = options
+    if high and not learned and torch.compiler.is_compiling():
+        # AOTInductor hands an empty list of tensors to an op as None.
+        fixed = high[0].new_full((), math.log(temperature))
+        learned = [fixed] * (len(high) // 5)
     return residual_cross_score(
         request, items, counts, low, high, temperature, learned, token_dim, skip, merge, weight,
         bias,

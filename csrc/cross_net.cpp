@@ -1,6 +1,7 @@
 // residual_cross_net: checks, CPU kernels, schema.
 // Sources: DCN-V2 (arXiv 2008.13535), LiRank (arXiv 2402.06859), section 3.3.
 #include "cross_bf16.h"
+#include "cross_net.h"
 #include "cross_tasks.h"
 
 namespace lirank {
@@ -28,43 +29,6 @@ struct PreparedNet {
            (int64_t)layers[1].size(),
            d,
            merge};
-  }
-};
-
-using Tensors = std::vector<Tensor>;
-
-// The layers of both stacks, checked against x.
-struct NetArguments {
-  std::vector<OptionalTensor> biases;  // what the arguments refer to
-  std::vector<LayerArguments> low_rank_layers, attention_layers;
-
-  NetArguments(const char* op, const Tensor& x, const Tensors& low_rank, const Tensors& attention,
-               double temperature, const Tensors& log_temperatures, int64_t token_dim, bool skip) {
-    biases.reserve(low_rank.size() + attention.size());
-    for (size_t i = 0; i < low_rank.size(); i += 3) {
-      biases.emplace_back(low_rank[i + 2]);
-      low_rank_layers.push_back({x, x, {{"v", &low_rank[i]}}, low_rank[i + 1], biases.back()});
-      check_arguments(op, low_rank_layers.back());
-    }
-    for (size_t i = 0; i < attention.size(); i += 5) {
-      biases.emplace_back(attention[i + 4]);
-      double scale = temperature;
-      if (!log_temperatures.empty()) {
-        const Tensor t = as_float_type(log_temperatures[i / 5], compute_type(x.scalar_type()));
-        const bool is_double = t.scalar_type() == ScalarType::Double;
-        scale = std::exp(is_double ? t.const_data_ptr<double>()[0] : t.const_data_ptr<float>()[0]);
-      }
-      attention_layers.push_back(
-          {x,
-           x,
-           {{"q", &attention[i]}, {"k", &attention[i + 1]}, {"v", &attention[i + 2]}},
-           attention[i + 3],
-           biases.back(),
-           scale,
-           token_dim,
-           skip});
-      check_arguments(op, attention_layers.back());
-    }
   }
 };
 
@@ -98,6 +62,8 @@ Tensor net_forward(const Tensor& x, const NetArguments& a, int64_t merge) {
   return as_float_type(out, x.scalar_type());
 }
 
+}  // namespace
+
 Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors attention,
                           double temperature, const Tensors log_temperatures, int64_t token_dim,
                           bool skip, int64_t merge) {
@@ -120,8 +86,6 @@ Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors
   return x.scalar_type() == ScalarType::Double ? net_forward<double>(x, a, merge)
                                                : net_forward<float>(x, a, merge);
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lirank, m) {
   m.def(

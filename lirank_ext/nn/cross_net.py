@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ._common import check_positive
-from .cross import LowRankCross
+from .cross import LowRankCross, score_net
 
 
 class LowRankCrossNet(nn.Module):
@@ -36,6 +36,17 @@ class LowRankCrossNet(nn.Module):
         for layer in self.layers:
             y = layer(x0, y)
         return y.view(x.shape)
+
+    def score(
+        self,
+        request: Tensor,
+        items: Tensor,
+        counts: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Candidates of requests, as :meth:`ResidualCrossNet.score` takes them."""
+        return score_net(self, request, items, counts, weight, bias)
 
 
 class FullRankCrossNet(nn.Module):

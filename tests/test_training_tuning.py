@@ -18,7 +18,7 @@ from lirank_ext.__main__ import main  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.models import ConfigError  # noqa: E402
 from lirank_ext.training import search, tuning  # noqa: E402
-from lirank_ext.training.defaults import flat  # noqa: E402
+from lirank_ext.training.defaults import ADAM_LR, flat  # noqa: E402
 from lirank_ext.training.metrics import difference_error, measure  # noqa: E402
 from lirank_ext.training.search import Search  # noqa: E402
 from lirank_ext.training.session import load_model, open_data, open_trainer  # noqa: E402
@@ -112,6 +112,26 @@ def test_what_the_user_gave_is_not_tried():
     keys = {k for changes in tuning.TRIALS.values() for k in changes}
     assert [t.name for t in tuning.trials(config, keys)] == ["middle"]
     assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+
+
+def test_adam_is_tried_where_tables_are_small(monkeypatch):
+    config = config_for()
+    rows = tuning.table_rows(config)
+    assert rows == 2 * (100 + 3)  # of 300 buckets by three remainders, twice
+    names = [t.name for t in tuning.trials(config, set())]
+    assert names[-1] == "ridge"
+    ridge = tuning.trials(config, set())[-1].config.training
+    assert (ridge.table_optimizer, ridge.table_lr, ridge.table_l2) == ("adam", ADAM_LR, 0.05)
+    for key in ("table_optimizer", "table_lr", "table_l2"):  # they go together
+        made = tuning.trials(config, {f"training.{key}"})
+        assert [t.name for t in made] == names[:-1]
+    monkeypatch.setattr(tuning, "ADAM_TRIAL_ROWS", rows)
+    assert [t.name for t in tuning.trials(config, set())] == names
+    monkeypatch.setattr(tuning, "ADAM_TRIAL_ROWS", rows - 1)
+    assert [t.name for t in tuning.trials(config, set())] == names[:-1]
+    config.model.embedding.enabled = False
+    monkeypatch.setattr(tuning, "ADAM_TRIAL_ROWS", 10**9)
+    assert "ridge" not in [t.name for t in tuning.trials(config, set())]
 
 
 def test_when_trials_are_trained():

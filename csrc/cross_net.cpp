@@ -33,14 +33,28 @@ struct PreparedNet {
 
 using Tensors = std::vector<Tensor>;
 
+// The temperatures whose logarithms are given, if they are.
+std::vector<double> learned(const OptionalTensor& logs, ScalarType type) {
+  std::vector<double> found;
+  if (!logs.has_value()) return found;
+  const Tensor t = torch::stable::contiguous(as_float_type(*logs, compute_type(type)));
+  const bool wide = t.scalar_type() == ScalarType::Double;
+  for (int64_t i = 0; i < t.numel(); ++i) {
+    found.push_back(std::exp(wide ? t.const_data_ptr<double>()[i] : t.const_data_ptr<float>()[i]));
+  }
+  return found;
+}
+
 // The layers of both stacks, checked against x.
 struct NetArguments {
   std::vector<OptionalTensor> biases;  // what the arguments refer to
   std::vector<Arguments> low, high;
 
   NetArguments(const char* op, const Tensor& x, const Tensors& low_rank, const Tensors& attention,
-               double temperature, const Tensors& log_temperatures, int64_t token_dim, bool skip) {
+               double temperature, const OptionalTensor& log_temperatures, int64_t token_dim,
+               bool skip) {
     biases.reserve(low_rank.size() + attention.size());
+    const std::vector<double> scales = learned(log_temperatures, x.scalar_type());
     for (size_t i = 0; i < low_rank.size(); i += 3) {
       biases.emplace_back(low_rank[i + 2]);
       low.push_back({x, x, {{"v", &low_rank[i]}}, low_rank[i + 1], biases.back()});
@@ -48,12 +62,7 @@ struct NetArguments {
     }
     for (size_t i = 0; i < attention.size(); i += 5) {
       biases.emplace_back(attention[i + 4]);
-      double scale = temperature;
-      if (!log_temperatures.empty()) {
-        const Tensor t = as_float_type(log_temperatures[i / 5], compute_type(x.scalar_type()));
-        const bool wide = t.scalar_type() == ScalarType::Double;
-        scale = std::exp(wide ? t.const_data_ptr<double>()[0] : t.const_data_ptr<float>()[0]);
-      }
+      const double scale = scales.empty() ? temperature : scales[i / 5];
       high.push_back({x,
                       x,
                       {{"q", &attention[i]}, {"k", &attention[i + 1]}, {"v", &attention[i + 2]}},
@@ -98,19 +107,20 @@ Tensor net_forward(const Tensor& x, const NetArguments& a, int64_t merge) {
 }
 
 Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors attention,
-                          double temperature, const Tensors log_temperatures, int64_t token_dim,
-                          bool skip, int64_t merge) {
+                          double temperature, const OptionalTensor log_temperatures,
+                          int64_t token_dim, bool skip, int64_t merge) {
   const char* op = "residual_cross_net";
   LIRANK_CHECK(!low_rank.empty() && low_rank.size() % 3 == 0, op, "low_rank",
                "wanted at least one layer of 3 tensors, got ", low_rank.size());
   LIRANK_CHECK(!attention.empty() && attention.size() % 5 == 0, op, "attention",
                "wanted at least one layer of 5 tensors, got ", attention.size());
   LIRANK_CHECK(merge >= 0 && merge <= 2, op, "merge", "wanted 0, 1 or 2, got ", merge);
-  LIRANK_CHECK(log_temperatures.empty() || log_temperatures.size() == attention.size() / 5, op,
-               "log_temperatures", "wanted none, or one per layer, got ", log_temperatures.size());
-  for (const Tensor& t : log_temperatures) {
-    check_same_dtype(op, "log_temperatures", t, x.scalar_type());
-    check_dim(op, "log_temperatures", t, 0);
+  if (log_temperatures.has_value()) {
+    const int64_t layers = static_cast<int64_t>(attention.size()) / 5;
+    check_same_dtype(op, "log_temperatures", *log_temperatures, x.scalar_type());
+    check_dim(op, "log_temperatures", *log_temperatures, 1);
+    LIRANK_CHECK(log_temperatures->size(0) == layers, op, "log_temperatures", "wanted (", layers,
+                 ",), one per layer, got (", log_temperatures->size(0), ",)");
   }
   LIRANK_CHECK(temperature >= kLeastTemperature, op, "temperature",
                "wanted a number of 1e-30 or more, got ", temperature);
@@ -125,7 +135,7 @@ Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors
 STABLE_TORCH_LIBRARY_FRAGMENT(lirank, m) {
   m.def(
       "residual_cross_net(Tensor x, Tensor[] low_rank, Tensor[] attention, float temperature, "
-      "Tensor[] log_temperatures, int token_dim=1, bool skip=True, int merge=0) -> Tensor");
+      "Tensor? log_temperatures, int token_dim=1, bool skip=True, int merge=0) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lirank, CPU, m) {

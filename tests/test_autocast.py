@@ -52,7 +52,7 @@ def test_layers_compute_in_the_lower_precision(dtype):
         "attention_cross": lambda x, *w: lirank_ext.attention_cross(x, x, *w),
         "outer_attention": lambda x, q, k, v, u, b: lirank_ext.outer_attention(q, k, v),
         "net": lambda x, q, k, v, u, b: OPS["residual_cross_net"].overload(
-            x, [v, u, b], [q, k, v, u, b], 1.0, []
+            x, [v, u, b], [q, k, v, u, b], 1.0, None
         ),
     }
     for name, call in calls.items():

@@ -85,9 +85,9 @@ def check_net(a: Any) -> None:
         check_cross(op, a.x, a.x, {"q": q, "k": k, "v": v}, u, bias)
         check_tokens(op, v.shape[0], a.temperature, a.token_dim)
     check(a.merge in (0, 1, 2), a, "merge", "0, 1 or 2")
-    learned = len(a.log_temperatures)
-    fits = learned in (0, len(a.attention) // 5)
-    check(fits, a, "log_temperatures", "none, or one per layer", learned)
-    for t in a.log_temperatures:
-        check_dtype(a, "log_temperatures", a.x.dtype, t)
-        check_dim(a, "log_temperatures", 0, t)
+    if a.log_temperatures is not None:
+        layers = len(a.attention) // 5
+        check_dtype(a, "log_temperatures", a.x.dtype)
+        check_dim(a, "log_temperatures", 1)
+        fits = a.log_temperatures.shape[0] == layers
+        check(fits, a, "log_temperatures", f"({layers},), one per layer")

@@ -19,7 +19,7 @@ def residual_cross_net(
     low_rank: list[Tensor],
     attention: list[Tensor],
     temperature: float,
-    log_temperatures: list[Tensor],
+    log_temperatures: Tensor | None,
     token_dim: int = 1,
     skip: bool = True,
     merge: int = 0,
@@ -32,15 +32,17 @@ def residual_cross_net(
         x: (B, d).
         low_rank: v, u, bias of each layer.
         attention: q, k, v, u, bias of each layer.
-        temperature: serves all layers where ``log_temperatures`` is empty.
-        log_temperatures: one 0-d tensor per attention layer, or empty.
+        temperature: serves all layers where ``log_temperatures`` is None.
+        log_temperatures: (attention layers,), or None. AOTInductor takes no empty list.
         token_dim, skip: as :func:`attention_cross`.
         merge: 0 sum, 1 mean, 2 concatenation.
 
     Returns:
         (B, d), or (B, 2d) for a concatenation.
     """
-    scales = [float(t.exp()) for t in log_temperatures] or [temperature] * (len(attention) // 5)
+    scales = [temperature] * (len(attention) // 5)
+    if log_temperatures is not None:
+        scales = log_temperatures.exp().tolist()
     a = residual_cross_net.op.call(
         x, low_rank, attention, temperature, log_temperatures, token_dim, skip, merge
     )
@@ -64,13 +66,28 @@ residual_cross_net.check(check_net)
 residual_cross_net.autocast("lower")
 
 
+@residual_cross_net.flops
+def _(a) -> int:
+    total = sum(4 * a.x.numel() * v.shape[0] for v in a.low_rank[::3])
+    for q in a.attention[::5]:
+        rank = q.shape[0]
+        total += 8 * a.x.numel() * rank + 4 * a.x.shape[0] * rank * (rank // a.token_dim)
+    return total
+
+
 @residual_cross_net.fake
 def _(a):
     return a.x.new_empty(a.x.shape[0], a.x.shape[1] * (2 if a.merge == 2 else 1))
 
 
+def in_parts(a, low_rank: Callable[..., Tensor], attention: Callable[..., Tensor]) -> Tensor:
+    """Both stacks by functions for one layer; learned temperatures stay tensors."""
+    scales = [a.temperature] * (len(a.attention) // 5)
+    if a.log_temperatures is not None:
+        scales = a.log_temperatures.exp().unbind(0)
+    return _stacks(a, scales, low_rank, attention)
+
+
 @residual_cross_net.in_parts
 def _(a):
-    layers = len(a.attention) // 5
-    scales = [t.exp() for t in a.log_temperatures] or [a.temperature] * layers
-    return _stacks(a, scales, low_rank_cross, attention_cross)
+    return in_parts(a, low_rank_cross, attention_cross)

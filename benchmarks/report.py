@@ -189,9 +189,9 @@ class Report:
         figure = Figure(figsize=(9, 1.5 + 0.45 * len(groups)), layout="constrained")
         axes = figure.subplots()
         for y, ratios in enumerate(groups.values()):
-            colour = "#3b82c4" if min(ratios) >= 1 else "#e07b39"
-            axes.plot([min(ratios), max(ratios)], [y, y], color=colour, linewidth=1)
-            axes.scatter(ratios, [y] * len(ratios), color=colour, s=28, zorder=3)
+            color = "#3b82c4" if min(ratios) >= 1 else "#e07b39"
+            axes.plot([min(ratios), max(ratios)], [y, y], color=color, linewidth=1)
+            axes.scatter(ratios, [y] * len(ratios), color=color, s=28, zorder=3)
         axes.axvline(1, color="#5b6470", linewidth=1, linestyle="--")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}x")

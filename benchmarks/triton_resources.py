@@ -205,15 +205,27 @@ def compile_one(one: launch.Launch, architecture: int, name: str, described: str
     return Resources(name, described, architecture, used["REG"], shared, local)
 
 
-def _share(first: int, step: int, architectures: tuple[int, ...]) -> list[Resources]:
-    work = [(k, one, a) for a in architectures for k, one in launches(a).items()]
+Named = set[tuple[str, str]]
+
+
+def _share(
+    first: int, step: int, architectures: tuple[int, ...], only: Named | None
+) -> list[Resources]:
+    work = [
+        (key, one, a)
+        for a in architectures
+        for key, one in launches(a).items()
+        if only is None or key in only
+    ]
     return [compile_one(one, a, *key) for key, one, a in work[first::step]]
 
 
-def measure(architectures: tuple[int, ...] = ARCHITECTURES, processes: int = 2) -> list[Resources]:
-    """All kernels on all architectures, sorted."""
+def measure(
+    architectures: tuple[int, ...] = ARCHITECTURES, processes: int = 2, only: Named | None = None
+) -> list[Resources]:
+    """All kernels on all architectures, sorted; or only those of these names and configurations."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        shares = [pool.submit(_share, i, processes, architectures) for i in range(processes)]
+        shares = [pool.submit(_share, i, processes, architectures, only) for i in range(processes)]
         return sorted(r for share in shares for r in share.result())
 
 

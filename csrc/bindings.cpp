@@ -19,7 +19,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build info and string hashing of lirank_ext; the tensor ops live in liblirank.so.";
   m.def(
       "isa", [] { return std::string(lirank_isa_name()); },
-      "Instruction set in use: plain, avx2 or avx512.");
+      "Instruction set in use: plain, avx2, avx512, avx512_bf16 or amx.");
   // The machine's ceilings, for the benchmarks; see ceilings.h.
   using nogil = py::call_guard<py::gil_scoped_release>;
   m.def("ceiling_copy", &lirank_ceiling_copy, nogil());

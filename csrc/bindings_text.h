@@ -9,13 +9,13 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
-#include <atomic>
 #include <string>
 #include <vector>
 
 #include "export.h"
 #include "hashing_text.h"
 #include "hashing_utf8.h"
+#include "lowest.h"
 
 namespace lirank {
 
@@ -37,16 +37,6 @@ struct Scratch {
     if (size == kNoUtf8) return false;
     *out = (int64_t)murmur::hash_bytes(bytes.data(), size, bytes.data() + bytes.size(), seed);
     return true;
-  }
-};
-
-// The position of the first key that cannot be hashed, over all workers.
-struct FirstBad {
-  std::atomic<int64_t> at{INT64_MAX};
-  void report(int64_t i) {
-    int64_t seen = at.load();
-    while (i < seen && !at.compare_exchange_weak(seen, i)) {
-    }
   }
 };
 
@@ -116,15 +106,15 @@ inline void hash_sequence(const py::object& keys, uint32_t seed, const py::buffe
       refuse_text("the list changed its length while it was read", false);
     PyObject** items = PySequence_Fast_ITEMS(sequence) + from;
     const int64_t count = n - from < kKeys ? n - from : kKeys;
-    FirstBad bad;
+    Lowest bad;  // the position of the first key that cannot be hashed
     parallel_keys(count, [&, items](int64_t begin, int64_t end) {
       Scratch scratch;
       for (int64_t i = begin; i < end; ++i) {
         if (i + kAhead < end) __builtin_prefetch(items[i + kAhead]);
-        if (!hash_object(items[i], seed, scratch, out + from + i)) return bad.report(i);
+        if (!hash_object(items[i], seed, scratch, out + from + i)) return bad.lower_to(i);
       }
     });
-    if (bad.at != INT64_MAX) refuse_object(items[bad.at], from + bad.at);
+    if (bad.get() >= 0) refuse_object(items[bad.get()], from + bad.get());
     {
       py::gil_scoped_release others;
     }
@@ -144,7 +134,7 @@ inline void hash_fixed_width(const py::buffer& keys, int64_t width, int unit, ui
   check_out(info, n);
   const uint8_t* text = static_cast<const uint8_t*>(in.ptr);
   int64_t* out = static_cast<int64_t*>(info.ptr);
-  FirstBad bad;
+  Lowest bad;
   {
     py::gil_scoped_release released;
     parallel_keys(n, [&](int64_t begin, int64_t end) {
@@ -158,14 +148,14 @@ inline void hash_fixed_width(const py::buffer& keys, int64_t width, int unit, ui
         } else {
           const uint32_t* points = reinterpret_cast<const uint32_t*>(key);
           while (units > 0 && points[units - 1] == 0) --units;
-          if (!scratch.hash(points, units, seed, out + i)) return bad.report(i);
+          if (!scratch.hash(points, units, seed, out + i)) return bad.lower_to(i);
         }
       }
     });
   }
-  if (bad.at != INT64_MAX)
+  if (bad.get() >= 0)
     refuse_text("wanted text that has UTF-8, got a lone surrogate or no character at position " +
-                    std::to_string(bad.at),
+                    std::to_string(bad.get()),
                 false);
 }
 

@@ -104,6 +104,14 @@ inline void check_index_dtype(const char* op, const char* argument, const Tensor
                argument, "wanted torch.int32 or torch.int64, got ", dtype_name(t.scalar_type()));
 }
 
+// Every tensor of a call has to lie where the first does: a kernel would read another device's
+// memory, or the host's.
+inline void check_together(const char* op, const char* argument, const Tensor& t,
+                           const Tensor& first) {
+  LIRANK_CHECK(t.is_cuda() == first.is_cuda() && t.get_device_index() == first.get_device_index(),
+               op, argument, "wanted it on the device of the first tensor, got another");
+}
+
 inline Tensor to_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }

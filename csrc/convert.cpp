@@ -12,8 +12,8 @@ constexpr int64_t kElements = 1 << 16;
 
 Tensor as_float_type(const Tensor& t, ScalarType type) {
   const ScalarType from = t.scalar_type();
-  const bool widens = is_short(from) && type == ScalarType::Float;
-  const bool narrows = from == ScalarType::Float && is_short(type);
+  const bool widens = is_half_precision(from) && type == ScalarType::Float;
+  const bool narrows = from == ScalarType::Float && is_half_precision(type);
   if (!t.is_contiguous() || !(widens || narrows)) return as_type(t, type);
   Tensor out = empty_like_type(t, type);
   const bool bfloat = (widens ? from : type) == ScalarType::BFloat16;

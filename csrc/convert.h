@@ -4,7 +4,7 @@
 
 namespace lirank {
 
-inline bool is_short(ScalarType type) {
+inline bool is_half_precision(ScalarType type) {
   return type == ScalarType::Half || type == ScalarType::BFloat16;
 }
 

@@ -7,17 +7,17 @@
 namespace lirank {
 namespace {
 
-// Columns of the projection that training keeps, so that it keeps at most 55 % of what eager
-// does: with L layers on one input d (1 + L) + L columns against d (2 + L) + L r elements a
-// sample, for L = 2. Whole lines, where not all.
+// Columns of the projection that training keeps, such that it keeps at most 55 % of what eager mode
+// keeps. With L layers on one input that is d (1 + L) + L columns against d (2 + L) + L r elements
+// per sample; the limit is set for L = 2. If not all columns are kept, they fill whole cache lines.
 int64_t kept_columns(int64_t d, int64_t r) {
   const int64_t most = (2 * d + 11 * r) / 20;
   return most < r ? most / 16 * 16 : r;
 }
 
-// y, and where not null what training keeps.
+// Computes y, and what training keeps unless its pointers are null.
 template <typename T>
-void forward_layer(const Prepared<T>& p, int64_t batch, T* y, const Kept<T>& kept) {
+void forward_layer(const LayerCall<T>& p, int64_t batch, T* y, const SavedActivations<T>& kept) {
   const Layer<T>& layer = p.layer;
   if (batch <= kSmallBatch) {
     const Tiles tiles = small_tiles(batch, work_of(layer));
@@ -47,13 +47,13 @@ void forward_layer(const Prepared<T>& p, int64_t batch, T* y, const Kept<T>& kep
 // The result; where `keep` is set also the projections, (B, kept_columns) or with attention
 // (B, 3r), and with attention what goes into u, (B, r).
 template <typename T>
-std::vector<Tensor> forward(const Arguments& a, bool keep) {
-  const Prepared<T> p(a);
+std::vector<Tensor> forward(const LayerArguments& a, bool keep) {
+  const LayerCall<T> p(a);
   const Layer<T>& layer = p.layer;
   const int64_t batch = a.x0.size(0);
   std::vector<Tensor> out = {empty_like_type(a.x0, p.type)};
   T* y = out[0].template mutable_data_ptr<T>();
-  Kept<T> kept = {nullptr, nullptr, 0};
+  SavedActivations<T> kept = {nullptr, nullptr, 0};
   if (keep) {
     kept.columns = layer.projections == 3 ? 3 * layer.r : kept_columns(layer.d, layer.r);
     out.push_back(new_tensor({batch, kept.columns}, p.type));
@@ -70,13 +70,13 @@ std::vector<Tensor> forward(const Arguments& a, bool keep) {
 
 // Many samples of 16-bit floats, nothing kept: widened and narrowed tile by tile in cache. Whole
 // float copies of x0, x and the result took about as long again as the layer.
-Tensor forward_short(const Arguments& a) {
+Tensor forward_half(const LayerArguments& a) {
   const ScalarType type = a.x0.scalar_type();
   const bool bfloat = type == ScalarType::BFloat16;
   const Tensor x0 = to_contiguous(a.x0), x = to_contiguous(a.x);
   const bool same = x.data_ptr() == x0.data_ptr();
   const int64_t batch = x0.size(0), d = x0.size(1);
-  const Weights<float> p(a);
+  const LayerWeights<float> p(a);
   Tensor out = empty_like_type(x0, type);
   const uint16_t *px0 = (const uint16_t*)x0.const_data_ptr(),
                  *px = (const uint16_t*)x.const_data_ptr();
@@ -87,27 +87,28 @@ Tensor forward_short(const Arguments& a) {
   over_tiles<float>(tiles, batch, 3 * size + rows_scratch(p.layer, tiles.samples),
                     [&](int64_t begin, int64_t end, float* scratch) {
                       const int64_t rows = end - begin, n = rows * d;
-                      float *wide0 = scratch, *wide = same ? wide0 : scratch + size,
+                      float *float_x0 = scratch, *float_x = same ? float_x0 : scratch + size,
                             *wide_y = scratch + 2 * size;
-                      LIRANK_DISPATCH(widen_numbers, px0 + begin * d, bfloat, n, wide0);
-                      if (!same) LIRANK_DISPATCH(widen_numbers, px + begin * d, bfloat, n, wide);
-                      const Kept<float> nothing = {nullptr, nullptr, 0};
-                      LIRANK_DISPATCH(CrossRows<float>::layer, p.layer, packed.weights, wide0, wide,
-                                      0, rows, rows, wide_y, nothing, scratch + 3 * size);
+                      LIRANK_DISPATCH(widen_numbers, px0 + begin * d, bfloat, n, float_x0);
+                      if (!same) LIRANK_DISPATCH(widen_numbers, px + begin * d, bfloat, n, float_x);
+                      const SavedActivations<float> nothing = {nullptr, nullptr, 0};
+                      LIRANK_DISPATCH(CrossRows<float>::layer, p.layer, packed.weights, float_x0,
+                                      float_x, 0, rows, rows, wide_y, nothing, scratch + 3 * size);
                       LIRANK_DISPATCH(narrow_numbers, wide_y, n, bfloat, y + begin * d);
                     });
   return out;
 }
 
-std::vector<Tensor> forward(const char* op, const Arguments& a, bool keep) {
+std::vector<Tensor> forward(const char* op, const LayerArguments& a, bool keep) {
   check_arguments(op, a);
   const int64_t batch = a.x0.size(0);
   if (takes_bf16_products(a.x0)) {
     const int64_t d = a.x0.size(1), r = a.u.size(1);
     return bf16_layer(a, keep, a.kernels.size() == 3 ? 3 * r : kept_columns(d, r));
   }
-  if (!keep && is_short(a.x0.scalar_type()) && batch >= kManySamples && batch >= a.u.size(1))
-    return {forward_short(a)};
+  if (!keep && is_half_precision(a.x0.scalar_type()) && batch >= kManySamples &&
+      batch >= a.u.size(1))
+    return {forward_half(a)};
   return a.x0.scalar_type() == ScalarType::Double ? forward<double>(a, keep)
                                                   : forward<float>(a, keep);
 }
@@ -126,9 +127,9 @@ Tiles column_tiles(int64_t d, int64_t threads) {
 
 // Gradients of x0, x, the kernels, u and bias, in that order.
 template <typename T>
-std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const OptionalTensor& hidden,
-                             const OptionalTensor& mixed) {
-  const Prepared<T> p(a);
+std::vector<Tensor> backward(const Tensor& grad, const LayerArguments& a,
+                             const OptionalTensor& hidden, const OptionalTensor& mixed) {
+  const LayerCall<T> p(a);
   const bool all = p.layer.projections == 1 || mixed;  // of attention: both or none
   OptionalTensor kept_hidden, kept_mixed;
   if (hidden && all) kept_hidden = as_float_type(*hidden, p.type);
@@ -148,13 +149,13 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
   io.grad_x = out[1].mutable_data_ptr<T>();
   io.p = own.mutable_data_ptr<T>();
   io.dh = io.p + batch * r;
-  io.low = io.p;
+  io.into_u = io.p;
   if (kept_hidden) {
     io.columns = kept_hidden->size(1);
     io.hidden = kept_hidden->template const_data_ptr<T>();
-    if (n == 1 && io.columns == r) io.low = io.hidden;
+    if (n == 1 && io.columns == r) io.into_u = io.hidden;
   }
-  if (kept_mixed) io.low = kept_mixed->template const_data_ptr<T>();
+  if (kept_mixed) io.into_u = kept_mixed->template const_data_ptr<T>();
   const Tiles tiles = row_tiles<T>(batch, p.layer, 3 * work_of(p.layer));
   {
     const PackedWeights<T> packed(p.layer, io.columns < n * r, true);
@@ -178,7 +179,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Arguments& a, const Optio
   return out;
 }
 
-std::vector<Tensor> backward(const char* op, const Tensor& grad, const Arguments& a,
+std::vector<Tensor> backward(const char* op, const Tensor& grad, const LayerArguments& a,
                              const OptionalTensor& hidden, const OptionalTensor& mixed) {
   check_arguments(op, a);
   if (hidden) {
@@ -202,8 +203,8 @@ Tensor low_rank_cross(const Tensor& x0, const Tensor& x, const Tensor& v, const 
 
 std::tuple<Tensor, Tensor> low_rank_cross_train(const Tensor& x0, const Tensor& x, const Tensor& v,
                                                 const Tensor& u, const OptionalTensor& bias) {
-  const auto found = forward("low_rank_cross", {x0, x, {{"v", &v}}, u, bias}, true);
-  return {found[0], found[1]};
+  const auto outputs = forward("low_rank_cross", {x0, x, {{"v", &v}}, u, bias}, true);
+  return {outputs[0], outputs[1]};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> low_rank_cross_backward(
@@ -217,26 +218,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> low_rank_cross_backward(
 Tensor attention_cross(const Tensor& x0, const Tensor& x, const Tensor& q, const Tensor& k,
                        const Tensor& v, const Tensor& u, const OptionalTensor& bias,
                        double temperature, int64_t token_dim, bool skip) {
-  const Arguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
-                       token_dim, skip};
+  const LayerArguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
+                            token_dim, skip};
   return forward("attention_cross", a, false)[0];
 }
 
 std::tuple<Tensor, Tensor, Tensor> attention_cross_train(
     const Tensor& x0, const Tensor& x, const Tensor& q, const Tensor& k, const Tensor& v,
     const Tensor& u, const OptionalTensor& bias, double temperature, int64_t token_dim, bool skip) {
-  const Arguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
-                       token_dim, skip};
-  const auto found = forward("attention_cross", a, true);
-  return {found[0], found[1], found[2]};
+  const LayerArguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
+                            token_dim, skip};
+  const auto outputs = forward("attention_cross", a, true);
+  return {outputs[0], outputs[1], outputs[2]};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_cross_backward(
     const Tensor& grad, const Tensor& x0, const Tensor& x, const Tensor& q, const Tensor& k,
     const Tensor& v, const Tensor& u, const OptionalTensor& bias, double temperature,
     int64_t token_dim, bool skip, const OptionalTensor& hidden, const OptionalTensor& mixed) {
-  const Arguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
-                       token_dim, skip};
+  const LayerArguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
+                            token_dim, skip};
   const auto g = backward("attention_cross_backward", grad, a, hidden, mixed);
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};
 }

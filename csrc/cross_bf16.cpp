@@ -23,7 +23,7 @@ bool has_tiles() { return bf16_products() == Bf16Products::tiles; }
 // Layers on one d, their weights packed together.
 class PackedLayers {
  public:
-  void add(const Arguments& a) {
+  void add(const LayerArguments& a) {
     const int64_t d = a.x0.size(1), r = a.u.size(1), n = (int64_t)a.kernels.size();
     Bf16Matrix in{{nullptr, nullptr, nullptr}, r, n * r, d, nullptr};
     for (int64_t i = 0; i < n; ++i) in.from[i] = hold(*a.kernels[i].second);
@@ -110,12 +110,12 @@ const uint16_t* bits(const Tensor& t) { return (const uint16_t*)t.const_data_ptr
 
 }  // namespace
 
-std::vector<Tensor> bf16_layer(const Arguments& a, bool keep, int64_t columns) {
+std::vector<Tensor> bf16_layer(const LayerArguments& a, bool keep, int64_t columns) {
   const Tensor x0 = to_contiguous(a.x0), x = to_contiguous(a.x);
   const int64_t batch = x0.size(0), d = x0.size(1), r = a.u.size(1);
   std::vector<Tensor> out = {empty_like_type(x0, ScalarType::BFloat16)};
   uint16_t* y = (uint16_t*)out[0].mutable_data_ptr();
-  Bf16Kept kept = {nullptr, nullptr, columns};
+  Bf16SavedActivations kept = {nullptr, nullptr, columns};
   if (keep) {
     out.push_back(new_tensor({batch, columns}, ScalarType::BFloat16));
     if (columns > 0) kept.hidden = (uint16_t*)out[1].mutable_data_ptr();
@@ -136,21 +136,23 @@ std::vector<Tensor> bf16_layer(const Arguments& a, bool keep, int64_t columns) {
   return out;
 }
 
-Tensor bf16_net(const Tensor& input, const std::vector<Arguments>& low,
-                const std::vector<Arguments>& high, int64_t merge) {
+Tensor bf16_net(const Tensor& input, const std::vector<LayerArguments>& low_rank,
+                const std::vector<LayerArguments>& attention, int64_t merge) {
   const Tensor x = to_contiguous(input);
-  const int64_t batch = x.size(0), d = x.size(1), token_dim = high[0].token_dim;
+  const int64_t batch = x.size(0), d = x.size(1), token_dim = attention[0].token_dim;
   PackedLayers packed;
   int64_t rank = 0;
-  for (const std::vector<Arguments>* stack : {&low, &high})
-    for (const Arguments& a : *stack) {
+  for (const std::vector<LayerArguments>* stack : {&low_rank, &attention})
+    for (const LayerArguments& a : *stack) {
       packed.add(a);
       rank = a.u.size(1) > rank ? a.u.size(1) : rank;
     }
   packed.prepare(batch, false);
   const Bf16Layer* first = packed.layers.data();
-  const Bf16Net net = {
-      {first, first + low.size()}, {(int64_t)low.size(), (int64_t)high.size()}, d, merge};
+  const Bf16Net net = {{first, first + low_rank.size()},
+                       {(int64_t)low_rank.size(), (int64_t)attention.size()},
+                       d,
+                       merge};
   Tensor out = new_tensor({batch, merge == 2 ? 2 * d : d}, ScalarType::BFloat16);
   uint16_t* y = (uint16_t*)out.mutable_data_ptr();
   over_samples(batch, packed.work, bf16::scratch(d, rank, token_dim, 3, true),
@@ -164,11 +166,11 @@ Tensor bf16_net(const Tensor& input, const std::vector<Arguments>& low,
 #else
 
 // Not reached: bf16_products() is none.
-std::vector<Tensor> bf16_layer(const Arguments&, bool, int64_t) {
+std::vector<Tensor> bf16_layer(const LayerArguments&, bool, int64_t) {
   throw std::logic_error("lirank: this build has no products of bfloat16");
 }
-Tensor bf16_net(const Tensor&, const std::vector<Arguments>&, const std::vector<Arguments>&,
-                int64_t) {
+Tensor bf16_net(const Tensor&, const std::vector<LayerArguments>&,
+                const std::vector<LayerArguments>&, int64_t) {
   throw std::logic_error("lirank: this build has no products of bfloat16");
 }
 

@@ -22,7 +22,7 @@ struct Bf16Layer {
   Layer<float> attention;
 };
 
-struct Bf16Kept {
+struct Bf16SavedActivations {
   uint16_t *hidden, *mixed;
   int64_t columns;
 };
@@ -44,8 +44,8 @@ void pack(const Bf16Matrix& one, int64_t c);
 int64_t scratch(int64_t d, int64_t r, int64_t token_dim, int64_t projections, bool net);
 // Samples [begin, end), `step` at a time, multiplied by tiles (AMX) or by pairs (vdpbf16ps).
 void layer_task(bool tiles, const Bf16Layer& layer, const uint16_t* x0, const uint16_t* x,
-                int64_t begin, int64_t end, int64_t step, uint16_t* y, const Bf16Kept& kept,
-                float* scratch);
+                int64_t begin, int64_t end, int64_t step, uint16_t* y,
+                const Bf16SavedActivations& kept, float* scratch);
 void net_task(bool tiles, const Bf16Net& net, const uint16_t* x, int64_t begin, int64_t end,
               int64_t step, int64_t rank, int64_t token_dim, uint16_t* y, float* scratch);
 

@@ -15,8 +15,8 @@ std::unique_ptr<ChebyshevTable> make_table(int P) {
     for (int m = 0; m < P / 2; ++m) {
       const double even = std::cos(pi * 2 * m * (p + 0.5) / P) * (m ? 2.0 : 1.0) / P;
       const double odd = std::cos(pi * (2 * m + 1) * (p + 0.5) / P) * 2.0 / P;
-      t->even[p * kHalf + m] = t->even_turned[m * kHalf + p] = (float)even;
-      t->odd[p * kHalf + m] = t->odd_turned[m * kHalf + p] = (float)odd;
+      t->even[p * kHalf + m] = t->even_transposed[m * kHalf + p] = (float)even;
+      t->odd[p * kHalf + m] = t->odd_transposed[m * kHalf + p] = (float)odd;
     }
   }
   return t;

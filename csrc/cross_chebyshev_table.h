@@ -14,7 +14,7 @@ constexpr int kMostNodes = 64, kHalf = kMostNodes / 2;
 struct ChebyshevTable {
   float nodes[kHalf];
   float even[kHalf * kHalf], odd[kHalf * kHalf];
-  float even_turned[kHalf * kHalf], odd_turned[kHalf * kHalf];
+  float even_transposed[kHalf * kHalf], odd_transposed[kHalf * kHalf];
 };
 
 // P: even, up to kMostNodes.

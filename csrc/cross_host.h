@@ -50,7 +50,7 @@ class Scratch {
   T* memory_;
 };
 
-struct Arguments {
+struct LayerArguments {
   const Tensor &x0, &x;
   std::vector<std::pair<const char*, const Tensor*>> kernels;  // v, or q, k, v
   const Tensor& u;
@@ -68,7 +68,7 @@ inline void check_matrix(const char* op, const char* argument, const Tensor& t, 
                ", ", columns, "), got ", shape(t));
 }
 
-inline void check_arguments(const char* op, const Arguments& a) {
+inline void check_arguments(const char* op, const LayerArguments& a) {
   check_floating(op, "x0", a.x0);
   check_dim(op, "x0", a.x0, 2);
   const ScalarType type = a.x0.scalar_type();
@@ -93,7 +93,7 @@ inline void check_arguments(const char* op, const Arguments& a) {
 
 // A layer but for its weights.
 template <typename T>
-Layer<T> shape_of_layer(const Arguments& a) {
+Layer<T> shape_of_layer(const LayerArguments& a) {
   Layer<T> layer{};
   layer.projections = (int)a.kernels.size();
   layer.d = a.x0.size(1);
@@ -107,30 +107,30 @@ Layer<T> shape_of_layer(const Arguments& a) {
 
 // Contiguous weights of the computing type, and the layer that points into them.
 template <typename T>
-struct Weights {
-  std::vector<Tensor> held;
+struct LayerWeights {
+  std::vector<Tensor> tensors;
   Layer<T> layer;
   ScalarType type;
 
-  explicit Weights(const Arguments& a)
+  explicit LayerWeights(const LayerArguments& a)
       : layer(shape_of_layer<T>(a)), type(compute_type(a.x0.scalar_type())) {
-    held.reserve(7);
+    tensors.reserve(7);
     for (int i = 0; i < layer.projections; ++i) layer.in[i] = hold(*a.kernels[i].second);
     layer.u = hold(a.u);
     layer.bias = a.bias ? hold(*a.bias) : nullptr;
   }
   const T* hold(const Tensor& t) {
-    held.push_back(as_float_type(t, type));
-    return held.back().template const_data_ptr<T>();
+    tensors.push_back(as_float_type(t, type));
+    return tensors.back().template const_data_ptr<T>();
   }
 };
 
 // The same with x0 and x.
 template <typename T>
-struct Prepared : Weights<T> {
+struct LayerCall : LayerWeights<T> {
   const T *x0, *x;
 
-  explicit Prepared(const Arguments& a) : Weights<T>(a) {
+  explicit LayerCall(const LayerArguments& a) : LayerWeights<T>(a) {
     x0 = this->hold(a.x0);
     x = a.x.data_ptr() == a.x0.data_ptr() && a.x.is_contiguous() && a.x0.is_contiguous()
             ? x0

@@ -23,44 +23,44 @@ struct Layer {
 // Two stacks on the same input. merge: 0 sum, 1 mean, 2 concatenation.
 template <typename T>
 struct Net {
-  const Layer<T>* low;
-  const Layer<T>* high;
-  int64_t lows, highs, d;
+  const Layer<T>* low_rank;
+  const Layer<T>* attention;
+  int64_t num_low_rank, num_attention, d;
   int64_t merge;
 };
 
 // What the forward of training keeps: the first `columns` of the projections' projections * r,
 // and with attention what goes into u, (B, r). Null pointers: nothing is kept.
 template <typename T>
-struct Kept {
+struct SavedActivations {
   T *hidden, *mixed;
   int64_t columns;
 };
 
-// A layer's weights in panels, see simd/cross_rows.h: each projection turned, `in_size` elements,
-// and u turned; for the backward u and all projections as they lie.
+// A layer's weights in panels, see simd/cross_rows.h: each projection transposed, `in_size`
+// elements, and u transposed; for the backward u and all projections as they lie.
 template <typename T>
-struct Packed {
+struct WeightPanels {
   const T *in, *u, *u_straight, *in_straight;
   int64_t in_size;
 };
 
-// One matrix to be packed: (rows, columns), or turned (columns, rows), as rows
+// One matrix to be packed: (rows, columns), or transposed (columns, rows), as rows
 // [offset, offset + rows) of panels that are k deep.
 template <typename T>
-struct Packing {
+struct PackJob {
   const T* from;
   int64_t rows, columns, k, offset;
-  bool turned;
+  bool transposed;
   T* to;
 };
 
 // Inputs and outputs of the backward. hidden: the first `columns` of the projections, the others
-// are computed again. low (B, r): what went into u; where it is p, the first pass writes it. dh
-// (B, projections * r) serves the second pass.
+// are computed again. into_u (B, r): what was multiplied by u; where it is p, the first pass writes
+// it. dh (B, projections * r) serves the second pass.
 template <typename T>
 struct Backward {
-  const T *grad, *x0, *x, *hidden, *low;
+  const T *grad, *x0, *x, *hidden, *into_u;
   int64_t columns;
   T *grad_x0, *grad_x;
   T *p, *dh;
@@ -96,7 +96,7 @@ LIRANK_EACH_ISA(template <typename T> struct CrossTiles {
   static int64_t most_vectors();
   static int64_t scratch(int64_t d, int64_t r, int64_t token_dim, int projections, int64_t samples);
   static void layer(const Layer<T>& layer, const T* x0, const T* x, int64_t begin, int64_t end,
-                    int vectors, T* y, Kept<T> kept, T* scratch);
+                    int vectors, T* y, SavedActivations<T> kept, T* scratch);
   static void net(const Net<T>& net, const T* x, int64_t begin, int64_t end, int vectors, T* y,
                   T* scratch);
 };)
@@ -105,7 +105,7 @@ LIRANK_EACH_ISA(template <typename T> struct CrossTiles {
 LIRANK_EACH_ISA(template <typename T> struct CrossFewSamples {
   static int64_t scratch(int64_t d, int64_t r, int64_t token_dim, int projections, int64_t samples);
   static void layer(const Layer<T>& layer, const T* x0, const T* x, int64_t begin, int64_t end,
-                    T* y, Kept<T> kept, T* scratch);
+                    T* y, SavedActivations<T> kept, T* scratch);
   static void net(const Net<T>& net, const T* x, int64_t begin, int64_t end, T* y, T* scratch);
 };)
 
@@ -113,16 +113,17 @@ LIRANK_EACH_ISA(template <typename T> struct CrossFewSamples {
 LIRANK_EACH_ISA(template <typename T> struct CrossRows {
   static int64_t panel();  // columns
   static int64_t packed_size(int64_t columns, int64_t k);
-  static void pack(const Packing<T>& one, int64_t part, int64_t parts);
+  static void pack(const PackJob<T>& one, int64_t part, int64_t parts);
   static int64_t scratch(int64_t d, int64_t r, int64_t token_dim, int projections, int64_t samples);
-  static void layer(const Layer<T>& layer, const Packed<T>& w, const T* x0, const T* x,
-                    int64_t begin, int64_t end, int64_t batch, T* y, Kept<T> kept, T* scratch);
+  static void layer(const Layer<T>& layer, const WeightPanels<T>& w, const T* x0, const T* x,
+                    int64_t begin, int64_t end, int64_t batch, T* y, SavedActivations<T> kept,
+                    T* scratch);
 };)
 
 // Its backward: `rows` first, then `weights` for every block of at most `columns` columns.
 LIRANK_EACH_ISA(template <typename T> struct CrossBackward {
-  static void rows(const Layer<T>& layer, const Packed<T>& w, const Backward<T>& io, int64_t begin,
-                   int64_t end, int64_t batch, T* scratch);
+  static void rows(const Layer<T>& layer, const WeightPanels<T>& w, const Backward<T>& io,
+                   int64_t begin, int64_t end, int64_t batch, T* scratch);
   static int64_t columns();
   static int64_t weights_scratch(int64_t r, int projections);
   static void weights(const Layer<T>& layer, const Backward<T>& io, int64_t batch, int64_t j0,

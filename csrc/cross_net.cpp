@@ -9,12 +9,12 @@ namespace {
 // The layers of residual_cross_net, all checked against x.
 template <typename T>
 struct PreparedNet {
-  std::vector<Prepared<T>> stacks[2];
+  std::vector<LayerCall<T>> stacks[2];
   std::vector<Layer<T>> layers[2];
   Net<T> net{};
   int64_t work = 0, rank = 0;
 
-  void add(int stack, const Arguments& a) {
+  void add(int stack, const LayerArguments& a) {
     stacks[stack].emplace_back(a);
     const Layer<T>& layer = stacks[stack].back().layer;
     layers[stack].push_back(layer);
@@ -38,9 +38,10 @@ std::vector<double> learned(const OptionalTensor& logs, ScalarType type) {
   std::vector<double> found;
   if (!logs.has_value()) return found;
   const Tensor t = torch::stable::contiguous(as_float_type(*logs, compute_type(type)));
-  const bool wide = t.scalar_type() == ScalarType::Double;
+  const bool is_double = t.scalar_type() == ScalarType::Double;
   for (int64_t i = 0; i < t.numel(); ++i) {
-    found.push_back(std::exp(wide ? t.const_data_ptr<double>()[i] : t.const_data_ptr<float>()[i]));
+    found.push_back(
+        std::exp(is_double ? t.const_data_ptr<double>()[i] : t.const_data_ptr<float>()[i]));
   }
   return found;
 }
@@ -48,7 +49,7 @@ std::vector<double> learned(const OptionalTensor& logs, ScalarType type) {
 // The layers of both stacks, checked against x.
 struct NetArguments {
   std::vector<OptionalTensor> biases;  // what the arguments refer to
-  std::vector<Arguments> low, high;
+  std::vector<LayerArguments> low_rank_layers, attention_layers;
 
   NetArguments(const char* op, const Tensor& x, const Tensors& low_rank, const Tensors& attention,
                double temperature, const OptionalTensor& log_temperatures, int64_t token_dim,
@@ -57,21 +58,22 @@ struct NetArguments {
     const std::vector<double> scales = learned(log_temperatures, x.scalar_type());
     for (size_t i = 0; i < low_rank.size(); i += 3) {
       biases.emplace_back(low_rank[i + 2]);
-      low.push_back({x, x, {{"v", &low_rank[i]}}, low_rank[i + 1], biases.back()});
-      check_arguments(op, low.back());
+      low_rank_layers.push_back({x, x, {{"v", &low_rank[i]}}, low_rank[i + 1], biases.back()});
+      check_arguments(op, low_rank_layers.back());
     }
     for (size_t i = 0; i < attention.size(); i += 5) {
       biases.emplace_back(attention[i + 4]);
       const double scale = scales.empty() ? temperature : scales[i / 5];
-      high.push_back({x,
-                      x,
-                      {{"q", &attention[i]}, {"k", &attention[i + 1]}, {"v", &attention[i + 2]}},
-                      attention[i + 3],
-                      biases.back(),
-                      scale,
-                      token_dim,
-                      skip});
-      check_arguments(op, high.back());
+      attention_layers.push_back(
+          {x,
+           x,
+           {{"q", &attention[i]}, {"k", &attention[i + 1]}, {"v", &attention[i + 2]}},
+           attention[i + 3],
+           biases.back(),
+           scale,
+           token_dim,
+           skip});
+      check_arguments(op, attention_layers.back());
     }
   }
 };
@@ -79,12 +81,12 @@ struct NetArguments {
 template <typename T>
 Tensor net_forward(const Tensor& x, const NetArguments& a, int64_t merge) {
   PreparedNet<T> p;
-  for (const Arguments& one : a.low) p.add(0, one);
-  for (const Arguments& one : a.high) p.add(1, one);
-  const int64_t token_dim = a.high[0].token_dim;
+  for (const LayerArguments& one : a.low_rank_layers) p.add(0, one);
+  for (const LayerArguments& one : a.attention_layers) p.add(1, one);
+  const int64_t token_dim = a.attention_layers[0].token_dim;
   const int64_t batch = x.size(0), d = x.size(1);
   p.finish(d, merge);
-  const Prepared<T>& first = p.stacks[0].front();
+  const LayerCall<T>& first = p.stacks[0].front();
   Tensor out = new_tensor({batch, merge == 2 ? 2 * d : d}, first.type);
   T* y = out.mutable_data_ptr<T>();
   if (batch <= kSmallBatch) {
@@ -125,7 +127,7 @@ Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors
   LIRANK_CHECK(temperature >= kLeastTemperature, op, "temperature",
                "wanted a number of 1e-30 or more, got ", temperature);
   const NetArguments a(op, x, low_rank, attention, temperature, log_temperatures, token_dim, skip);
-  if (takes_bf16_products(x)) return bf16_net(x, a.low, a.high, merge);
+  if (takes_bf16_products(x)) return bf16_net(x, a.low_rank_layers, a.attention_layers, merge);
   return x.scalar_type() == ScalarType::Double ? net_forward<double>(x, a, merge)
                                                : net_forward<float>(x, a, merge);
 }

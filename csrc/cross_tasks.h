@@ -7,14 +7,14 @@
 
 namespace lirank {
 
-// Multiply-adds per task below which a thread is not woken: about 10 microseconds.
+// A task of fewer multiply-adds does not wake a thread: they take about 10 microseconds.
 constexpr int64_t kWork = 1 << 19;
-// Batches up to this size take simd/cross_few_samples.h; it depends on nothing else, so that a
-// result does not depend on the number of threads.
+// Batches up to this size take simd/cross_few_samples.h. The choice depends on nothing else, so
+// that a result does not depend on the number of threads.
 constexpr int64_t kSmallBatch = 24;
-// From this batch on, and from r on, one layer takes simd/cross_rows.h, which packs the weights: at
-// 96 samples 0.174 ms against 0.194 (d = 512, r = 64, one thread; on two, 128 samples lose 9 %
-// yet).
+// A single layer takes simd/cross_rows.h, which packs the weights, if the batch has at least so
+// many samples and at least r. With 96 samples it took 0.174 ms instead of 0.194 (d = 512, r = 64,
+// one thread). On two threads 128 samples still lose 9 %.
 constexpr int64_t kManySamples = 96;
 
 // How a batch is cut into tiles. A sample's result does not depend on it.
@@ -78,11 +78,11 @@ inline Tiles small_tiles(int64_t batch, int64_t work_per_sample) {
   return {samples, count, count, 0};
 }
 
-// Samples per tile of the row kernels. The block, its results and what is fetched for the next
-// lie in L2 beside 128 KB of weights: 24 samples up to a width of 512 floats, with AVX-512, whose
-// processors have 1 or 2 MB of L2, of 1024. Weights beyond that L2 come from L3 once a tile: 48
-// samples (2048 samples of d = 1024, r = 256 on a Xeon with AMX: 21.3 ms against 22.9, step 80
-// against 86).
+// Samples per tile of the row kernels. The block, its results and what is fetched for the next tile
+// fit into L2 beside 128 KB of weights. That allows 24 samples up to a width of 512 floats, and up
+// to 1024 with AVX-512, whose processors have 1 or 2 MB of L2. Weights that do not fit into L2 come
+// from L3 once per tile, so tiles then have 48 samples: 2048 samples of d = 1024, r = 256 took 21.3
+// ms instead of 22.9 on a Xeon with AMX, and a training step 80 ms instead of 86.
 template <typename T>
 Tiles row_tiles(int64_t batch, const Layer<T>& layer, int64_t work_per_sample) {
   constexpr int64_t kBlockBytes = 64 << 10, kWeightBytes = 1 << 20;
@@ -110,7 +110,7 @@ class PackedWeights {
     weights.u = to + at_u_;
     weights.u_straight = to + at_u_straight_;
     weights.in_straight = to + at_in_straight_;
-    std::vector<Packing<T>> all;
+    std::vector<PackJob<T>> all;
     const int64_t d = layer.d, r = layer.r, n = layer.projections;
     for (int64_t s = 0; projections && s < n; ++s)
       all.push_back({layer.in[s], d, r, d, 0, true, to + s * weights.in_size});
@@ -120,17 +120,18 @@ class PackedWeights {
       for (int64_t s = 0; s < n; ++s)
         all.push_back({layer.in[s], r, d, n * r, s * r, false, to + at_in_straight_});
     }
-    const int64_t count = (int64_t)all.size() * kParts, grain = 1 + kParts * kTurned / (d * r);
+    const int64_t count = (int64_t)all.size() * kParts, grain = 1 + kParts * kTransposed / (d * r);
     torch::stable::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)
         LIRANK_DISPATCH(CrossRows<T>::pack, all[i / kParts], i % kParts, kParts);
     });
   }
-  Packed<T> weights{};
+  WeightPanels<T> weights{};
 
  private:
-  static constexpr int64_t kParts = 8;         // of one matrix: shared out evenly on threads
-  static constexpr int64_t kTurned = 1 << 16;  // weights a thread packs in about 10 microseconds
+  static constexpr int64_t kParts = 8;  // of one matrix: shared out evenly on threads
+  static constexpr int64_t kTransposed = 1
+                                         << 16;  // weights a thread packs in about 10 microseconds
 
   int64_t plan(const Layer<T>& layer, bool projections, bool backward) {
     const int64_t d = layer.d, r = layer.r, n = layer.projections;

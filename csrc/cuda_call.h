@@ -5,55 +5,23 @@
 // runtime is linked into the library (setup.py). Streams and memory belong to the driver, so they
 // are valid in every runtime of a process.
 #pragma once
+#include <cuda_device.h>
 #include <cuda_runtime_api.h>
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
 
-#include "checks.h"
+#include "bags_checks.h"
 #include "errors.cuh"
 
 namespace lirank {
-
-inline cudaStream_t current_stream(int32_t device) {
-#if defined(LIRANK_ON_HOST)  // kernels run on the host in tests (tests/cuda_on_host.h)
-  return nullptr;
-#else
-  using Get = AOTITorchError (*)(int32_t, void**);
-  static const Get get = [] {
-    void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    return torch_cuda ? (Get)dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream") : nullptr;
-  }();
-  void* stream = nullptr;
-  if (get == nullptr || get(device, &stream) != 0)
-    throw std::runtime_error("lirank: this process has no libtorch_cuda.so with a current stream");
-  return (cudaStream_t)stream;
-#endif
-}
 
 inline void check_cuda(const char* op, cudaError_t status) {
   if (status == cudaSuccess) return;
   throw std::runtime_error(std::string("lirank::") + op + ": CUDA: " + cudaGetErrorString(status));
 }
 
-// Some tensors of a CUDA call may be on the CPU: one CUDA tensor is enough for PyTorch to pick
-// CUDA.
-inline int32_t cuda_index(const char* op, const char* argument, const Tensor& t) {
-#if !defined(LIRANK_ON_HOST)
-  LIRANK_CHECK(t.is_cuda(), op, argument,
-               "wanted a CUDA tensor like the others, got one on another device");
-#endif
-  return t.get_device_index();
-}
-
 // Makes the device of the tensor `argument` current, for the scope of one op.
 struct OnDevice {
   OnDevice(const char* op, const char* argument, const Tensor& t)
-      : op(op),
-        index(cuda_index(op, argument, t)),
-#if !defined(LIRANK_ON_HOST)
-        guard(index),
-#endif
-        stream(current_stream(index)) {
+      : op(op), index(cuda_index(op, argument, t)), guard(index), stream(current_stream(index)) {
     // This library's runtime is not torch's: each keeps a current device of its own.
     check(cudaSetDevice(index));
     errors = gpu::errors_address();
@@ -79,20 +47,10 @@ struct OnDevice {
 
   const char* op;
   int32_t index;
-#if !defined(LIRANK_ON_HOST)
-  torch::stable::accelerator::DeviceGuard guard;
-#endif
+  DeviceGuard guard;
   cudaStream_t stream;
   gpu::Errors* errors;
 };
-
-// Every tensor of a call has to lie where the first does: a kernel would read another device's
-// memory, or the host's.
-inline void check_together(const char* op, const char* argument, const Tensor& t,
-                           const Tensor& first) {
-  LIRANK_CHECK(t.is_cuda() == first.is_cuda() && t.get_device_index() == first.get_device_index(),
-               op, argument, "wanted it on the device of the first tensor, got another");
-}
 
 // Kernels read tables where they lie. A table that they cannot read would be copied whole in every
 // call, gigabytes a look-up, so it is refused.
@@ -109,8 +67,22 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
   return torch::stable::new_empty(like, {size.begin(), size.size()}, type);
 }
 
-}  // namespace lirank
+// What the fronts of the ops (<stem>_ops.h) need of CUDA, whatever the family.
+struct CudaBackend {
+  using Device = OnDevice;
 
-#if defined(LIRANK_ON_HOST)
-#define CUDA CPU  // the key under which STABLE_TORCH_LIBRARY_IMPL(lirank, CUDA, m) registers
-#endif
+  // Columns of a packed table: strides of rows have 32 bits.
+  static constexpr int64_t kWidest = 1 << 30;
+
+  static Tensor as_type(const Tensor& t, ScalarType type) { return lirank::as_type(t, type); }
+
+  // Kernels check the values of offsets (kernels/errors.cuh): the host would have to wait.
+  static void check_offsets(const char* /*op*/, const char* /*ids_name*/, const Bags& /*b*/) {}
+
+  // Kernels write three of the four dtypes. float64 is widened from float32, in which they sum.
+  static ScalarType written_type(ScalarType output) {
+    return output == ScalarType::Double ? ScalarType::Float : output;
+  }
+};
+
+}  // namespace lirank

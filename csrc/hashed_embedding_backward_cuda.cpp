@@ -1,7 +1,10 @@
 // Gradients of hashed tables on CUDA tensors. Sparse ones wait for the device: how many rows they
 // have decides how large they are (and where the last bag ends, with include_last_offset, how many
 // ids count).
-#include "hashed_embedding_cuda.h"
+#include "hashed_embedding_backward_ops.h"
+
+#include "cuda_call.h"
+#include "hashed_embedding.cuh"
 #include "sort.cuh"
 
 namespace lirank {
@@ -16,43 +19,22 @@ struct Sorted {
 
 // What the four gradients share. Holds the tensors that the pointers point into.
 struct Gradients {
-  DeviceBags ids;
+  BagTensors ids;
   Tensor grad, rows, all_positions, bag_of, partials;
   int64_t heights[4];
   RunsParams params;
 };
 
-Gradients read_gradients(const OnDevice& on, const Tensor& grad, const Tensor& ids,
-                         const OptionalTensor& offsets, const OptionalTensor& weights,
-                         int64_t num_buckets, int64_t num_remainders, int64_t seed,
-                         const std::string& mode, bool include_last, bool prehashed) {
-  check_rule(on.op, num_buckets, seed);
-  check_remainders(on.op, "num_remainders", num_remainders);
-  check_floating(on.op, "grad", grad);
-  check_dim(on.op, "grad", grad, 2);
-  check_same_dtype(on.op, "ids", ids, ScalarType::Long);
-  const ScalarType type = compute_type(grad.scalar_type());
-  Gradients g{read_device_bags(on.op, "ids", ids, offsets, mode, weights, include_last, type, grad),
-              to_contiguous(grad),
-              {},
-              {},
-              {},
-              {},
-              {}};
-  const gpu::Bags& bags = g.ids.bags;
-  LIRANK_CHECK(grad.size(0) == bags.bags, on.op, "grad", "wanted ", bags.bags, " rows, got ",
-               shape(grad));
-  LIRANK_CHECK(bags.count < INT32_MAX && bags.bags < INT32_MAX, on.op, "ids",
-               "wanted fewer than 2^31 ids and bags in one backward, got ", bags.count);
-  const int64_t quotients = quotient_rows(num_buckets, num_remainders);
-  for (int t = 0; t < 4; ++t) g.heights[t] = t % 2 ? num_remainders : quotients;
+Gradients read_gradients(const OnDevice& on, const HashedGradientCall& call) {
+  Gradients g{call.bags, to_contiguous(call.grad), {}, {}, {}, {}, {}};
+  for (int t = 0; t < 4; ++t) g.heights[t] = call.heights[t];
   RunsParams& p = g.params;
-  p.bags = bags;
-  p.source = source_of(num_buckets, num_remainders, seed, prehashed);
-  p.count = bags.count;
+  p.bags = call.bags.view;
+  p.rule = call.rule;
+  p.count = p.bags.id_count;
   p.grad = g.grad.const_data_ptr();
-  p.dim = grad.size(1);
-  p.element = element_of(grad.scalar_type());
+  p.dim = call.grad.size(1);
+  p.dtype = dtype_of(call.grad.scalar_type());
   p.errors = on.errors;
   return g;
 }
@@ -113,76 +95,70 @@ Tensor dense_gradient(const OnDevice& on, Gradients& g, int table) {
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward_dense(
-    const Tensor& grad, const Tensor& ids, const OptionalTensor& offsets,
-    const OptionalTensor& weights, int64_t num_buckets, int64_t num_remainders, int64_t seed,
-    std::string mode, bool include_last, bool prehashed) {
-  const OnDevice on("hashed_embedding_bag_backward", "grad", grad);
-  Gradients g = read_gradients(on, grad, ids, offsets, weights, num_buckets, num_remainders, seed,
-                               mode, include_last, prehashed);
-  start(on, g);
-  Four out;
-  for (int t = 0; t < 4; ++t) out[t] = dense_gradient(on, g, t);
-  return {out[0], out[1], out[2], out[3]};
-}
-
 // Ids in front of the end of the last bag: the others must not add rows. One wait, where the end
 // is a number on the device.
-int64_t used_ids(const OnDevice& on, const gpu::Bags& b, bool include_last) {
-  if (b.bags == 0) return 0;
-  if (b.offsets == nullptr || !include_last) return b.count;
+int64_t used_ids(const OnDevice& on, const Bags& b, bool include_last) {
+  if (b.bag_count == 0) return 0;
+  if (b.offsets == nullptr || !include_last) return b.id_count;
   const int64_t at = b.offset_count - 1;
-  const int64_t end = b.wide_offsets ? on.read<int64_t>((const int64_t*)b.offsets + at)
-                                     : on.read<int32_t>((const int32_t*)b.offsets + at);
-  return end < 0 ? 0 : end < b.count ? end : b.count;  // a bad one is reported by the kernels
+  const int64_t end = b.offsets_are_int64 ? on.read<int64_t>((const int64_t*)b.offsets + at)
+                                          : on.read<int32_t>((const int32_t*)b.offsets + at);
+  return end < 0 ? 0 : end < b.id_count ? end : b.id_count;  // a bad one is reported by the kernels
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_sparse(
-    const Tensor& grad, const Tensor& ids, const OptionalTensor& offsets,
-    const OptionalTensor& weights, int64_t num_buckets, int64_t num_remainders, int64_t seed,
-    std::string mode, bool include_last, bool prehashed) {
-  const OnDevice on("hashed_embedding_bag_backward_sparse", "grad", grad);
-  Gradients g = read_gradients(on, grad, ids, offsets, weights, num_buckets, num_remainders, seed,
-                               mode, include_last, prehashed);
-  if (on.capturing())
-    throw std::runtime_error(std::string("lirank::") + on.op +
-                             ": sparse gradients wait for the device, which no CUDA graph can "
-                             "hold: use sparse=False");
-  RunsParams& p = g.params;
-  p.count = used_ids(on, p.bags, include_last);
-  start(on, g);
-  // Both quotient tables are counted before the one wait for their numbers of rows.
-  const int64_t chunks = chunks_of(p.count);
-  Tensor starts = torch::stable::new_zeros(g.ids.ids, {2, chunks + 1});
-  Sorted entries[2];
-  int64_t rows[2];
-  for (int half = 0; half < 2; ++half) {
-    entries[half] = sort_rows(on, g, 2 * half);
-    RunsParams q = p;
-    q.sorted = (const uint32_t*)entries[half].rows.const_data_ptr<int32_t>();
-    q.starts = starts.mutable_data_ptr<int64_t>() + half * (chunks + 1);
-    on.check(gpu::hashed_count_launch(q, on.stream));
+struct Cuda : CudaBackend {
+  static constexpr int kBitsOfPosition = 31;
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> dense(const Device& on,
+                                                          const HashedGradientCall& call) {
+    Gradients g = read_gradients(on, call);
+    start(on, g);
+    FourTables out;
+    for (int t = 0; t < 4; ++t) out[t] = dense_gradient(on, g, t);
+    return {out[0], out[1], out[2], out[3]};
   }
-  for (int half = 0; half < 2; ++half)
-    rows[half] = on.read<int64_t>(starts.const_data_ptr<int64_t>() + (half + 1) * (chunks + 1) - 1);
-  Tensor found[2], values[2], remainders[2];
-  for (int half = 0; half < 2; ++half) {
-    found[half] = new_tensor(g.ids.ids, {rows[half]}, ScalarType::Long);
-    values[half] = torch::stable::new_zeros(g.grad, {rows[half], p.dim});
-    RunsParams q = p;
-    q.starts = starts.mutable_data_ptr<int64_t>() + half * (chunks + 1);
-    q.found = found[half].mutable_data_ptr<int64_t>();
-    sum_rows(on, q, entries[half], values[half]);
-    remainders[half] = dense_gradient(on, g, 2 * half + 1);
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> sparse(
+      const Device& on, const HashedGradientCall& call) {
+    Gradients g = read_gradients(on, call);
+    if (on.capturing())
+      throw std::runtime_error(std::string("lirank::") + on.op +
+                               ": sparse gradients wait for the device, which no CUDA graph can "
+                               "hold: use sparse=False");
+    RunsParams& p = g.params;
+    p.count = used_ids(on, p.bags, call.include_last_offset);
+    start(on, g);
+    // Both quotient tables are counted before the one wait for their numbers of rows.
+    const int64_t chunks = chunks_of(p.count);
+    Tensor starts = torch::stable::new_zeros(g.ids.ids, {2, chunks + 1});
+    Sorted entries[2];
+    int64_t rows[2];
+    for (int half = 0; half < 2; ++half) {
+      entries[half] = sort_rows(on, g, 2 * half);
+      RunsParams q = p;
+      q.sorted = (const uint32_t*)entries[half].rows.const_data_ptr<int32_t>();
+      q.starts = starts.mutable_data_ptr<int64_t>() + half * (chunks + 1);
+      on.check(gpu::hashed_count_launch(q, on.stream));
+    }
+    for (int half = 0; half < 2; ++half)
+      rows[half] =
+          on.read<int64_t>(starts.const_data_ptr<int64_t>() + (half + 1) * (chunks + 1) - 1);
+    Tensor found[2], values[2], remainders[2];
+    for (int half = 0; half < 2; ++half) {
+      found[half] = new_tensor(g.ids.ids, {rows[half]}, ScalarType::Long);
+      values[half] = torch::stable::new_zeros(g.grad, {rows[half], p.dim});
+      RunsParams q = p;
+      q.starts = starts.mutable_data_ptr<int64_t>() + half * (chunks + 1);
+      q.found = found[half].mutable_data_ptr<int64_t>();
+      sum_rows(on, q, entries[half], values[half]);
+      remainders[half] = dense_gradient(on, g, 2 * half + 1);
+    }
+    return {found[0], values[0], remainders[0], found[1], values[1], remainders[1]};
   }
-  return {found[0], values[0], remainders[0], found[1], values[1], remainders[1]};
-}
+};
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(lirank, CUDA, m) {
-  m.impl("hashed_embedding_bag_backward", TORCH_BOX(&backward_dense));
-  m.impl("hashed_embedding_bag_backward_sparse", TORCH_BOX(&backward_sparse));
-}
+STABLE_TORCH_LIBRARY_IMPL(lirank, CUDA, m) { register_hashed_gradients<Cuda>(m); }
 
 }  // namespace lirank

@@ -5,15 +5,9 @@
 // row: b' = b % buckets, b' / remainders, b' % remainders; integers throughout, because a float
 // division picks the wrong quotient for 8.5 % of 32-bit ids.
 #pragma once
-#include <cstdint>
+#include "host_device.h"
 
-#ifndef LIRANK_HOST_DEVICE
-#if defined(__CUDACC__)
-#define LIRANK_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define LIRANK_HOST_DEVICE inline __attribute__((always_inline))
-#endif
-#endif
+#include <cstdint>
 
 namespace lirank::murmur {
 
@@ -42,7 +36,7 @@ LIRANK_HOST_DEVICE uint64_t hash_id(uint64_t id, uint32_t seed) {
 struct Divider {
   uint32_t divisor, multiplier;  // multiplier without its 33rd bit
   int shift;
-  bool power;  // divisor 1: the quotient is x itself
+  bool is_one;  // the quotient is x itself
 };
 
 inline Divider divider(uint32_t divisor) {
@@ -54,7 +48,7 @@ inline Divider divider(uint32_t divisor) {
 }
 
 LIRANK_HOST_DEVICE uint32_t divide(uint32_t x, const Divider& d) {
-  if (d.power) return x;
+  if (d.is_one) return x;
   const uint32_t high = (uint32_t)((uint64_t)x * d.multiplier >> 32);
   return (((x - high) >> 1) + high) >> (d.shift - 1);
 }
@@ -69,6 +63,13 @@ inline RowRule row_rule(uint64_t num_buckets, uint32_t num_remainders) {
   const bool all = num_buckets >> 32 != 0;
   return {divider(all ? 1u : (uint32_t)num_buckets), divider(num_remainders), all};
 }
+
+// How the rows of an id follow from it.
+struct IdRule {
+  RowRule rows;
+  uint32_t seed;
+  bool prehashed;  // ids are hashes
+};
 
 struct Rows {
   uint32_t quotient_b, remainder_b, quotient_c, remainder_c;

@@ -7,16 +7,10 @@
 // it touches one line instead of 1.9 on average. 4-bit codes are stored plus 8, two per byte, with
 // the even column in the low half.
 #pragma once
+#include "host_device.h"
+
 #include <cstdint>
 #include <cstring>
-
-#ifndef LIRANK_HOST_DEVICE
-#if defined(__CUDACC__)
-#define LIRANK_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define LIRANK_HOST_DEVICE inline __attribute__((always_inline))
-#endif
-#endif
 
 namespace lirank::rowwise {
 

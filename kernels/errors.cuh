@@ -7,7 +7,8 @@
 
 namespace lirank::gpu {
 
-enum class Wrong : int64_t { none, index, offsets, tables, row, codes };
+// The same numbers as in lirank_ext/library/device_errors.py; only Triton reports a vocabulary.
+enum class Wrong : int64_t { none, index, offsets, tables, row, codes, vocabulary };
 
 // One per device. The first finding is stored, the others are only counted.
 struct Errors {

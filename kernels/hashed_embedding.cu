@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kBlock, ones ? 2 : Reader::kBlocks)
   using Sum = typename Reader::Sum;
   constexpr int kColumns = Reader::kColumns;
   const Reader reader(p.tables);
-  const int64_t parts = Reader::parts(p.tables), dim = p.tables.dim, bags = p.bags.bags;
+  const int64_t parts = Reader::parts(p.tables), dim = p.tables.dim, bags = p.bags.bag_count;
   const int lanes = lanes_for(parts), lane = threadIdx.x % lanes, each = 32 / lanes;
   const int64_t items = ones ? (bags + lanes - 1) / lanes : bags;
   const int64_t warp = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32;
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kBlock, ones ? 2 : Reader::kBlocks)
 #pragma unroll 1
       for (int64_t i = ids.begin; __any_sync(kWarp, i < ids.end); i += lanes) {
         FourRows own = {};
-        if (i + lane < ids.end) own = rows_of(p.source, p.bags, i + lane);
+        if (i + lane < ids.end) own = rows_of(p.rule, p.bags, i + lane);
         const int64_t left = ids.end - i;
         const int count = left < 0 ? 0 : left < lanes ? (int)left : lanes;
         const int most = ones ? lanes : (int)__reduce_max_sync(kWarp, (unsigned)count);
@@ -215,13 +215,13 @@ __global__ void __launch_bounds__(kBlock, 2) hashed_dot_kernel(const HashedParam
   const Reader reader(p.tables);
   const int lane = threadIdx.x % 32;
   const int64_t warps = (int64_t)gridDim.x * (kBlock / 32), dim = p.tables.dim;
-  for (int64_t bag = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; bag < p.bags.bags;
+  for (int64_t bag = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; bag < p.bags.bag_count;
        bag += warps) {
     const Range ids = range_of(p.bags, bag, p.errors, lane == 0);
     const Sum* grad = (const Sum*)p.grad + bag * dim;
     for (int64_t i = ids.begin; i < ids.end; i += 32) {
       FourRows own = {};
-      if (i + lane < ids.end) own = rows_of(p.source, p.bags, i + lane);
+      if (i + lane < ids.end) own = rows_of(p.rule, p.bags, i + lane);
       const int count = ids.end - i < 32 ? (int)(ids.end - i) : 32;
 #pragma unroll 1
       for (int j = 0; j < count; j += kAhead) {
@@ -273,16 +273,16 @@ bool on_16(const HashedTables& t) {
 
 template <typename Reader, typename Out>
 cudaError_t forward(const HashedParams& p, cudaStream_t stream) {
-  const int64_t lanes = lanes_for(Reader::parts(p.tables)), bags = p.bags.bags;
-  const int64_t items = p.bags.fixed == 1 ? (bags + lanes - 1) / lanes : bags;
+  const int64_t lanes = lanes_for(Reader::parts(p.tables)), bags = p.bags.bag_count;
+  const int64_t items = p.bags.ids_per_bag == 1 ? (bags + lanes - 1) / lanes : bags;
   const dim3 grid(blocks_for(items, kBlock / lanes));
-  return p.bags.fixed == 1 ? launch(hashed_kernel<Reader, Out, true>, grid, stream, p)
-                           : launch(hashed_kernel<Reader, Out, false>, grid, stream, p);
+  return p.bags.ids_per_bag == 1 ? launch(hashed_kernel<Reader, Out, true>, grid, stream, p)
+                                 : launch(hashed_kernel<Reader, Out, false>, grid, stream, p);
 }
 
 template <typename Reader>
 cudaError_t dot(const HashedParams& p, cudaStream_t stream) {
-  const dim3 grid(blocks_for(p.bags.bags, kBlock / 32));
+  const dim3 grid(blocks_for(p.bags.bag_count, kBlock / 32));
   return launch(hashed_dot_kernel<Reader>, grid, stream, p);
 }
 
@@ -300,10 +300,10 @@ cudaError_t float_dot(const HashedParams& p, cudaStream_t stream) {
 
 template <int bits>
 cudaError_t packed_forward(const HashedParams& p, cudaStream_t stream) {
-  switch (p.out_element) {
-    case Element::float16:
+  switch (p.out_dtype) {
+    case DType::float16:
       return forward<PackedReader<bits>, __half>(p, stream);
-    case Element::bfloat16:
+    case DType::bfloat16:
       return forward<PackedReader<bits>, __nv_bfloat16>(p, stream);
     default:
       return forward<PackedReader<bits>, float>(p, stream);
@@ -315,12 +315,12 @@ cudaError_t packed_forward(const HashedParams& p, cudaStream_t stream) {
 cudaError_t hashed_embedding_bag_launch(const HashedParams& p, cudaStream_t stream) {
   if (p.tables.bits == 8) return packed_forward<8>(p, stream);
   if (p.tables.bits == 4) return packed_forward<4>(p, stream);
-  switch (p.tables.element) {
-    case Element::float64:
+  switch (p.tables.dtype) {
+    case DType::float64:
       return float_forward<double>(p, stream);
-    case Element::float16:
+    case DType::float16:
       return float_forward<__half>(p, stream);
-    case Element::bfloat16:
+    case DType::bfloat16:
       return float_forward<__nv_bfloat16>(p, stream);
     default:
       return float_forward<float>(p, stream);
@@ -330,12 +330,12 @@ cudaError_t hashed_embedding_bag_launch(const HashedParams& p, cudaStream_t stre
 cudaError_t hashed_weight_gradient_launch(const HashedParams& p, cudaStream_t stream) {
   if (p.tables.bits == 8) return dot<PackedReader<8>>(p, stream);
   if (p.tables.bits == 4) return dot<PackedReader<4>>(p, stream);
-  switch (p.tables.element) {
-    case Element::float64:
+  switch (p.tables.dtype) {
+    case DType::float64:
       return float_dot<double>(p, stream);
-    case Element::float16:
+    case DType::float16:
       return float_dot<__half>(p, stream);
-    case Element::bfloat16:
+    case DType::bfloat16:
       return float_dot<__nv_bfloat16>(p, stream);
     default:
       return float_dot<float>(p, stream);

@@ -2,36 +2,29 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "bags.cuh"
+#include "bags.h"
 #include "errors.cuh"
 #include "hashing_murmur.h"
 
 namespace lirank::gpu {
 
-// quotient_b, remainder_b, quotient_c, remainder_c: of `element`, or packed rows where bits > 0.
+// quotient_b, remainder_b, quotient_c, remainder_c: of `dtype`, or packed rows where bits > 0.
 struct HashedTables {
   const void* base[4];
   int64_t heights[4];
   int64_t row_bytes[4], column_bytes[4];  // from one to the next; packed tables are contiguous
   int64_t dim;
-  Element element;
+  DType dtype;
   int bits;
-};
-
-// How the rows of an id follow from it.
-struct HashedSource {
-  murmur::RowRule rule;
-  uint32_t seed;
-  bool prehashed;  // ids are hashes
 };
 
 struct HashedParams {
   HashedTables tables;
-  HashedSource source;
+  murmur::IdRule rule;
   Bags bags;
   Errors* errors;
-  void* out;  // (bags, dim) of `element`; for packed tables of `out_element`
-  Element out_element;
+  void* out;  // (bags, dim) of `dtype`; for packed tables of `out_dtype`
+  DType out_dtype;
   const void* grad;  // (bags, dim) float, or double for float64 tables
 };
 
@@ -39,7 +32,7 @@ struct HashedParams {
 // `sorted[i]`.
 struct RunsParams {
   Bags bags;
-  HashedSource source;
+  murmur::IdRule rule;
   int table;               // 0 to 3: whose rows `rows` receives
   int64_t count;           // entries
   uint32_t* rows;          // (count) by position
@@ -47,11 +40,11 @@ struct RunsParams {
   int32_t* bag_of;         // (count) bag of each position, -1 outside every bag
   const uint32_t* sorted;  // (count)
   const int32_t* positions;
-  const void* grad;  // (bags, dim) of `element`
-  void* out;         // dense: (height, dim) of `element`, zeros; sparse: a line per row that occurs
+  const void* grad;  // (bags, dim) of `dtype`
+  void* out;         // dense: (height, dim) of `dtype`, zeros; sparse: a line per row that occurs
   void* partials;    // (chunks, 2, dim), float or double: of runs that cross a chunk
   int64_t dim;
-  Element element;
+  DType dtype;
   int64_t* starts;  // sparse: (chunks + 1) rows that occur before each chunk; null: dense
   int64_t* found;   // sparse: the rows that occur, rising
   Errors* errors;

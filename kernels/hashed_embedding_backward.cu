@@ -35,7 +35,7 @@ namespace {
 __global__ void __launch_bounds__(kBlock) list_bags_kernel(const RunsParams p) {
   const int lane = threadIdx.x % 32;
   const int64_t warps = (int64_t)gridDim.x * (kBlock / 32);
-  for (int64_t bag = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; bag < p.bags.bags;
+  for (int64_t bag = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; bag < p.bags.bag_count;
        bag += warps) {
     const Range ids = range_of(p.bags, bag, p.errors, lane == 0);
     for (int64_t i = ids.begin + lane; i < ids.end && i < p.count; i += 32)
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kBlock) list_bags_kernel(const RunsParams p) {
 __global__ void __launch_bounds__(kBlock) list_rows_kernel(const RunsParams p) {
   const int64_t threads = (int64_t)gridDim.x * kBlock;
   for (int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x; i < p.count; i += threads) {
-    const FourRows r = rows_of(p.source, p.bags, i);
+    const FourRows r = rows_of(p.rule, p.bags, i);
     uint32_t row = r.row[0];
 #pragma unroll
     for (int k = 1; k < 4; ++k) row = p.table == k ? r.row[k] : row;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kBlock) add_counts_kernel(const RunsParams p) 
 template <typename Sum>
 __device__ Sum scale_of(const Bags& b, int64_t position, int64_t bag) {
   if (b.weights) return ((const Sum*)b.weights)[position];
-  return b.mean ? (Sum)1 / (Sum)(start_of(b, bag + 1) - start_of(b, bag)) : (Sum)1;
+  return b.mean ? (Sum)1 / (Sum)(b.start(bag + 1) - b.start(bag)) : (Sum)1;
 }
 
 constexpr int kRunColumns = 4, kRunEntries = 4, kPartsAhead = 8, kWarps = kBlock / 32;
@@ -301,7 +301,7 @@ cudaError_t sum_runs(const RunsParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t hashed_bags_launch(const RunsParams& p, cudaStream_t stream) {
-  return launch(list_bags_kernel, dim3(blocks_for(p.bags.bags, kBlock / 32)), stream, p);
+  return launch(list_bags_kernel, dim3(blocks_for(p.bags.bag_count, kBlock / 32)), stream, p);
 }
 
 cudaError_t hashed_rows_launch(const RunsParams& p, cudaStream_t stream) {
@@ -316,12 +316,12 @@ cudaError_t hashed_count_launch(const RunsParams& p, cudaStream_t stream) {
 }
 
 cudaError_t hashed_runs_launch(const RunsParams& p, cudaStream_t stream) {
-  switch (p.element) {
-    case Element::float64:
+  switch (p.dtype) {
+    case DType::float64:
       return sum_runs<double>(p, stream);
-    case Element::float16:
+    case DType::float16:
       return sum_runs<__half>(p, stream);
-    case Element::bfloat16:
+    case DType::bfloat16:
       return sum_runs<__nv_bfloat16>(p, stream);
     default:
       return sum_runs<float>(p, stream);

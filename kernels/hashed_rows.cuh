@@ -11,9 +11,10 @@ struct FourRows {
   uint32_t row[4];  // tables have at most 2^32 rows
 };
 
-__device__ inline FourRows rows_of(const HashedSource& s, const Bags& b, int64_t i) {
+__device__ inline FourRows rows_of(const murmur::IdRule& rule, const Bags& b, int64_t i) {
   const uint64_t id = (uint64_t)((const int64_t*)b.ids)[i];
-  const murmur::Rows r = murmur::rows_of(s.prehashed ? id : murmur::hash_id(id, s.seed), s.rule);
+  const murmur::Rows r =
+      murmur::rows_of(rule.prehashed ? id : murmur::hash_id(id, rule.seed), rule.rows);
   return {{r.quotient_b, r.remainder_b, r.quotient_c, r.remainder_c}};
 }
 

@@ -4,8 +4,8 @@ One program takes BLOCK ids; 16 bytes an id move, and 8 multiplications of 64 bi
 32-bit ones) hide behind them: 1M ids are 16 MB, 5 us at 3.35 TB/s (H100, datasheet).
 
 Strings: one warp a program and a key a lane, byte by byte: texts start anywhere, and a wider load
-would leave the buffer at its ends. Neighbours read neighbouring texts, so lines are shared in L1.
-Keys of about the same length are assumed: a long one holds its 31 neighbours up, and no others.
+would leave the buffer at its ends. Neighbors read neighboring texts, so lines are shared in L1.
+Keys of about the same length are assumed: a long one holds its 31 neighbors up, and no others.
 """
 
 from __future__ import annotations

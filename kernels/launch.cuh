@@ -5,7 +5,7 @@
 
 #include <atomic>
 
-#include "bags.cuh"
+#include "bags.h"
 #include "errors.cuh"
 
 namespace lirank::gpu {
@@ -42,12 +42,6 @@ inline int64_t multiprocessors() {
   return count;
 }
 
-__device__ inline int64_t start_of(const Bags& b, int64_t item) {
-  if (b.fixed >= 0) return item * b.fixed;
-  if (item >= b.offset_count) return b.count;
-  return b.wide_offsets ? ((const int64_t*)b.offsets)[item] : ((const int32_t*)b.offsets)[item];
-}
-
 struct Range {
   int64_t begin, end;
 };
@@ -55,14 +49,11 @@ struct Range {
 // The ids of an item. There are none if its offsets are invalid, which is reported if `tell` is
 // set.
 __device__ inline Range range_of(const Bags& b, int64_t item, Errors* errors, bool tell) {
-  const int64_t begin = start_of(b, item), end = start_of(b, item + 1);
-  if (begin >= 0 && end >= begin && end <= b.count && (item > 0 || begin == 0)) return {begin, end};
-  if (tell) report(errors, Wrong::offsets, item, begin, end, b.count);
+  const int64_t begin = b.start(item), end = b.start(item + 1);
+  if (begin >= 0 && end >= begin && end <= b.id_count && (item > 0 || begin == 0))
+    return {begin, end};
+  if (tell) report(errors, Wrong::offsets, item, begin, end, b.id_count);
   return {0, 0};
-}
-
-__device__ inline int64_t id_at(const Bags& b, int64_t i) {
-  return b.wide_ids ? ((const int64_t*)b.ids)[i] : ((const int32_t*)b.ids)[i];
 }
 
 __device__ inline void put(float* to, float x) { *to = x; }

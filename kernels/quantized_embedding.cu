@@ -13,13 +13,13 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
                                          int64_t bag, int64_t stop, Range ids, int64_t at,
                                          bool tell) {
   constexpr int kColumns = bytes * 8 / bits;
-  const int64_t first = at * 8 / bits, items = index * p.bags.bags;
+  const int64_t first = at * 8 / bits, items = index * p.bags.bag_count;
   float total[kColumns] = {}, mids = 0;
-  int64_t end = bag + 1 < stop ? start_of(p.bags, items + bag + 1) : ids.end;
+  int64_t end = bag + 1 < stop ? p.bags.start(items + bag + 1) : ids.end;
   const auto finish = [&] {
     float d = 1.0f;
     if (p.bags.mean) {
-      const int64_t count = end - start_of(p.bags, items + bag);
+      const int64_t count = end - p.bags.start(items + bag);
       d = count > 0 ? 1.0f / (float)count : 1.0f;
     }
 #pragma unroll
@@ -31,7 +31,7 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
     for (int c = 0; c < kColumns; ++c) total[c] = 0;
     mids = 0;
     ++bag;
-    end = bag < stop ? start_of(p.bags, items + bag + 1) : -1;
+    end = bag < stop ? p.bags.start(items + bag + 1) : -1;
   };
   Id next[kRows];
   read_ids(p.bags, ids.begin, ids.end, next);
@@ -92,23 +92,23 @@ __device__ __forceinline__ void pool_run(const PoolParams& p, const Table& t, in
 
 // Whether the offsets of `count` items from `item` on are valid.
 __device__ inline bool items_fit(const Bags& b, int64_t item, int64_t count) {
-  if (b.fixed >= 0) return true;
-  int64_t before = start_of(b, item);
+  if (b.ids_per_bag >= 0) return true;
+  int64_t before = b.start(item);
   bool good = before >= 0 && (item > 0 || before == 0);
 #pragma unroll 4
   for (int64_t k = 1; k <= count; ++k) {
-    const int64_t start = start_of(b, item + k);
+    const int64_t start = b.start(item + k);
     good = good && start >= before;
     before = start;
   }
-  return good && before <= b.count;
+  return good && before <= b.id_count;
 }
 
 template <int bits, int bytes, typename Id, typename Out>
 __device__ void pool_table(const PoolParams& p, const Table& t, int64_t index) {
   const int lanes = lanes_for((t.code_bytes + bytes - 1) / bytes);
   const int lane = threadIdx.x % lanes, groups = kBlock / lanes;
-  const int64_t bags = p.bags.bags, items = index * bags;
+  const int64_t bags = p.bags.bag_count, items = index * bags;
   for (int64_t run = (int64_t)blockIdx.x * groups + threadIdx.x / lanes; run * p.run < bags;
        run += (int64_t)gridDim.x * groups) {
     int64_t bag = run * p.run;
@@ -116,7 +116,7 @@ __device__ void pool_table(const PoolParams& p, const Table& t, int64_t index) {
     const bool good = items_fit(p.bags, items + bag, last - bag);
     while (bag < last) {  // one turn, but for bad offsets: then a turn a bag
       const int64_t stop = good ? last : bag + 1;
-      const Range ids = good ? Range{start_of(p.bags, items + bag), start_of(p.bags, items + stop)}
+      const Range ids = good ? Range{p.bags.start(items + bag), p.bags.start(items + stop)}
                              : range_of(p.bags, items + bag, p.errors, lane == 0);
       for (int64_t base = 0; base < t.code_bytes; base += lanes * bytes)
         pool_run<bits, bytes, Id, Out>(p, t, index, bag, stop, ids, base + lane * bytes,
@@ -128,7 +128,7 @@ __device__ void pool_table(const PoolParams& p, const Table& t, int64_t index) {
 
 template <typename Out>
 __device__ void zero_all(const PoolParams& p) {
-  const int64_t n = p.bags.bags * p.set.width;
+  const int64_t n = p.bags.bag_count * p.set.width;
   for (int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x; i < n;
        i += (int64_t)gridDim.x * kBlock)
     put((Out*)p.out + i, 0.0f);
@@ -182,10 +182,10 @@ __global__ void __launch_bounds__(kBlock, 2) pool_kernel(const PoolParams p) {
 
 template <int bits, typename Id>
 cudaError_t pool_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
-  switch (p.element) {
-    case Element::float16:
+  switch (p.dtype) {
+    case DType::float16:
       return launch(pool_kernel<bits, Id, __half>, grid, stream, p);
-    case Element::bfloat16:
+    case DType::bfloat16:
       return launch(pool_kernel<bits, Id, __nv_bfloat16>, grid, stream, p);
     default:
       return launch(pool_kernel<bits, Id, float>, grid, stream, p);
@@ -194,14 +194,14 @@ cudaError_t pool_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
 
 template <int bits>
 cudaError_t pool_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
-  return p.bags.wide_ids ? pool_launch<bits, int64_t>(p, grid, stream)
-                         : pool_launch<bits, int32_t>(p, grid, stream);
+  return p.bags.ids_are_int64 ? pool_launch<bits, int64_t>(p, grid, stream)
+                              : pool_launch<bits, int32_t>(p, grid, stream);
 }
 
 // Number of neighboring bags that a group takes at once. It is large if bags hold few ids, provided
 // that the groups still fill the device.
 int run_of(const PoolParams& p) {
-  const int64_t items = p.bags.bags * p.set.tables, ids = p.bags.count;
+  const int64_t items = p.bags.bag_count * p.set.tables, ids = p.bags.id_count;
   int run = ids <= 2 * items ? 8 : ids <= 4 * items ? 4 : ids <= 8 * items ? 2 : 1;
   while (run > 1 && items / run < 2 * multiprocessors() * groups_of(p)) run /= 2;
   return run;

@@ -2,7 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "bags.cuh"
+#include "bags.h"
 #include "errors.cuh"
 
 namespace lirank::gpu {
@@ -22,9 +22,9 @@ struct PoolParams {
   TableSet set;
   Bags bags;
   Errors* errors;
-  void* out;          // (bags, width) of `element`; (count,) float for the gradient
+  void* out;          // (bags, width) of `dtype`; (count,) float for the gradient
   const float* grad;  // (bags, width), for the gradient
-  Element element;
+  DType dtype;
   int run = 1;  // neighboring bags that a group of lanes takes at once; set by the launch
 };
 

@@ -53,7 +53,7 @@ __device__ __forceinline__ void dot_rows(const PoolParams& p, const Table& t, in
 // Ids outside of all bags keep the zero that the caller wrote. Not yet measured.
 template <int bits, typename Id>
 __global__ void __launch_bounds__(kBlock, 2) weight_gradient_kernel(const PoolParams p) {
-  const int64_t bags = p.bags.bags;
+  const int64_t bags = p.bags.bag_count;
   for (int64_t index = blockIdx.y; index < p.set.tables; index += gridDim.y) {
     const Table* found = find_table(p, index);
     if (found == nullptr) return;
@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kBlock, 2) weight_gradient_kernel(const PoolPa
 
 template <int bits>
 cudaError_t weights_launch(const PoolParams& p, dim3 grid, cudaStream_t stream) {
-  return p.bags.wide_ids ? launch(weight_gradient_kernel<bits, int64_t>, grid, stream, p)
-                         : launch(weight_gradient_kernel<bits, int32_t>, grid, stream, p);
+  return p.bags.ids_are_int64 ? launch(weight_gradient_kernel<bits, int64_t>, grid, stream, p)
+                              : launch(weight_gradient_kernel<bits, int32_t>, grid, stream, p);
 }
 
 }  // namespace

@@ -115,10 +115,10 @@ inline int64_t groups_of(const PoolParams& p) {
 
 // Each block finds its table once, so there are only as many blocks as keep the device busy.
 inline dim3 bag_grid(const PoolParams& p) {
-  if (p.bags.bags == 0) return dim3(0);
+  if (p.bags.bag_count == 0) return dim3(0);
   const int64_t tables = p.set.tables < 65535 ? p.set.tables : 65535;
   const int64_t most = (8 * multiprocessors() + tables - 1) / tables;
-  return dim3(blocks_for(p.bags.bags, groups_of(p) * p.run, most), (unsigned)tables);
+  return dim3(blocks_for(p.bags.bag_count, groups_of(p) * p.run, most), (unsigned)tables);
 }
 
 }  // namespace lirank::gpu

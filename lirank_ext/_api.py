@@ -20,7 +20,14 @@ from .ops.quantized_embedding import (
     quantized_embedding_bag,
     quantized_embedding_bags,
 )
-from .ops.quantized_embedding_rows import dequantize_rows, pack_rows, quantize_rows, unpack_rows
+from .ops.quantized_embedding_rows import (
+    concatenate_rows,
+    dequantize_rows,
+    pack_rows,
+    quantize_rows,
+    slice_rows,
+    unpack_rows,
+)
 from .ops.static_vocabulary import vocabulary_lookup
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "attention_cross",
     "build_info",
     "check_errors",
+    "concatenate_rows",
     "concatenate_tables",
     "decompositions",
     "dequantize_rows",
@@ -47,6 +55,7 @@ __all__ = [
     "quantized_embedding_bag",
     "quantized_embedding_bags",
     "quantized_hashed_embedding_bag",
+    "slice_rows",
     "swap",
     "unpack_rows",
     "use_huge_pages",

@@ -25,7 +25,7 @@ def print_table(
         title: a line above the table; may be empty.
         columns: their names.
         rows: one text for each column.
-        styles: for each row ``"good"``, ``"bad"``, ``"dim"`` or ``""``; colours where the
+        styles: for each row ``"good"``, ``"bad"``, ``"dim"`` or ``""``; colors where the
             stream is a terminal.
         stream: standard output if None.
     """

@@ -19,7 +19,7 @@ from lirank_ext._progress import Progress
 from lirank_ext.benchmarks import harness
 from lirank_ext.cli import COMMANDS, main
 from lirank_ext.errors import UserError
-from lirank_ext.library import build_info, gpu
+from lirank_ext.library import build_info, gpu, packages
 from lirank_ext.library.op import OPS
 from lirank_ext.verify import compare
 
@@ -178,6 +178,9 @@ def run_in(tmp_path, monkeypatch, error):
     return main(["info"])
 
 
+EXTRAS = ("demo", "bench")
+
+
 def test_what_the_user_can_change_is_one_sentence(tmp_path, monkeypatch, capsys):
     class Late(UserError):
         exit_code = 5
@@ -190,7 +193,8 @@ def test_what_the_user_can_change_is_one_sentence(tmp_path, monkeypatch, capsys)
         "lirank-ext info: no luck",
         "lirank-ext info: too late",
         "lirank-ext info: interrupted",
-        "lirank-ext info: needs rich, which is not installed: pip install 'lirank_ext[demo,bench]'",
+        "lirank-ext info: needs rich, which is not installed: "
+        + packages.install_line("demo", "bench"),
     ]
     with pytest.raises(ValueError, match="a defect"):  # not hidden: it is ours to mend
         run_in(tmp_path, monkeypatch, ValueError("a defect"))

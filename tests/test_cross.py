@@ -346,7 +346,7 @@ def test_net_equals_its_reference(merge, learned):
         torch.testing.assert_close(a.grad / scale, b.grad / scale, rtol=0, atol=1e-12, msg=name)
 
 
-def test_hooks_and_exchanged_layers_are_honoured():
+def test_hooks_and_exchanged_layers_are_honored():
     net, x = nn.ResidualCrossNet(20, 4), torch.randn(6, 20)
     with torch.no_grad():
         plain = net(x)

@@ -108,7 +108,7 @@ def test_nets(batch, d, r, s, merge, threads):
 
 
 @pytest.mark.parametrize("batch", [17, 64, 65, 400])
-def test_a_sample_does_not_depend_on_its_neighbours_nor_on_threads(batch, threads):
+def test_a_sample_does_not_depend_on_its_neighbors_nor_on_threads(batch, threads):
     """A batch of 64 reads the weights in place, and a batch of 65 packs them."""
     low, high = layer(batch, 96, 64), layer(batch, 96, 64, projections=3)
     for op, args in ((low_rank_cross, low), (attention_cross, high)):

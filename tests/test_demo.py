@@ -16,6 +16,7 @@ from lirank_ext.cli import main  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.demo import measure, ranker  # noqa: E402
 from lirank_ext.demo.prepare import prepare  # noqa: E402
+from lirank_ext.library import packages  # noqa: E402
 from lirank_ext.training.metrics import evaluate  # noqa: E402
 
 USERS = "1::F::1::10::48067\n2::M::56::16::70072-1234\n3::M::25::15::55117\n"
@@ -257,7 +258,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
 def test_a_missing_package_is_one_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
     assert run("--output", str(tmp_path)) == 2
-    assert "pip install 'lirank_ext[demo]'" in capsys.readouterr().err
+    assert packages.install_line("demo") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rows", ["0", "-3", "many"])

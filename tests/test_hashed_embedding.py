@@ -349,3 +349,11 @@ def test_inputs_are_refused_before_anything_is_read():
         hashed_embedding_bag(random_ids(3), None, *tables[:2], tables[2][:9], tables[3], 100)
     with pytest.raises((TypeError, RuntimeError), match=r"'ids': wanted dtype torch\.int64"):
         hashed_embedding_bag(torch.tensor([1.0]), None, *tables, 100)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_strings_given_for_ids_are_told_the_way(quantized):
+    module = HashedEmbeddingBag(8, 100, 10)
+    module = module.quantize() if quantized else module
+    with pytest.raises(TypeError, match=r"got list; for strings .* prehashed=True .*hash_strings"):
+        module(["a", "b"])

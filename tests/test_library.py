@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
 import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from conftest import REPOSITORY, needs_library
 
+import lirank_ext
 from lirank_ext import verify
 from lirank_ext.library import autograd
 from lirank_ext.library.op import OPS, implementations
@@ -106,7 +110,7 @@ def test_python_schema_is_the_compiled_one(name):
 
 @needs_library
 def test_cpp_defines_no_op_that_python_does_not_know():
-    source = "".join(p.read_text() for p in (REPOSITORY / "csrc").glob("*.cpp"))
+    source = "".join(p.read_text() for p in sorted((REPOSITORY / "csrc").iterdir()) if p.is_file())
     defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', source))
     assert defined == set(OPS)
 
@@ -148,3 +152,60 @@ def test_public_function_is_exported_and_documented(name):
     assert name in lirank_ext.__all__
     for heading in ("Args:", "Returns:", "Raises:"):
         assert heading in function.__doc__, f"{name}: docstring lacks {heading}"
+
+
+def test_the_function_keeps_signature_and_docstring():
+    function = lirank_ext.isotonic_calibration
+    parameters = inspect.signature(function).parameters
+    assert list(parameters) == list(function.op.call._fields)
+    assert parameters["embedding"].default is None
+    assert function.__doc__ == function.__wrapped__.__doc__
+    assert pickle.loads(pickle.dumps(function)) is function
+
+
+def test_arguments_go_by_position_or_by_name_and_defaults_may_be_left_out():
+    x, w, b = torch.randn(5), torch.randn(3), torch.zeros(())
+    wanted = lirank_ext.isotonic_calibration(x, w, b, -1.0, 0.5, None)
+    got = lirank_ext.isotonic_calibration(step=0.5, lower=-1.0, bias=b, weight=w, logits=x)
+    assert torch.equal(got, wanted)
+    assert torch.equal(lirank_ext.isotonic_calibration(x, w, b, -1.0, step=0.5), wanted)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_bad_input_raises_the_same_error_with_and_without_the_library(name):
+    """C++ ops can only raise RuntimeError; users see what the reference raises."""
+    function = getattr(lirank_ext, name)
+    for case in all_cases(name):
+        if case.raises is None:
+            continue
+        kinds = []
+        for call in (function, OPS[name].reference):
+            args = case.call
+            if call is lirank_ext.hash_strings:  # the op takes the pair as two arguments
+                args = (args[:2], *args[2:])
+            with pytest.raises((ValueError, TypeError, IndexError)) as caught:
+                call(*args)
+            kinds.append(caught.type)
+        assert kinds[0] is kinds[1], case.label
+
+
+def test_saved_tensors_are_read_once():
+    """Non-reentrant activation checkpointing allows no more."""
+    for name in PUBLIC:
+        case = next((c for c in GOOD if c.op == name and c.grad and numel(c)), None)
+        if case is None:
+            continue
+        args, again = (
+            [
+                a.detach().clone().requires_grad_() if i in case.trained else a
+                for i, a in enumerate(case.call)
+            ]
+            for _ in range(2)
+        )
+        wanted = OPS[name].overload(*args)
+        grad = torch.randn_like(wanted)
+        wanted.backward(grad)
+        got = torch.utils.checkpoint.checkpoint(OPS[name].overload, *again, use_reentrant=False)
+        got.backward(grad)
+        for i in case.trained:
+            torch.testing.assert_close(again[i].grad, args[i].grad, rtol=0, atol=0, equal_nan=True)

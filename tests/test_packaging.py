@@ -48,13 +48,17 @@ def test_every_package_folder_is_shipped():
     assert listed == found
 
 
-def test_kernels_and_benchmarks_live_inside_the_package():
+def test_kernels_and_benchmarks_live_inside_the_package(tmp_path):
+    assert python("import lirank_ext.kernels, lirank_ext.benchmarks").returncode == 0
+    # Elsewhere than in a checkout, a name as common as these must not be this package's.
     code = (
-        "import importlib.util as u, lirank_ext.kernels, lirank_ext.benchmarks\n"
-        "assert u.find_spec('kernels') is None or 'lirank' not in str(u.find_spec('kernels'))"
+        "import importlib.util as u, sys\n"
+        "found = [u.find_spec(name) for name in ('kernels', 'benchmarks')]\n"
+        "sys.exit(any(s is not None and sys.argv[1] in str(s) for s in found))"
     )
-    done = python(code)
-    assert done.returncode == 0, done.stderr
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", code, str(REPOSITORY)]
+    assert subprocess.run(command, cwd=tmp_path, env=kept).returncode == 0
 
 
 def test_torch_and_numpy_are_enough():
@@ -140,3 +144,11 @@ def test_build_info_names_what_runs():
     info = lirank_ext.build_info()
     assert info["torch_running"] == torch.__version__
     assert all(isinstance(v, str) and v for v in info.values())
+
+
+def test_the_line_that_installs_an_extra_names_packages_that_exist():
+    from lirank_ext.library.packages import install_line
+
+    line = install_line("train")
+    assert {"pyarrow", "safetensors", "tqdm"} <= set(line.split()) and "lirank_ext" not in line
+    assert "matplotlib" in install_line("demo", "bench") and "pytest" not in install_line("demo")

@@ -178,7 +178,7 @@ def test_bit_equal_for_any_number_of_threads(threads, shape, bits):
 
 
 @pytest.mark.parametrize("rows", [5, 50_000])
-def test_a_bag_does_not_depend_on_its_neighbours(rows):
+def test_a_bag_does_not_depend_on_its_neighbors(rows):
     packed, _ = make(rows, 128)
     ids, offsets = some_bags(50, 30, rows)
     whole = quantized_embedding_bag(packed, ids, offsets, 128, include_last_offset=True)
@@ -558,6 +558,26 @@ def test_rows_made_by_torch_are_read():
     ids = torch.randint(0, 200, (50,))
     got = QuantizedEmbedding.from_fbgemm(rows)(ids)
     close(got, torch.ops.quantized.embedding_bag_byte_unpack(rows)[ids])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dim", [30, 57, 64, 128])
+def test_rows_are_taken_and_joined_bit_for_bit(dim, bits):
+    packed = pack_rows(*quantize_rows(torch.randn(10, dim), bits), bits)
+    whole = lirank_ext.dequantize_rows(*unpack_rows(packed, dim, bits))
+
+    def values(table):
+        ids = torch.arange(table.shape[0])
+        return quantized_embedding_bag(table, ids, None, dim, bits)
+
+    for rows in (slice(2, 7), slice(0, 0), torch.tensor([9, 0, 0]), torch.arange(10) % 3 == 0):
+        assert torch.equal(values(lirank_ext.slice_rows(packed, rows, dim, bits)), whole[rows])
+    parts = [lirank_ext.slice_rows(packed, slice(a, a + 5), dim, bits) for a in (0, 5)]
+    assert torch.equal(lirank_ext.concatenate_rows(parts, dim, bits), packed)
+    with pytest.raises(ValueError, match="wanted at least one table"):
+        lirank_ext.concatenate_rows([], dim, bits)
+    with pytest.raises(IndexError):
+        lirank_ext.slice_rows(packed, torch.tensor([10]), dim, bits)
 
 
 def test_fbgemm_rows_have_eight_bits():

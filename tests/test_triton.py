@@ -43,8 +43,13 @@ def test_importing_the_package_loads_no_triton():
 def test_every_kernel_compiles_without_spills_and_as_recorded():
     from lirank_ext.benchmarks import triton_resources
 
-    measured = triton_resources.measure((80, 90))
-    assert measured
+    measured = triton_resources.measure((90,))
+    # An sm_80 has less shared memory. What is far from a limit on one is far from it on the other.
+    near = {
+        (r.kernel, r.configuration) for r in measured if r.shared > 64 * 1024 or r.registers > 160
+    }
+    assert near
+    measured += triton_resources.measure((80,), only=near)
     assert not [r for r in measured if r.problem]
     kept = (REPOSITORY / "benchmarks/results/triton_resources.md").read_text()
     for r in measured:  # registers differ between releases of Triton; the configurations do not

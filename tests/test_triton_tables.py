@@ -107,7 +107,7 @@ def recorded(bags, count):
 
 
 def test_a_new_batch_size_compiles_nothing():
-    """Numbers that change with the batch are not specialised, and no constant changes."""
+    """Numbers that change with the batch are not specialized, and no constant changes."""
     few, many = recorded(512, 4096), recorded(531, 4301)
     assert len(few) == len(many) == 18
     for a, b in zip(few, many, strict=True):

@@ -298,7 +298,7 @@ def strings_under_all_seeds():
 
 
 @check
-def a_key_with_bad_offsets_gets_0_and_its_neighbours_their_hash():
+def a_key_with_bad_offsets_gets_0_and_its_neighbors_their_hash():
     data = torch.arange(40, dtype=torch.uint8)
     offsets = torch.tensor([0, 5, 3, 9, 41])
     got = launch("hash_strings", data, offsets)

@@ -158,7 +158,7 @@ def policies(
 def off_policy(
     probability: np.ndarray, logs: Logs, resamples: int, seed: int = 0
 ) -> dict[str, float | list[float] | None]:
-    """Inverse-propensity value of a policy, plain and self-normalised, with 95 % intervals.
+    """Inverse-propensity value of a policy, plain and self-normalized, with 95 % intervals.
 
     A policy under which no logged click was possible has no interval: every resample gives 0.
     """
@@ -167,13 +167,13 @@ def off_policy(
     n, generator = len(gain), np.random.default_rng(seed)
     counts = generator.multinomial(n, np.full(n, 1 / n), size=resamples)
     plain, scale = counts @ gain / n, counts @ weight / n
-    normalised = np.divide(plain, scale, out=np.zeros_like(plain), where=scale > 0)
+    normalized = np.divide(plain, scale, out=np.zeros_like(plain), where=scale > 0)
     total = weight.sum()
     return {
         "ips": float(gain.mean()),
         "ips_interval": _interval(plain) if gain.any() else None,
         "snips": float(gain.sum() / total) if total else 0.0,
-        "snips_interval": _interval(normalised) if gain.any() else None,
+        "snips_interval": _interval(normalized) if gain.any() else None,
         "effective_rows": float(total**2 / (weight**2).sum()) if total else 0.0,
         "clicks_seen": float(((weight > 0) & (logs.click > 0)).sum()),
     }

@@ -13,7 +13,7 @@ from lirank_ext.data.packages import need
 from .bandit import cautious
 from .results import Results, Row
 
-COLOURS = {"+": "#2a7f3f", "-": "#b3352b", "0": "#8a8a8a", "?": "#8a8a8a"}
+COLORS = {"+": "#2a7f3f", "-": "#b3352b", "0": "#8a8a8a", "?": "#8a8a8a"}
 NAMES = {"thompson": "Thompson", "greedy": "greedy"}
 LINEAR = 0.005  # linear up to here, logarithmic beyond
 TICKS = (-0.1, -0.05, -0.02, -0.01, -0.003, 0, 0.003, 0.01, 0.02, 0.05, 0.1)
@@ -41,12 +41,12 @@ def ablations(results: Results, rows: Sequence[Row], path: Path) -> Path:
     axis = axes[0][0]
     for place, row in enumerate(shown):
         gap = row.differences["auc"]
-        colour = COLOURS[gap.sign]
+        color = COLORS[gap.sign]
         bound = 0.0 if np.isinf(gap.bound) else gap.bound
         axis.barh(place, 2 * bound, left=-bound, height=0.62, color="#e4e4e4", zorder=1)
-        fill = "white" if gap.sign == "?" else colour
+        fill = "white" if gap.sign == "?" else color
         spread = np.nan_to_num(gap.deviation)
-        axis.errorbar(gap.mean, place, xerr=spread, fmt="o", color=colour, mfc=fill, capsize=3)
+        axis.errorbar(gap.mean, place, xerr=spread, fmt="o", color=color, mfc=fill, capsize=3)
     axis.set_yticks(range(len(shown)), [_named(row) for row in shown], fontsize=9)
     # Ids and histories change the AUC ten times as much as all else.
     axis.set_xscale("symlog", linthresh=LINEAR)
@@ -59,8 +59,8 @@ def ablations(results: Results, rows: Sequence[Row], path: Path) -> Path:
     axis.set_title(results.data.title)
     signs = {row.differences["auc"].sign for row in shown}
     for sign in (s for s in MEANING if s in signs):
-        fill = "white" if sign == "?" else COLOURS[sign]
-        axis.plot([], [], "o", color=COLOURS[sign], mfc=fill, label=MEANING[sign])
+        fill = "white" if sign == "?" else COLORS[sign]
+        axis.plot([], [], "o", color=COLORS[sign], mfc=fill, label=MEANING[sign])
     axis.legend(loc="lower left", fontsize=8)
     return _save(figure, path)
 
@@ -111,21 +111,21 @@ def increments(results: Results, path: Path) -> Path:
     }
     names = {n: text for n, text in names.items() if n in results.runs}
     figure, axes = _figure(1, 2, 9, 3.4)
-    colours = [f"C{i}" for i in range(len(names))]
-    for name, colour in zip(names, colours, strict=True):
+    colors = [f"C{i}" for i in range(len(names))]
+    for name, color in zip(names, colors, strict=True):
         each = np.array([r["auc_of_iteration"] for r in results.runs[name]])
         spread = each.std(0, ddof=1) if len(each) > 1 else np.zeros(each.shape[1])
         rounds = np.arange(1, each.shape[1] + 1)
-        axes[0][0].errorbar(rounds, each.mean(0), yerr=spread, marker="o", capsize=3, color=colour)
+        axes[0][0].errorbar(rounds, each.mean(0), yerr=spread, marker="o", capsize=3, color=color)
     axes[0][0].set_xlabel("round (one test set for all)")
     axes[0][0].set_xticks(rounds)
     axes[0][0].set_ylabel("AUC, mean of both tasks")
     seconds = [np.mean([r["seconds"] for r in results.runs[n]]) for n in names]
-    bars = axes[0][1].barh(list(names.values()), seconds, color=colours)
+    bars = axes[0][1].barh(list(names.values()), seconds, color=colors)
     axes[0][1].bar_label(bars, fmt="%.1f s", padding=3)
     axes[0][1].set_xlim(right=1.2 * max(seconds) or 1)
-    for label, colour in zip(axes[0][1].get_yticklabels(), colours, strict=True):
-        label.set_color(colour)
+    for label, color in zip(axes[0][1].get_yticklabels(), colors, strict=True):
+        label.set_color(color)
     axes[0][1].invert_yaxis()
     axes[0][1].set_xlabel("processor seconds of all rounds")
     return _save(figure, path)
@@ -147,9 +147,9 @@ def bandit(found: dict[str, Any], path: Path) -> Path:
     figure, axes = _figure(1, 1, 9, 1.2 + 0.32 * len(bars))
     axis = axes[0][0]
     for place, (label, value, interval) in enumerate(bars):
-        colour = "#4477aa" if "learned" in label else "#333333"
-        axis.plot([100 * v for v in interval], [place, place], color=colour)
-        axis.plot(100 * value, place, "o", color=colour)
+        color = "#4477aa" if "learned" in label else "#333333"
+        axis.plot([100 * v for v in interval], [place, place], color=color)
+        axis.plot(100 * value, place, "o", color=color)
     axis.set_yticks(range(len(bars)), [label for label, *_ in bars], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlim(left=0)

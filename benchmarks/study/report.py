@@ -270,7 +270,7 @@ def _bandit(folder: Path, found: dict[str, Any]) -> str:
         f"half of the uniform log ({train:,} impressions, {first['train_clicks']} clicks); the "
         f"policy is judged on the later half ({test:,} impressions, "
         f"{first['uniform_test']['clicks']} clicks) by inverse propensities, plain (IPS) and "
-        f"self-normalised (SNIPS). Its intervals are by bootstrap, which cannot draw a click that "
+        f"self-normalized (SNIPS). Its intervals are by bootstrap, which cannot draw a click that "
         "was not logged and is too narrow where a policy's items have hardly any; beside them "
         "stands Clopper and Pearson's for as many rows as the weights are worth. The logged "
         f"Thompson policy wrote {logged:,} impressions; the uniform policy's value from that log "

@@ -16,7 +16,7 @@
 // First pass, samples [begin, end) of `batch`: gradients of x0 and x; what went into u and dh for
 // the second.
 template <typename T>
-void CrossBackward<T>::rows(const Layer<T>& layer, const Packed<T>& w, const Backward<T>& io,
+void CrossBackward<T>::rows(const Layer<T>& layer, const WeightPanels<T>& w, const Backward<T>& io,
                             int64_t begin, int64_t end, int64_t batch, T* scratch) {
   using V = Vec<T>;
   const int64_t d = layer.d, r = layer.r, m = layer.projections * r, rows = end - begin;
@@ -31,11 +31,11 @@ void CrossBackward<T>::rows(const Layer<T>& layer, const Packed<T>& w, const Bac
     project_rows<T>(layer, w, io.x + at, rows, io.columns / kPanel<T> * kPanel<T>, h);
   }
   const T* own = io.columns == m ? io.hidden + begin * m : h;
-  if (attends && io.low == io.p)
+  if (attends && io.into_u == io.p)
     for (int64_t b = 0; b < rows; ++b)
       CrossAttention<T>::sample(layer, own + b * m, io.p + (begin + b) * r, work);
   Ahead first = next_rows(io.grad, io.x0, (const T*)io.grad_x0, end, rows, batch, d);
-  row_product<T>(io.low + begin * r, r, rows, w.u, r, d,
+  row_product<T>(io.into_u + begin * r, r, rows, w.u, r, d,
                  {io.grad_x0 + at, d, layer.bias, io.grad + at, nullptr}, first);
 
   for (int64_t i = 0; i < rows * d; i += V::N) {
@@ -165,7 +165,7 @@ void CrossBackward<T>::weights(const Layer<T>& layer, const Backward<T>& io, int
       }
     for (int64_t i0 = 0; i0 < r; i0 += kSumColumns) {
       const int64_t high = r - i0 < kSumColumns ? r - i0 : kSumColumns;
-      const T *p = io.low + b * r + i0, *dh = io.dh + b * m + i0;
+      const T *p = io.into_u + b * r + i0, *dh = io.dh + b * m + i0;
       load_panels<T, false>(p, p, r, rows, high, left, panels);
       for (int64_t i = 0; i < high; i += W)
         for (int64_t j = 0; j < columns; j += W)

@@ -2,7 +2,7 @@
 
 // Scratch of a task, in floats, for layers up to (d, r, projections).
 struct Bf16Scratch {
-  float *hidden, *rows, *mixed, *attention, *chunk, *turned, *state[2];
+  float *hidden, *rows, *mixed, *attention, *chunk, *transposed, *state[2];
   uint16_t *padded, *split_x, *split_p, *panels;
   int64_t floats = 0;
 
@@ -18,7 +18,7 @@ struct Bf16Scratch {
     mixed = take(r);
     attention = take(projections == 3 ? attention_scratch(r, token_dim) + 64 : 0);
     chunk = take(s * kChunk);
-    turned = take(s * kChunk);
+    transposed = take(s * kChunk);
     for (float*& one : state) one = take(net ? s * wide : 0);
     padded = (uint16_t*)take(s * wide / 2);
     split_x = (uint16_t*)take(net ? s * wide : 0);
@@ -80,8 +80,8 @@ LR_INLINE f32 with_bias(const float* t, const uint16_t* bias, int64_t j, int64_t
 // Calls finish(b, j, n, t) with t = u p at columns [j, j + n) of sample b < rows, n <= kChunk.
 template <typename E, typename Finish>
 LR_INLINE void bf16_layer_packed(const Bf16Layer& layer, const Bf16Rows& x, int64_t rows,
-                                 int64_t samples, const Bf16Scratch& s, const Bf16Kept& kept,
-                                 const Finish& finish) {
+                                 int64_t samples, const Bf16Scratch& s,
+                                 const Bf16SavedActivations& kept, const Finish& finish) {
   const Layer<float>& l = layer.attention;
   const int64_t d = l.d, r = l.r, ldh = padded_to(l.projections * r, 16), wide = padded_to(r, 32);
   bf16_product<E>(by_weights(x, layer.in, (d + 31) / 32), samples, 0, ldh / 16, s.hidden, ldh);
@@ -147,7 +147,7 @@ LR_INLINE void bf16_layer_direct(const Bf16Layer& layer, const Bf16Rows& x, int6
                     f32::load(s.hidden + (k + 1) * samples + 16 * c), high_p + (c * r + k) * 16,
                     low_p + (c * r + k) * 16);
   } else {
-    turn_out(s.hidden, samples, rows, m, s.rows, m);
+    transpose_out(s.hidden, samples, rows, m, s.rows, m);
     for (int64_t b = 0; b < rows; ++b)
       split_row(mixed_of(l, s.rows + b * m, s), r, r, s.split_p + b * r,
                 s.split_p + (samples + b) * r);
@@ -161,8 +161,8 @@ LR_INLINE void bf16_layer_direct(const Bf16Layer& layer, const Bf16Rows& x, int6
   Bf16Product out = of_weights(layer.rows_u, r, high_p, low_p);
   for (int64_t j = 0; j < d; j += kChunk) {
     const int64_t n = d - j < kChunk ? d - j : kChunk;
-    weight_rows<E>(out, n, samples, s.turned);
-    turn_out(s.turned, samples, rows, n, s.chunk, kChunk);
+    weight_rows<E>(out, n, samples, s.transposed);
+    transpose_out(s.transposed, samples, rows, n, s.chunk, kChunk);
     for (int64_t b = 0; b < rows; ++b) finish(b, j, n, s.chunk + b * kChunk);
     out.rows += n * r;
   }
@@ -170,7 +170,8 @@ LR_INLINE void bf16_layer_direct(const Bf16Layer& layer, const Bf16Rows& x, int6
 
 template <typename E, typename Finish>
 LR_INLINE void bf16_layer(const Bf16Layer& layer, const Bf16Rows& x, int64_t rows, int64_t samples,
-                          const Bf16Scratch& s, const Bf16Kept& kept, const Finish& finish) {
+                          const Bf16Scratch& s, const Bf16SavedActivations& kept,
+                          const Finish& finish) {
   if (layer.direct)
     bf16_layer_direct<E>(layer, x, rows, samples, s, finish);
   else
@@ -200,7 +201,7 @@ LR_INLINE void finish_state(const float* t, const uint16_t* bias, const uint16_t
 // Samples [begin, end), at most kTileSamples, through one layer.
 template <typename E>
 LR_INLINE void bf16_layer_range(const Bf16Layer& layer, const uint16_t* x0, const uint16_t* x,
-                                int64_t begin, int64_t end, uint16_t* y, Bf16Kept kept,
+                                int64_t begin, int64_t end, uint16_t* y, Bf16SavedActivations kept,
                                 float* scratch) {
   const Layer<float>& l = layer.attention;
   const int64_t d = l.d, rows = end - begin, samples = padded_to(rows, 16);
@@ -263,7 +264,7 @@ LR_INLINE void bf16_net_range(const Bf16Net& net, const uint16_t* x, int64_t beg
 template <typename E>
 LR_INLINE void layer_tiles(const Bf16Layer& layer, const uint16_t* x0, const uint16_t* x,
                            int64_t begin, int64_t end, int64_t step, uint16_t* y,
-                           const Bf16Kept& kept, float* scratch) {
+                           const Bf16SavedActivations& kept, float* scratch) {
   E::start();
   for (int64_t b = begin; b < end; b += step)
     bf16_layer_range<E>(layer, x0, x, b, b + step < end ? b + step : end, y, kept, scratch);
@@ -271,8 +272,8 @@ LR_INLINE void layer_tiles(const Bf16Layer& layer, const uint16_t* x0, const uin
 }
 
 void layer_task(bool tiles, const Bf16Layer& layer, const uint16_t* x0, const uint16_t* x,
-                int64_t begin, int64_t end, int64_t step, uint16_t* y, const Bf16Kept& kept,
-                float* scratch) {
+                int64_t begin, int64_t end, int64_t step, uint16_t* y,
+                const Bf16SavedActivations& kept, float* scratch) {
   if (tiles)
     layer_tiles<Tiles>(layer, x0, x, begin, end, step, y, kept, scratch);
   else

@@ -159,7 +159,7 @@ static __attribute__((noinline)) bool attend_nodes_backward(const float* g, cons
       for (int l = 0; l < N; ++l) rows[l] = f32::load(partial + (4 * (m + l) + f) * N);
       sums(rows).store(at[f % 2][f / 2] + m);
     }
-  table_products<2>(at, table.even_turned, table.odd_turned, half, folded);
+  table_products<2>(at, table.even_transposed, table.odd_transposed, half, folded);
   for (int f = 0; f < 2; ++f) fold(folded[f], half, c[f]);
   for (int64_t p = 0; p < half; ++p)
     for (int side = 0; side < 2; ++side) {

@@ -109,7 +109,7 @@ int64_t CrossFewSamples<T>::scratch(int64_t d, int64_t r, int64_t token_dim, int
 // Samples [begin, end) through one layer.
 template <typename T>
 void CrossFewSamples<T>::layer(const Layer<T>& layer, const T* x0, const T* x, int64_t begin,
-                               int64_t end, T* y, Kept<T> kept, T* scratch) {
+                               int64_t end, T* y, SavedActivations<T> kept, T* scratch) {
   const int64_t d = layer.d, samples = end - begin, at = begin * d;
   const int64_t m = layer.projections * layer.r;
   T *t = scratch, *h = t + samples * d;
@@ -139,8 +139,8 @@ void CrossFewSamples<T>::net(const Net<T>& net, const T* x, int64_t begin, int64
   const T* x0 = x + begin * d;
   T *state[2] = {scratch, scratch + size}, *t = scratch + 2 * size, *h = t + size;
   for (int stack = 0; stack < 2; ++stack) {
-    const Layer<T>* layers = stack ? net.high : net.low;
-    const int64_t count = stack ? net.highs : net.lows;
+    const Layer<T>* layers = stack ? net.attention : net.low_rank;
+    const int64_t count = stack ? net.num_attention : net.num_low_rank;
     for (int64_t i = 0; i < count; ++i)
       small_layer<T>(layers[i], x0, i ? state[stack] : x0, state[stack], samples, h, t,
                      h + samples * 4 * layers[i].r);

@@ -47,11 +47,11 @@ LR_INLINE PlainVec<S, L> keep_first(PlainVec<S, L> a, int64_t n) {
 template <typename V>
 LR_INLINE void transpose(V* rows) {
   using T = typename V::T;
-  T at[V::N][V::N], turned[V::N];
+  T at[V::N][V::N], transposed[V::N];
   for (int i = 0; i < V::N; ++i) rows[i].store(at[i]);
   for (int j = 0; j < V::N; ++j) {
-    for (int i = 0; i < V::N; ++i) turned[i] = at[i][j];
-    rows[j] = V::load(turned);
+    for (int i = 0; i < V::N; ++i) transposed[i] = at[i][j];
+    rows[j] = V::load(transposed);
   }
 }
 

@@ -193,17 +193,17 @@ static __attribute__((noinline)) void row_product(const T* a, int64_t lda, int64
 // ---- packing -----------------------------------------------------------------------------
 
 // a (rows, columns) into panels of its columns, rows [offset, offset + rows) of each panel's k;
-// or, turned, a (columns, rows).
+// or, transposed, a (columns, rows).
 template <typename T>
-LR_INLINE void pack_panel(const Packing<T>& one, int64_t j0) {
+LR_INLINE void pack_panel(const PackJob<T>& one, int64_t j0) {
   using V = Vec<T>;
   constexpr int64_t W = kPanel<T>;
   const int64_t left = one.columns - j0 < W ? one.columns - j0 : W;
   const int64_t width = padded_to(left, V::N);
   T* panel = one.to + j0 * one.k + one.offset * width;
-  if (one.turned)
-    turn_in<T>(one.from + j0 * one.rows, one.rows, left, one.rows, panel, width,
-               (int)(width / V::N));
+  if (one.transposed)
+    transpose_in<T>(one.from + j0 * one.rows, one.rows, left, one.rows, panel, width,
+                    (int)(width / V::N));
   else
     load_block<T>(one.from + j0, nullptr, one.columns, one.rows, left, width, panel);
 }
@@ -220,7 +220,7 @@ int64_t CrossRows<T>::packed_size(int64_t columns, int64_t k) {
 
 // The part-th of `parts` equal parts of the panels.
 template <typename T>
-void CrossRows<T>::pack(const Packing<T>& one, int64_t part, int64_t parts) {
+void CrossRows<T>::pack(const PackJob<T>& one, int64_t part, int64_t parts) {
   const int64_t count = (one.columns + kPanel<T> - 1) / kPanel<T>;
   for (int64_t p = count * part / parts; p < count * (part + 1) / parts; ++p)
     pack_panel<T>(one, p * kPanel<T>);
@@ -237,8 +237,8 @@ int64_t CrossRows<T>::scratch(int64_t d, int64_t r, int64_t token_dim, int proje
 
 // Projections of `rows` samples, those of the panels from column `first` on.
 template <typename T>
-LR_INLINE void project_rows(const Layer<T>& layer, const Packed<T>& w, const T* x, int64_t rows,
-                            int64_t first, T* h) {
+LR_INLINE void project_rows(const Layer<T>& layer, const WeightPanels<T>& w, const T* x,
+                            int64_t rows, int64_t first, T* h) {
   const int64_t d = layer.d, r = layer.r, m = layer.projections * r;
   Ahead nothing = {};
   for (int s = 0; s < layer.projections; ++s)
@@ -258,8 +258,8 @@ LR_INLINE Ahead next_rows(const T* a, const T* b, const T* c, int64_t at, int64_
 
 // Samples [begin, end) of `batch` through one layer.
 template <typename T>
-void CrossRows<T>::layer(const Layer<T>& layer, const Packed<T>& w, const T* x0, const T* x,
-                         int64_t begin, int64_t end, int64_t batch, T* y, Kept<T> kept,
+void CrossRows<T>::layer(const Layer<T>& layer, const WeightPanels<T>& w, const T* x0, const T* x,
+                         int64_t begin, int64_t end, int64_t batch, T* y, SavedActivations<T> kept,
                          T* scratch) {
   const int64_t d = layer.d, r = layer.r, m = layer.projections * r, rows = end - begin;
   T* h = kept.hidden && kept.columns == m ? kept.hidden + begin * m : scratch;

@@ -121,12 +121,12 @@ LR_INLINE void product(const Product<T>& one, int64_t rows, int64_t ldb, int vec
 #endif
 }
 
-// ---- turning tiles -----------------------------------------------------------------------
+// ---- transposing tiles -----------------------------------------------------------------------
 
 // tile[j * W + b] = x[b * ld + j] for b < rows; 0 for the other lanes of `vectors` vectors.
 template <typename T>
-LR_INLINE void turn_in(const T* x, int64_t ld, int64_t rows, int64_t columns, T* tile, int64_t W,
-                       int vectors) {
+LR_INLINE void transpose_in(const T* x, int64_t ld, int64_t rows, int64_t columns, T* tile,
+                            int64_t W, int vectors) {
   using V = Vec<T>;
   constexpr int N = V::N;
   for (int64_t b0 = 0; b0 < vectors * N; b0 += N)
@@ -145,7 +145,8 @@ LR_INLINE void turn_in(const T* x, int64_t ld, int64_t rows, int64_t columns, T*
 
 // y[b * ld + j] = tile[j * W + b] for b < rows.
 template <typename T>
-LR_INLINE void turn_out(const T* tile, int64_t W, int64_t rows, int64_t columns, T* y, int64_t ld) {
+LR_INLINE void transpose_out(const T* tile, int64_t W, int64_t rows, int64_t columns, T* y,
+                             int64_t ld) {
   using V = Vec<T>;
   constexpr int N = V::N;
   for (int64_t b0 = 0; b0 < rows; b0 += N)

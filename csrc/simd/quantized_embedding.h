@@ -35,168 +35,11 @@
 // Not done: folding the 8 of 4-bit codes into mid. A constant row has scale 1 and would lose all
 // digits below 8 * 2^-24.
 
-#include "simd/quantized_embedding_codes.h"
-#include "simd/quantized_embedding_rows.h"
+#include "simd/quantized_embedding_ahead.h"
 
-// Two prefetches took 7.4 and 10.5 ns per row, and one 16 ids ahead 9.1 and 12.2 (1M rows of 16 and
-// 30 codes, 20 ids per bag, one thread). For tables in L3, 6 ids ahead is too late: 7.1 ns, against
-// 4.6 with both (100,000 rows of 32 codes, 20 ids per bag, two threads). Without prefetches 1,000
-// rows of 16 codes took 2.4 ns instead of 3.9 (one id per bag) and of 32 codes 2.2 instead of 2.9
-// (5 ids), but 10,000 rows of 64 codes 5.0 instead of 3.2 (50 ids).
-constexpr int64_t kAhead = 32, kNear = 6, kFarBytes = 1 << 20, kNearBytes = 1 << 17;
-// On a Xeon with AMX two prefetches cost 5 to 15 %, and one into L2 only 5 to 20 %. Every distance
-// from 16 to 40 took the same time.
-constexpr bool kOnePrefetch = LIRANK_ISA == 512;
-// Prefetching the result took 25 ns instead of 35 (256 columns, 5 ids per bag, 16 MB) and 6.3
-// instead of 7.7 (64 columns, 20 MB). Results of 4 MB lose 4 %, and one-id bags of far tables 5 %.
-constexpr int64_t kLargeResult = 12 << 20, kAheadPooled = 2, kAheadCopied = 8;
-constexpr int kVectors = 8;
-// Rows of several passes are cut so evenly that a pass has more than half of kVectors.
-template <int V>
-constexpr bool kSeveralPasses = 2 * V > kVectors;
-
-LR_INLINE void read_pair(const uint8_t* at, float& scale, float& mid) {
-  memcpy(&scale, at, 4);
-  memcpy(&mid, at + 4, 4);
-}
-
-LR_INLINE bool has_large_result(const PoolCall& call) {
-  return call.bags * call.out_stride * 4 > kLargeResult;
-}
-
-// Asks for the lines that `vectors` vectors of a result will be written to, which may lie behind
-// its end.
-LR_INLINE void prefetch_result(const float* to, int64_t vectors) {
-#pragma GCC unroll 8
-  for (int64_t b = 0; b < vectors * f32::N * 4; b += 64) __builtin_prefetch((const char*)to + b, 1);
-}
-
-enum class Reach { cached, near, far };
-LR_INLINE Reach reach_of(const PoolTable& t) {
-  const int64_t bytes = t.rows * (t.code_stride + (t.pair_stride == 8 ? 8 : 0));
-  return bytes > kFarBytes ? Reach::far : bytes > kNearBytes ? Reach::near : Reach::cached;
-}
-
-LR_INLINE bool prefetch_row(const PoolTable& t, int64_t row) {
-  if (__builtin_expect((uint64_t)row >= (uint64_t)t.rows, 0)) return false;
-  const uint8_t* codes = t.codes + row * t.code_stride;
-  __builtin_prefetch(codes);
-  for (int64_t b = 64; b < t.code_stride; b += 64) __builtin_prefetch(codes + b);
-  __builtin_prefetch(t.pairs + row * t.pair_stride);
-  return true;
-}
-
-// The ids that come next in a run of items, whatever table they belong to.
-template <typename Index>
-struct Ahead {
-  const PoolCall& call;
-  const Index* ids;
-  int64_t limit, table;
-  int64_t bad = -1;
-
-  // Checks id `at` and prefetches its row.
-  __attribute__((noinline)) bool step(int64_t at) {
-    if (at >= limit) return true;
-    while (at >= call.start((table + 1) * call.bags)) ++table;
-    if (prefetch_row(call.tables[table], (int64_t)ids[at])) return true;
-    bad = at;
-    return false;
-  }
-};
-
-// Where the vectors of a row start: one behind the other, the last one moved back to end with the
-// row. A masked store costs 20 plain ones on Zen 3; columns in two vectors get the same sums twice.
-// Nibbles can't be entered in the middle of a byte, rows below a vector not at all.
-struct Columns {
-  int64_t vectors, tail, left;  // the last vector starts at `tail` and stores `left` lanes
-};
-template <int bits>
-LR_INLINE Columns columns_of(int64_t dim) {
-  const int64_t vectors = (dim + f32::N - 1) / f32::N, last = (vectors - 1) * f32::N;
-  const bool overlaps = dim >= f32::N && (bits == 8 || dim % 2 == 0);
-  return {vectors, overlaps ? dim - f32::N : last, overlaps ? f32::N : dim - last};
-}
-
-LR_INLINE void store_lanes(f32 value, float* to, int64_t lanes) {
-  if (lanes >= f32::N) {
-    value.store(to);
-  } else {
-    value.store(to, lanes);
-  }
-}
-
-// One table's rows as a loop over bags sees them.
-template <int bits, int V, bool apart, Reach reach, typename Index>
-struct Rows {
-  static constexpr int64_t kPassBytes = V * f32::N * bits / 8;
-  const PoolTable& t;
-  const Index* ids;
-  Ahead<Index>& ahead;
-  int64_t inside;    // ids from here on have a look-ahead that passes the table's end
-  int64_t distance;  // from a row's codes to its pair, where pairs are not apart
-
-  // Pairs apart are 8 bytes each; the others need no second multiplication.
-  LR_METHOD const uint8_t* pair(const uint8_t* codes, int64_t row) const {
-    return apart ? t.pairs + row * 8 : codes + distance;
-  }
-  LR_METHOD const uint8_t* codes(int64_t i) const {
-    return t.codes + (int64_t)ids[i] * t.code_stride;
-  }
-
-  // Checks id i of a cached table, or id i + kAhead and prefetches what lies `bytes` from `from`
-  // on in its row; false where it is bad. Without `first_pass` it was checked before, and its pair
-  // is on its way.
-  LR_METHOD bool look_ahead(int64_t i, int64_t from, int64_t bytes, bool first_pass) const {
-    if constexpr (reach == Reach::cached) {
-      if (first_pass && __builtin_expect((uint64_t)(int64_t)ids[i] >= (uint64_t)t.rows, 0)) {
-        ahead.bad = i;
-        return false;
-      }
-      return true;
-    }
-    if (__builtin_expect(i >= inside, 0)) return !first_pass || ahead.step(i + kAhead);
-    const int64_t row = (int64_t)ids[i + kAhead];
-    if (first_pass && __builtin_expect((uint64_t)row >= (uint64_t)t.rows, 0)) {
-      ahead.bad = i + kAhead;
-      return false;
-    }
-    const uint8_t* next = t.codes + row * t.code_stride;
-    if constexpr (kOnePrefetch) {
-      for (int64_t b = from; b < from + bytes; b += 64) __builtin_prefetch(next + b);
-      if (first_pass) __builtin_prefetch(pair(next, row));
-      return true;
-    }
-    const uint8_t* near = codes(i + kNear);
-    if constexpr (reach == Reach::far) {
-      for (int64_t b = from; b < from + bytes; b += 64) __builtin_prefetch(next + b, 0, 2);
-      if (first_pass) __builtin_prefetch(pair(next, row), 0, 2);
-    }
-    for (int64_t b = from; b < from + bytes; b += 64) __builtin_prefetch(near + b);
-    if (first_pass) __builtin_prefetch(pair(near, (int64_t)ids[i + kNear]));
-    return true;
-  }
-};
-
-// Where the bags of a run of items start, kBlock at a time: the kinds of offsets are told apart
-// once a block.
-constexpr int64_t kBlock = 64;
-static void read_starts(const PoolCall& call, int64_t item, int64_t n, int64_t* starts) {
-  if (call.fixed > 0) {
-    for (int64_t k = 0; k < n; ++k) starts[k] = (item + k) * call.fixed;
-    return;
-  }
-  const int64_t given = call.offset_count - item, m = given < n ? (given > 0 ? given : 0) : n;
-  if (call.wide) {
-    for (int64_t k = 0; k < m; ++k) starts[k] = ((const int64_t*)call.offsets)[item + k];
-  } else {
-    for (int64_t k = 0; k < m; ++k) starts[k] = ((const int32_t*)call.offsets)[item + k];
-  }
-  for (int64_t k = m; k < n; ++k) starts[k] = call.count;
-}
-
-// `bags` bags of one id each, ids from `first` on: nothing to add up, each copies its row. A loop
-// of its own: inside that over any bags it took 4.6 ns a row against 4.0 (16 codes in cache; 8.4
-// against 7.4 for 64). False where an id is bad.
+// Bags of one id each, `bags` of them, whose ids start at `first`. There is nothing to add up, so
+// each bag copies its row. Returns false if an id is bad. Within the loop over bags of any length
+// this took 4.6 ns per row instead of 4.0 (16 codes in cache) and 8.4 instead of 7.4 (64 codes).
 template <int bits, int V, bool apart, bool weighted, Reach reach, typename Index>
 static __attribute__((noinline)) bool copy_bags(const PoolCall& call,
                                                 const Rows<bits, V, apart, reach, Index>& table,
@@ -206,7 +49,7 @@ static __attribute__((noinline)) bool copy_bags(const PoolCall& call,
   const Rows<bits, V, apart, reach, Index> rows{t, table.ids, table.ahead, table.inside,
                                                 table.distance};
   const Columns columns = places;
-  const float* weights = call.weights;
+  const float* weights = (const float*)call.bags.weights;
   const int64_t stride = call.out_stride;
   const bool large = has_large_result(call);
   const auto copy = [&](int64_t i, int64_t bytes, bool one_pass) __attribute__((always_inline)) {
@@ -240,17 +83,17 @@ static __attribute__((noinline)) bool copy_bags(const PoolCall& call,
   return true;
 }
 
-// Items [from, to) of one table, V vectors a pass; false where an id is bad.
+// Items [from, to) of one table, V vectors per pass. Returns false if an id is bad.
 template <int bits, int V, bool apart, bool weighted, Reach reach, typename Index>
 static bool pool_table(const PoolCall& call, const PoolTable& table, const Index* ids, int64_t from,
                        int64_t to, int64_t first_item, Ahead<Index>& ahead) {
   const PoolTable t = table;  // the compiler keeps a local copy in registers
-  const float* weights = call.weights;
+  const float* weights = (const float*)call.bags.weights;
   const Columns columns = columns_of<bits>(t.dim);
   using Table = Rows<bits, V, apart, reach, Index>;
   const Table rows{t, ids, ahead, call.start(to) - kAhead, t.pairs - t.codes};
   const int64_t stride = call.out_stride;
-  const bool mean = call.mean, large = has_large_result(call);
+  const bool mean = call.bags.mean, large = has_large_result(call);
   float* out = call.out + t.column + (from - first_item) * call.out_stride;
 
   // The vectors of columns from `first` on of one bag; only the first pass checks ids.
@@ -328,8 +171,8 @@ LR_INLINE bool has_stream(const PoolTable& t) {
   return LIRANK_ISA == 0 || weighted || reach_of(t) != Reach::cached;
 }
 
-// Each kind of table has a loop of its own where that was measured to pay: without weights and
-// with vectors. Others tell them apart no more than they must, since each loop is compiled for 16
+// Each kind of table has a loop of its own where that is measurably faster: without weights, and
+// with vectors. The other loops distinguish no more than they must, because each is compiled for 16
 // widths, two kinds of ids and three instruction sets.
 template <int bits, int V, bool apart, bool weighted, typename Index>
 LR_INLINE bool pool_reach(const PoolCall& call, const PoolTable& t, const Index* ids, int64_t from,
@@ -389,10 +232,10 @@ static bool pool_any(const PoolCall& call, const PoolTable& t, const Index* ids,
 // Items [from, to); returns the position of the first bad id, or -1.
 template <int bits, bool weighted, typename Index>
 static int64_t pool_items(const PoolCall& call, const Index* ids, int64_t from, int64_t to) {
-  Ahead<Index> ahead{call, ids, call.start(to), from / call.bags};
+  Ahead<Index> ahead{call, ids, call.start(to), from / call.bags.bag_count};
   bool running = false;  // the stream, which cached tables leave
   while (from < to) {
-    const int64_t table = from / call.bags, first_item = table * call.bags;
+    const int64_t table = from / call.bags.bag_count, first_item = table * call.bags.bag_count;
     const bool streams = has_stream<weighted>(call.tables[table]);
     if (streams && !running) {
       const int64_t begin = call.start(from);
@@ -401,7 +244,8 @@ static int64_t pool_items(const PoolCall& call, const Index* ids, int64_t from, 
         if (!ahead.step(begin + i)) return ahead.bad;
     }
     running = streams;
-    const int64_t stop = to < first_item + call.bags ? to : first_item + call.bags;
+    const int64_t stop =
+        to < first_item + call.bags.bag_count ? to : first_item + call.bags.bag_count;
     if (!pool_any<bits, weighted>(call, call.tables[table], ids, from, stop, first_item, ahead))
       return ahead.bad;
     from = stop;
@@ -409,44 +253,25 @@ static int64_t pool_items(const PoolCall& call, const Index* ids, int64_t from, 
   return -1;
 }
 
-template <typename Index>
-LR_INLINE int64_t pool_call(const PoolCall& call, const Index* ids, int64_t from, int64_t to) {
-  if (call.bits == 8)
-    return call.weights ? pool_items<8, true>(call, ids, from, to)
-                        : pool_items<8, false>(call, ids, from, to);
-  return call.weights ? pool_items<4, true>(call, ids, from, to)
-                      : pool_items<4, false>(call, ids, from, to);
+template <int bits, typename Index>
+LR_INLINE int64_t pool_ids(const PoolCall& call, const Index* ids, int64_t from, int64_t to) {
+  return call.bags.weights ? pool_items<bits, true>(call, ids, from, to)
+                           : pool_items<bits, false>(call, ids, from, to);
 }
 
-int64_t pool(const PoolCall& call, const int64_t* ids, int64_t from, int64_t to) {
-  return pool_call(call, ids, from, to);
-}
-int64_t pool(const PoolCall& call, const int32_t* ids, int64_t from, int64_t to) {
-  return pool_call(call, ids, from, to);
+template <int bits>
+LR_INLINE int64_t pool_bits(const PoolCall& call, int64_t from, int64_t to) {
+  const void* ids = call.bags.ids;
+  return call.bags.ids_are_int64 ? pool_ids<bits>(call, (const int64_t*)ids, from, to)
+                                 : pool_ids<bits>(call, (const int32_t*)ids, from, to);
 }
 
-// Whether no offset is below the one before it, without a branch an offset.
-template <typename Offset>
-LR_INLINE bool all_rise(const Offset* offsets, int64_t n) {
-  int64_t falls = 0;
-  for (int64_t i = 1; i < n; ++i) falls |= offsets[i] < offsets[i - 1];
-  return !falls;
+#if LIRANK_CODE_BITS == 8
+int64_t pool_8bit(const PoolCall& call, int64_t from, int64_t to) {
+  return pool_bits<8>(call, from, to);
 }
-bool rise(const int64_t* offsets, int64_t n) { return all_rise(offsets, n); }
-bool rise(const int32_t* offsets, int64_t n) { return all_rise(offsets, n); }
-
-// <grad, dequantized row>: the gradient of an id's weight.
-float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad) {
-  float scale, mid;
-  read_pair(t.pairs + row * t.pair_stride, scale, mid);
-  const uint8_t* codes = t.codes + row * t.code_stride;
-  f32 with_codes = f32::set1(0), alone = f32::set1(0);
-  for (int64_t c = 0; c < t.dim; c += f32::N) {
-    const int64_t left = t.dim - c;
-    const f32 g = f32::load(grad + c, left < f32::N ? left : f32::N);
-    const f32 code = bits == 8 ? load_codes<8>(codes, c) : load_codes<4>(codes, c);
-    with_codes = fma(g, code, with_codes);
-    alone = alone + g;
-  }
-  return scale * sum(with_codes) + mid * sum(alone);
+#else
+int64_t pool_4bit(const PoolCall& call, int64_t from, int64_t to) {
+  return pool_bits<4>(call, from, to);
 }
+#endif

@@ -7,6 +7,7 @@ LR_INLINE f32 load_codes8(const uint8_t* codes, int64_t column) {
   return f32::load((const int8_t*)codes + column);
 }
 
+// The same of two codes a byte; `column` is even.
 LR_INLINE f32 load_codes4(const uint8_t* codes, int64_t column) {
 #if LIRANK_ISA == 512
   uint64_t word;
@@ -26,7 +27,7 @@ LR_INLINE f32 load_codes4(const uint8_t* codes, int64_t column) {
 #else
   int8_t plain[f32::N];
   for (int i = 0; i < f32::N; ++i)
-    plain[i] = (int8_t)rowwise::unpack4(codes[(column + i) / 2], column + i);
+    plain[i] = (int8_t)rowwise::unpack4(codes[column / 2 + i / 2], i);
   return f32::load(plain);
 #endif
 }
@@ -36,7 +37,8 @@ LR_INLINE f32 load_codes(const uint8_t* codes, int64_t column) {
   if constexpr (bits == 8) return load_codes8(codes, column);
   return load_codes4(codes, column);
 }
-template <int bits>
-LR_INLINE f32 load_codes(const uint8_t* codes, int64_t column, int64_t) {
-  return load_codes<bits>(codes, column);
+
+LR_INLINE void read_pair(const uint8_t* at, float& scale, float& mid) {
+  memcpy(&scale, at, 4);
+  memcpy(&mid, at + 4, 4);
 }

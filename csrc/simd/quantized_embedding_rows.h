@@ -1,4 +1,6 @@
-// Quantizing rows, for one instruction set.
+// Single rows, for one instruction set: to codes, and times a gradient.
+
+#include "simd/quantized_embedding_codes.h"
 
 // One row to codes: the written order of operations, no fused multiply-add, so that every
 // backend gives the same bits. False where the row, its scale or its mid is not finite.
@@ -35,4 +37,20 @@ bool quantize_row(const float* w, int64_t dim, int bits, int8_t* codes, float* s
     for (int64_t j = 0; j < left; ++j) codes[i + j] = (int8_t)lane[j];
   }
   return true;
+}
+
+// <grad, dequantized row>: the gradient of an id's weight.
+float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad) {
+  float scale, mid;
+  read_pair(t.pairs + row * t.pair_stride, scale, mid);
+  const uint8_t* codes = t.codes + row * t.code_stride;
+  f32 with_codes = f32::set1(0), alone = f32::set1(0);
+  for (int64_t c = 0; c < t.dim; c += f32::N) {
+    const int64_t left = t.dim - c;
+    const f32 g = f32::load(grad + c, left < f32::N ? left : f32::N);
+    const f32 code = bits == 8 ? load_codes<8>(codes, c) : load_codes<4>(codes, c);
+    with_codes = fma(g, code, with_codes);
+    alone = alone + g;
+  }
+  return scale * sum(with_codes) + mid * sum(alone);
 }

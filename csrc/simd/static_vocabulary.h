@@ -10,30 +10,6 @@
 
 #include "simd/hashing_lanes.h"
 
-// Low 32 bits of a times low 32 bits of b; a >> by and a - b.
-#if LIRANK_ISA == 512
-LR_INLINE u64 product32(u64 a, u64 b) { return {_mm512_mul_epu32(a.v, b.v)}; }
-template <int by>
-LR_INLINE u64 right(u64 a) {
-  return {_mm512_srli_epi64(a.v, by)};
-}
-LR_INLINE u64 minus(u64 a, u64 b) { return {_mm512_sub_epi64(a.v, b.v)}; }
-#elif LIRANK_ISA == 256
-LR_INLINE u64 product32(u64 a, u64 b) { return {_mm256_mul_epu32(a.v, b.v)}; }
-template <int by>
-LR_INLINE u64 right(u64 a) {
-  return {_mm256_srli_epi64(a.v, by)};
-}
-LR_INLINE u64 minus(u64 a, u64 b) { return {_mm256_sub_epi64(a.v, b.v)}; }
-#else
-LR_INLINE u64 product32(u64 a, u64 b) { return {(uint64_t)(uint32_t)a.v * (uint32_t)b.v}; }
-template <int by>
-LR_INLINE u64 right(u64 a) {
-  return {a.v >> by};
-}
-LR_INLINE u64 minus(u64 a, u64 b) { return {a.v - b.v}; }
-#endif
-
 constexpr int kVocabularyBlock = 64;
 
 // part_of, bucket_of and slot_of of static_vocabulary_table.h, on lanes.
@@ -44,7 +20,7 @@ LR_INLINE u64 bucket_lanes(u64 hash, u64 buckets) {
   const u64 half = right<33>(product32(hash, hash));
   const u64 skewed = half + right<32>(product32(half, hash));
   const u64 even = right<8>(product32(hash, u64::set1(1)));
-  return right<32>(product32(minus(skewed, right<8>(skewed)) + even, buckets));
+  return right<32>(product32((skewed - right<8>(skewed)) + even, buckets));
 }
 LR_INLINE u64 slot_lanes(u64 hash, u64 pilot, u64 slots) {
   const u64 stirred = hash ^ times(pilot + u64::set1(1), ::lirank::vocabulary::kPilot);

@@ -112,8 +112,10 @@ def _outcome(call: Callable[[], int]) -> tuple[int, str]:
             if not source_folder():
                 raise
             return UserError.exit_code, source_folder()
-        extras = "pip install 'lirank_ext[demo,bench]'"
-        return UserError.exit_code, f"needs {error.name}, which is not installed: {extras}"
+        from ..library.packages import install_line
+
+        line = install_line("demo", "bench")
+        return UserError.exit_code, f"needs {error.name}, which is not installed: {line}"
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seconds is not None and not 0 < args.seconds < 3600:
         raise UserError(f"--seconds: wanted a number above 0 and below 3600, got {args.seconds}")
     if args.plot and importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--plot needs matplotlib: pip install 'lirank_ext[bench]'")
+        raise UserError("--plot needs matplotlib: pip install matplotlib")
     report = harness.run(
         args.op,
         args.device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from ..library.packages import install_line
 from .errors import MissingPackage
 
 
@@ -19,5 +20,5 @@ def need(name: str, extra: str = "train") -> ModuleType:
     except ModuleNotFoundError as error:
         raise MissingPackage(
             f"this command needs {name.split('.')[0]}, which is not installed: "
-            f"pip install 'lirank_ext[{extra}]'"
+            f"{install_line(extra)}"
         ) from error

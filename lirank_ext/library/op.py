@@ -208,10 +208,10 @@ def _python_error(op: Op, error: RuntimeError, args: tuple, kwargs: dict) -> Exc
         op.bind(*args, **kwargs)
     except (TypeError, ValueError) as refusal:
         return refusal
-    for text, known in (("out of range", IndexError), ("got row", ValueError)):
-        if text in str(error):
-            return known(str(error))
-    return error
+    text = str(error)
+    if text.startswith(f"lirank::{op.name}: indices["):
+        return IndexError(text)
+    return ValueError(text) if text.startswith(f"lirank::{op.name}: argument '") else error
 
 
 def implementations(op_name: str) -> dict[str, Callable[..., Any]]:

@@ -60,6 +60,15 @@ class _HashRule(Tagged):
         return text + (", prehashed=True" if self.prehashed else "")
 
 
+def _check_ids(module: str, ids: Any) -> None:
+    """Strings want to be hashed first, which PyTorch's own message does not say."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(
+            f"{module}: argument 'ids': wanted an int64 tensor, got {type(ids).__name__}; for "
+            f"strings make the module with prehashed=True and give it hash_strings(strings)"
+        )
+
+
 class HashedParameters(_HashRule):
     """The four tables. Each starts as N(0, 1 / (4 dim)), so an id's vector has a norm of about 1.
 
@@ -142,6 +151,7 @@ class HashedEmbeddingBag(HashedParameters):
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
+        _check_ids(type(self).__name__, ids)
         return hashed_embedding_bag(
             ids,
             offsets,
@@ -265,6 +275,7 @@ class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
+        _check_ids(type(self).__name__, ids)
         return quantized_hashed_embedding_bag(
             ids,
             offsets,

@@ -53,7 +53,7 @@ def outer_attention(
     """
     if isinstance(temperature, Tensor):
         q, temperature = q / _checked("outer_attention", temperature), 1.0
-    return _run_attention(q, k, v, temperature, token_dim)
+    return _outer_attention(q, k, v, temperature, token_dim)
 
 
 @op(name="outer_attention", family="cross")
@@ -63,7 +63,6 @@ def _outer_attention(
     return attend(*widen(q, k, v), temperature, token_dim).to(q.dtype)
 
 
-_run_attention = _outer_attention.op.overload
 _outer_attention.check(check_attention)
 _outer_attention.autocast("lower")
 
@@ -146,7 +145,7 @@ def attention_cross(
     """
     if isinstance(temperature, Tensor):
         q, temperature = q / _checked("attention_cross", temperature), 1.0
-    return _run_cross(x0, x, q, k, v, u, bias, temperature, token_dim, skip)
+    return _attention_cross(x0, x, q, k, v, u, bias, temperature, token_dim, skip)
 
 
 def _checked(op: str, temperature: Tensor) -> Tensor:
@@ -189,9 +188,6 @@ def _mix(x, q, k, v, temperature, token_dim, skip) -> tuple[Tensor, Tensor]:
     queries, keys, values = x @ q.T, x @ k.T, x @ v.T
     mixed = attend(queries, keys, values, temperature, token_dim)
     return torch.cat([queries, keys, values], dim=1), mixed + values if skip else mixed
-
-
-_run_cross = _attention_cross.op.overload
 
 
 def _check_layer(op: str, a) -> None:

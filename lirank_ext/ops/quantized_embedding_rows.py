@@ -5,6 +5,7 @@ Source: LiRank (arXiv 2402.06859), embedding table quantization.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -138,7 +139,9 @@ def pack_rows(codes: Tensor, scale: Tensor, mid: Tensor, bits: int = 8) -> Tenso
         bits: 8 or 4.
 
     Returns:
-        uint8 (N, row_bytes), opaque: only N is meaningful. See
+        uint8 (N, row_bytes), to be read as a whole: for some widths the codes of all rows stand
+        before the scales of all rows, so ``packed[:5]`` or ``torch.cat`` give other values. Take
+        rows with :func:`slice_rows` and join tables with :func:`concatenate_rows`. See
         ``csrc/quantized_embedding_layout.h``.
 
     Raises:
@@ -200,3 +203,43 @@ def _(a):
     rows = a.packed.shape[0]
     row = a.packed.new_empty(rows, dtype=torch.float32)
     return a.packed.new_empty((rows, a.dim), dtype=torch.int8), row, torch.empty_like(row)
+
+
+def slice_rows(packed: Tensor, rows: slice | Tensor, dim: int, bits: int = 8) -> Tensor:
+    """A packed table of some rows of another, bit for bit.
+
+    Args:
+        packed: uint8 (N, row_bytes), from :func:`pack_rows`.
+        rows: a slice, or the numbers of the rows, int64 (M,), or bool (N,).
+        dim: width D of the table.
+        bits: 8 or 4.
+
+    Returns:
+        uint8 (M, row_bytes), a copy.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: ``packed`` is no table of that width and bits.
+        IndexError: there is no such row.
+    """
+    return pack_rows(*(part[rows] for part in unpack_rows(packed, dim, bits)), bits)
+
+
+def concatenate_rows(tables: Sequence[Tensor], dim: int, bits: int = 8) -> Tensor:
+    """One packed table of the rows of several, one table after the other.
+
+    Args:
+        tables: uint8 (N_t, row_bytes) each, from :func:`pack_rows`, all of one width and bits.
+        dim: width D of the tables.
+        bits: 8 or 4.
+
+    Returns:
+        uint8 (sum of N_t, row_bytes), a copy.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: there is no table, or one is not of that width and
+            bits.
+    """
+    if len(tables) == 0:
+        refuse("concatenate_rows", "tables", "wanted at least one table, got none")
+    unpacked = (unpack_rows(table, dim, bits) for table in tables)
+    return pack_rows(*(torch.cat(parts) for parts in zip(*unpacked, strict=True)), bits)

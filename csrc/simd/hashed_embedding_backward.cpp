@@ -1,0 +1,6 @@
+#include "half.h"
+#include "hashed_embedding_kernels.h"
+#include "quantized_embedding_layout.h"
+
+#define LIRANK_KERNELS "simd/hashed_embedding_backward.h"
+#include "simd/foreach_isa.h"

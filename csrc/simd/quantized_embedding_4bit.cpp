@@ -1,0 +1,7 @@
+// Look-ups in tables of 4-bit codes: a file of its own, so that the two widths compile side by
+// side.
+#include "quantized_embedding_kernels.h"
+
+#define LIRANK_CODE_BITS 4
+#define LIRANK_KERNELS "simd/quantized_embedding.h"
+#include "simd/foreach_isa.h"

@@ -13,7 +13,14 @@ from ..ops.hashed_embedding_packed import quantized_hashed_embedding_bag
 from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
 from ._common import check_choice, check_positive, refuse
 from ._tagged import Tagged
-from .quantized_embedding import SCHEME, FollowsDtype, empty_table, packed_weight, refuse_training
+from .quantized_embedding import (
+    SCHEME,
+    FollowsDtype,
+    empty_table,
+    packed_weight,
+    refuse_training,
+    refuse_weights,
+)
 
 TABLES = ("quotient_b", "remainder_b", "quotient_c", "remainder_c")
 
@@ -152,6 +159,7 @@ class HashedEmbeddingBag(HashedParameters):
     ) -> Tensor:
         """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
+        refuse_weights(self, per_sample_weights)
         return hashed_embedding_bag(
             ids,
             offsets,
@@ -276,6 +284,7 @@ class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
     ) -> Tensor:
         """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
+        refuse_weights(self, per_sample_weights)
         return quantized_hashed_embedding_bag(
             ids,
             offsets,

@@ -1,5 +1,6 @@
 # make demo: train, swap, quantize and measure a small ranker on real data
 # make test: build and run the whole suite
+# make docs: build the documentation into build/site
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
@@ -7,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python
 SOURCES = $(wildcard csrc/* csrc/simd/* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
 
-.PHONY: demo test test-peers lint format bench gpu-kit clean
+.PHONY: demo test test-peers docs lint format bench gpu-kit clean
 
 # One environment serves demo, test and bench; a stamp file says that it is up to date. Compiling
 # is a step of its own, as pip would show none of its progress; pip then finds nothing to compile.
@@ -34,6 +35,11 @@ test: $(VENV)/installed
 test-peers: $(VENV)/installed
 	$(PIP) install -q --no-deps -r benchmarks/requirements-peers.txt
 	$(RUN) -m pytest tests/test_peers.py
+
+# Without a warning, dead links and docstrings that name an argument that is not there included.
+docs: $(VENV)/installed
+	$(PIP) install -q --no-build-isolation -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -19,6 +19,7 @@ from lirank_ext.data.infer import infer  # noqa: E402
 from lirank_ext.data.reading import Reading  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.models import Schema  # noqa: E402
+from lirank_ext.training.defaults import for_files  # noqa: E402
 
 
 def csv_text(rows: int = 200) -> list[str]:
@@ -242,3 +243,15 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch):
 def test_adult_ships_with_its_attribution():
     text = (ADULT.parent / "ATTRIBUTION.md").read_text()
     assert "Becker" in text and "Kohavi" in text and "CC BY 4.0" in text
+
+
+def test_the_mlp_is_narrow_for_few_columns(tmp_path):
+    few, many = tmp_path / "few.csv", tmp_path / "many.csv"
+    names = [f"c{i}" for i in range(20)]
+    few.write_text("user,item,label\n" + "".join(f"u{i},i{i % 7},{i % 2}\n" for i in range(50)))
+    rows = [",".join([f"v{i % (j + 2)}" for j in range(20)] + [str(i % 2)]) for i in range(50)]
+    many.write_text("\n".join([",".join([*names, "label"]), *rows]) + "\n")
+    dims = [for_files([file], ["label"]).model.mlp.dims for file in (few, many)]
+    assert dims == [[80, 80], [400, 400]]
+    given = {"model": {"mlp": {"dims": [300]}}}
+    assert for_files([few], ["label"], given).model.mlp.dims == [300]

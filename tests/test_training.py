@@ -24,6 +24,7 @@ from lirank_ext.data.features import Converter  # noqa: E402
 from lirank_ext.data.loader import Loader, Position, Split, ahead  # noqa: E402
 from lirank_ext.data.reading import Reading  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
+from lirank_ext.library import files  # noqa: E402
 from lirank_ext.training import checkpoint  # noqa: E402
 from lirank_ext.training.calibrate import calibrate  # noqa: E402
 from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
@@ -430,7 +431,7 @@ def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoint.save(file, {"a": torch.zeros(3)}, {"n": 2})
     tensors, content = checkpoint.load(file)

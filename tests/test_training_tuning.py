@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from test_training import make_config, weights, write_csv  # noqa: E402
 from lirank_ext.__main__ import main  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
 from lirank_ext.models import ConfigError  # noqa: E402
-from lirank_ext.training import tuning  # noqa: E402
+from lirank_ext.training import search, tuning  # noqa: E402
 from lirank_ext.training.defaults import flat  # noqa: E402
 from lirank_ext.training.metrics import difference_error, measure  # noqa: E402
+from lirank_ext.training.search import Search  # noqa: E402
 from lirank_ext.training.session import load_model, open_data, open_trainer  # noqa: E402
 from lirank_ext.training.settings import Config  # noqa: E402
 from lirank_ext.training.signals import Interrupted  # noqa: E402
@@ -71,9 +73,11 @@ def test_log_loss_is_to_fall(data, tmp_path):
 def test_the_first_is_kept_unless_another_is_better_by_more_than_the_noise(data, tmp_path):
     for monitor, sign in (("auc", 1), ("log_loss", -1)):
         tuner = Tuner(config_for(monitor=monitor), set(), None, tmp_path)
-        first, *others = tuner.trials
+        first, *others = tuner.trials[:4]
         first.best = 0.5
-        for trial, gain, noise in zip(others, (0.01, 0.03), (0.005, 0.02), strict=True):
+        for trial, gain, noise in zip(
+            others, (0.01, 0.03, -0.01), (0.005, 0.02, 0.005), strict=True
+        ):
             trial.best, trial.noise = 0.5 + sign * gain, noise
         assert tuner.best() is others[1]
         others[1].noise = 0.04
@@ -112,14 +116,13 @@ def test_what_the_user_gave_is_not_tried():
 
 def test_when_trials_are_trained():
     config = config_for()
-    assert tuning.wanted(config, 1000, True)
-    assert not tuning.wanted(config, tuning.MAX_ROWS + 1, True)
-    assert not tuning.wanted(config, 1000, False)
-    assert not tuning.wanted(config_for(max_steps=5), 1000, True)
-    assert tuning.wanted(config_for(tune="on"), tuning.MAX_ROWS + 1, True)
-    assert not tuning.wanted(config_for(tune="off"), 1000, True)
+    assert tuning.wanted(config, True)
+    assert not tuning.wanted(config, False)
+    assert not tuning.wanted(config_for(max_steps=5), True)
+    assert tuning.wanted(config_for(tune="on"), True)
+    assert not tuning.wanted(config_for(tune="off"), True)
     with pytest.raises(ConfigError, match="no rows to validate on"):
-        tuning.wanted(config_for(tune="on"), 1000, False)
+        tuning.wanted(config_for(tune="on"), False)
 
 
 @pytest.mark.parametrize("stop_at", [3, 12, 22])
@@ -178,3 +181,152 @@ def test_train_tunes_by_itself(data, tmp_path, capsys):
     assert main([*train, "--resume"]) == 0  # done: nothing is trained again
     assert main([*train, "--overwrite", "--tune", "off"]) == 0
     assert "trials" not in json.loads((out / "report.json").read_text())
+
+
+def test_trials_of_many_rows_see_a_sample(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tuning, "MAX_ROWS", 100)
+    monkeypatch.setattr(tuning, "MAX_VALID", 20)
+    config = config_for(epochs=2)
+    files = open_data(config, [data])
+    few = tuning.sampled(files)
+    assert 60 <= few.rows <= 140
+    assert 8 <= len(few.valid.rows) <= 32
+    held = few.valid.rows.numbers
+    assert files.train.split.is_valid(held).all()
+    assert not files.train.split.is_valid(few.train.rows.numbers).any()
+
+    out = tmp_path / "model"
+    small = ["--set", "model.embedding.dim=4", "--set", "model.mlp.dims=[8]", "--epochs", "2"]
+    train = ["train", str(data), "--label", "click", "--output", str(out), *small]
+    train += ["--set", "training.fisher_rows=0", "--set", "training.batch_size=64"]
+    assert main(train) == 0
+    assert f"a sample of {few.rows} rows" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    chosen = next(t for t in report["trials"] if t["name"] == report["chosen"])
+    assert report["steps"] > chosen["steps"]  # all rows, in the end
+
+    # Stopped while the best trial's settings see all rows, it goes on there.
+    from lirank_ext.training import run
+
+    made, stopped = run.trainer_on, tmp_path / "stopped"
+
+    def stopping(*args, **options):
+        trainer = made(*args, **options)
+
+        def stop(t):
+            t.signals.received = 15 * (t.progress.step == 3)
+
+        trainer.after_step = stop
+        return trainer
+
+    monkeypatch.setattr(run, "trainer_on", stopping)
+    train[train.index(str(out))] = str(stopped)
+    assert main(train) != 0
+    assert "--resume goes on from" in capsys.readouterr().err
+    monkeypatch.setattr(run, "trainer_on", made)
+    assert main([*train, "--resume"]) == 0
+    ours, theirs = (load_model(folder)[0].state_dict() for folder in (out, stopped))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_a_worse_evaluation_goes_back_to_the_best_weights(data):
+    config = config_for(epochs=8, patience=0)
+    trainer = open_trainer(config, [data])
+    back, restarted = trainer.average.restart, []
+
+    def restart():
+        now = trainer.model.state_dict()
+        restarted.append(all(torch.equal(now[k], v) for k, v in trainer.best.items()))
+        back()
+
+    trainer.average.restart = restart
+    trainer.fit()
+    assert restarted
+    assert all(restarted)
+
+
+# Search
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Optuna, and a space that a test can see through."""
+    pytest.importorskip("optuna")
+    space = {"model.mlp.dropout": (0.0, 0.6, False), "training.table_l2": (1e-8, 1e-4, True)}
+    monkeypatch.setattr(search, "SPACE", space)
+    return space
+
+
+def test_a_search_keeps_the_best_and_goes_on_where_it_was_stopped(data, tmp_path, few, monkeypatch):
+    config = config_for(epochs=1, tune="search", tune_trials=3, seed=1)
+
+    def make(folder):
+        return Search(config, set(), open_data(config, [data]), tmp_path / folder)
+
+    whole = make("whole")
+    trainer, best = whole.run()
+    assert [t.name for t in whole.trials] == ["given", "search 1", "search 2", "search 3"]
+    assert len({json.dumps(t.changes) for t in whole.trials}) == 4
+    assert all(set(t.changes) == set(few) for t in whole.trials[1:])
+    for trial in whole.trials[1:]:
+        values = flat(trial.config.to_dict())
+        assert {k: values[k] for k in few} == trial.changes
+    first = whole.trials[0]
+    better = [t for t in whole.trials if t.best > first.best + t.noise]
+    assert best is max(better, key=lambda t: t.best, default=first)
+
+    made, steps = tuning.trainer_on, [0]
+
+    def stop(trainer):
+        steps[0] += 1
+        if steps[0] == 9:  # in the second trial
+            raise Interrupted("stopped", 15)
+
+    def stopping(*args):
+        trainer = made(*args)
+        trainer.after_step = stop
+        return trainer
+
+    monkeypatch.setattr(tuning, "trainer_on", stopping)
+    with pytest.raises(Interrupted):
+        make("cut").run()
+    monkeypatch.setattr(tuning, "trainer_on", made)
+    again = make("cut")
+    resumed, same = again.run()
+    assert [t.changes for t in again.trials] == [t.changes for t in whole.trials]
+    assert (same.name, same.best) == (best.name, best.best)
+    ours, theirs = weights(resumed), weights(trainer)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_a_search_ends_when_its_time_is_over(data, tmp_path, few):
+    config = config_for(epochs=1, tune="search", tune_seconds=0.0)
+    tuner = Search(config, set(), open_data(config, [data]), tmp_path)
+    tuner.run()
+    assert [t.name for t in tuner.trials] == ["given"]
+
+
+def test_a_search_that_cannot_be_is_refused(data, tmp_path, few, capsys, monkeypatch):
+    config = config_for(tune="search")
+    with pytest.raises(ConfigError, match="every setting that it could search is given"):
+        Search(config, set(few), None, tmp_path)
+    train = ["train", str(data), "--label", "click", "--output", str(tmp_path / "o")]
+    assert main([*train, "--tune-seconds", "5"]) == 2
+    assert "goes with tune search" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main([*train, "--tune", "search"]) == 2
+    assert "[tune]" in capsys.readouterr().err
+
+
+def test_train_searches(data, tmp_path, few, capsys):
+    out = tmp_path / "model"
+    train = ["train", str(data), "--label", "click", "--output", str(out), "--epochs", "1"]
+    train += ["--set", "model.embedding.dim=4", "--set", "model.mlp.dims=[8]"]
+    train += ["--set", "training.batch_size=64", "--set", "training.fisher_rows=0"]
+    train += ["--tune", "search", "--set", "training.tune_trials=2"]
+    assert main(train) == 0
+    assert "a search over 2 settings" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert [t["name"] for t in report["trials"]] == ["given", "search 1", "search 2"]
+    assert load_model(out)[1].training.tune == "off"
+    assert main([*train, "--resume"]) == 0

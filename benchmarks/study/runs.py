@@ -75,7 +75,7 @@ class Bench:
 
     def scores(self, model: LiRank, history: int | None = None) -> np.ndarray:
         """(1, test rows, tasks) logits."""
-        return score(model, self.batches(model.config, self.data.test, history))[0][None]
+        return score(model, self.batches(model.config, self.data.test, history)).logits[None]
 
     def record(self, scores: np.ndarray) -> dict[str, Any]:
         """Metrics of every task, the mean over the iterations."""

@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": "measure a trained model on labeled files",
     "predict": "write a model's probabilities, one line for every input row",
     "calibrate": "fit a model's isotonic calibration to newer files, all else kept",
+    "importance": "show what each column is worth to a trained model",
     "quantize": "write a model with int8 or int4 tables, for serving",
     "ablate": "train with one block switched off at a time and compare",
 }

@@ -11,6 +11,7 @@ from . import options, results
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     options.add_model(parser)
+    options.add_group(parser)
     options.add_json(parser)
 
 
@@ -22,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from ..training.session import open_model
 
     options.check_writable(args.json)
-    used = open_model(args.model, args.data, options.use_device(args), skip=args.skip_bad_rows)
+    device = options.use_device(args)
+    used = open_model(args.model, args.data, device, skip=args.skip_bad_rows, group=args.group)
     with Progress("evaluating", unit="batches") as progress:
         metrics = evaluate(used.model, progress.over(used.loader), used.device)
     if not all(m.rows for m in metrics.values()):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..training.options import Options
 
 FILES = "CSV (packed or not) or Parquet files, or folders of them"
+# What a training can go by; those of training.metrics, which is not imported for --help.
+MONITORS = ("auc", "log_loss", "pr_auc", "gauc", "ndcg")
 # Packages of the extra "train", which every command on models needs.
 PACKAGES = ("pyarrow", "yaml", "safetensors", "tqdm", "sklearn")
 
@@ -83,6 +85,36 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="one value of the configuration, as in --set model.cross.rank=16",
     )
     add_reading(parser)
+    add_rows(parser)
+    add(
+        "--monitor",
+        dest="training.monitor",
+        choices=MONITORS,
+        help="what should get better on the rows to validate on (default auc); gauc and ndcg "
+        "need --group",
+    )
+    add(
+        "--label-smoothing",
+        dest="training.label_smoothing",
+        type=float,
+        metavar="SHARE",
+        help="train towards SHARE / 2 and 1 - SHARE / 2 in place of 0 and 1 (default 0)",
+    )
+    add(
+        "--ema",
+        dest="training.ema",
+        type=float,
+        metavar="DECAY",
+        help="keep the moving average of the dense weights, such as 0.999 (default 0: the last)",
+    )
+    add(
+        "--negatives",
+        dest="training.negatives",
+        type=float,
+        metavar="SHARE",
+        help="train on this share of the rows with label 0, where they are many; probabilities "
+        "stay those of all rows (default 1)",
+    )
     add("--epochs", dest="training.epochs", type=int, metavar="N", help="maximum number of epochs")
     add("--batch-size", dest="training.batch_size", type=int, metavar="N", help="rows of a batch")
     add(
@@ -129,6 +161,26 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="texts that stand for a missing value in CSV, besides an empty cell "
         "(default: ?,NA,N/A,NaN,nan,NULL,null,None,\\N)",
+    )
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """Add the columns that say how rows count and are compared."""
+    add = parser.add_argument
+    add(
+        "--weight",
+        metavar="COLUMN",
+        help="column of numbers by which rows count in the loss and in the metrics",
+    )
+    add_group(parser)
+
+
+def add_group(parser: argparse.ArgumentParser) -> None:
+    """Add ``--group``."""
+    parser.add_argument(
+        "--group",
+        metavar="COLUMN",
+        help="column, such as the user, within which GAUC and NDCG compare the rows",
     )
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._table import print_table
 from ..errors import UserError
@@ -32,10 +32,26 @@ def print_metrics(title: str, tasks: Mapping[str, Figures]) -> None:
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.4f}"
 
-    names = ("auc", "log_loss", "observed_to_expected")
-    rows = [[t, *(cell(v[n]) for n in names), f"{v['rows']:,}"] for t, v in tasks.items()]
-    columns = ("task", ">AUC", ">log-loss", ">observed / expected", ">rows")
-    print_table(title, columns, rows)
+    headings = {"auc": ">AUC", "log_loss": ">log-loss"}
+    headings |= {"pr_auc": ">PR AUC", "observed_to_expected": ">observed / expected"}
+    for name, heading in {"gauc": ">GAUC", "ndcg": ">NDCG"}.items():
+        if any(values.get(name) is not None for values in tasks.values()):
+            headings[name] = heading
+    rows = [[t, *(cell(v.get(n)) for n in headings), f"{v['rows']:,}"] for t, v in tasks.items()]
+    print_table(title, ("task", *headings.values(), ">rows"), rows)
+
+
+def print_check(check: Mapping[str, Any]) -> None:
+    """Print the ranker beside its two rivals; on stderr where it is behind one."""
+    rows = []
+    for task, models in check["tasks"].items():
+        for name, v in models.items():
+            gain = f"{v['gain']:+.4f} ± {v['error']:.4f}" if v["error"] else ""
+            rows.append([task, name, f"{v['auc']:.4f}", f"{v['log_loss']:.4f}", gain])
+    title = f"Check, on {check['rows']:,} rows to validate on; rivals saw {check['sample']:,} rows"
+    print_table(title, ("task", "model", ">AUC", ">log-loss", ">AUC above the ranker"), rows)
+    for sentence in check["warnings"]:
+        print(sentence, file=sys.stderr)
 
 
 def report_broken(broken: BadRows) -> None:

@@ -27,9 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--tune",
         dest="training.tune",
-        choices=("auto", "on", "off"),
+        choices=("auto", "on", "off", "search"),
         help="try a short list of regularizations and keep the one that validates best "
-        "(default auto: up to 200,000 rows)",
+        "(default auto: on where there are rows to validate on; of many rows, by a sample); "
+        "search: have Optuna propose settings",
+    )
+    add(
+        "--tune-seconds",
+        dest="training.tune_seconds",
+        type=float,
+        metavar="S",
+        help="with --tune search: start no further trial after S seconds (default: 50 trials)",
     )
     add(
         "--from",
@@ -57,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="with --from: share of the cold start in the older weights, 0 to 1 (default 0)",
     )
+    add(
+        "--check",
+        action="store_true",
+        help="also train a logistic regression on one-hot columns and gradient-boosted trees on a "
+        "sample, and say where the ranker is behind them on the rows to validate on",
+    )
     options.add_json(parser)
 
 
@@ -82,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
         results.print_metrics(title, best["tasks"])
         for sentence in summary.warnings(best["tasks"]):
             print(sentence, file=sys.stderr)
+    if "check" in result.report:
+        results.print_check(result.report["check"])
     results.report_broken(result.broken)
     print_line(f"model: {plan.output / MODEL}; configuration: {plan.output / CONFIG}")
     results.write_json(args.json, result.report)

@@ -29,6 +29,7 @@ from .times import UNITS, parts, seconds, typed_seconds
 
 Bag = tuple[np.ndarray, np.ndarray]  # hashes of all rows one after the other, how many each has
 FEW = 20  # values that a message may list
+MOST = 1e30  # of a weight: sums of more would not be finite in float32
 INDICATED = ("there", "")  # the ids of an indicator: a value is there, or it is missing
 
 
@@ -265,6 +266,34 @@ class ColumnReader:
         codes = [self._hashes(table[cluster.name], cluster) for cluster in named]
         columns = np.stack(codes, 1) if codes else np.zeros((len(times), 1), np.int64)
         return torch.from_numpy(times), torch.from_numpy(columns)
+
+    def group(self, column: Categorical) -> np.ndarray:
+        """The group of each row, as a hash.
+
+        Raises:
+            DataError: the cells hold several values.
+        """
+        values, lengths = self.bag(column)
+        if (lengths != 1).any():
+            raise DataError(
+                f"{self.chunk.file.path}: --group: the column '{column.name}' holds lists, where "
+                "one value a row was wanted"
+            )
+        return values
+
+    def weights(self, column: str) -> np.ndarray:
+        """The rows' weights, float32; 0 where the row is broken."""
+        weights = self.numbers(column)
+        bad = ~(np.isfinite(weights) & (weights >= 0) & (weights <= MOST))
+        self._mark(
+            np.flatnonzero(bad),
+            lambda i: (
+                f"the weight '{column}' is {weights[i]:g}, where 0 or more was wanted"
+                if np.isfinite(weights[i])
+                else f"the weight '{column}' is missing"
+            ),
+        )
+        return np.where(bad, 0.0, weights).astype(np.float32)
 
     def labels(self, task: Task) -> np.ndarray:
         """0 or 1, float64."""

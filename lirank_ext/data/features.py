@@ -19,10 +19,19 @@ from .files import Chunk
 
 @dataclass
 class Batch:
-    """Features and labels (B, T) of some rows; no labels where they are not read."""
+    """Some rows as tensors.
+
+    Attributes:
+        features: by name, as :class:`lirank_ext.models.LiRank` reads them.
+        labels: (B, T); (B, 0) where they are not read.
+        weights: (B,), where the rows have weights.
+        groups: (B,) hashes, where the rows are grouped.
+    """
 
     features: dict[str, Tensor]
     labels: Tensor
+    weights: Tensor | None = None
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -30,7 +39,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         moved = {k: v.to(device, non_blocking=True) for k, v in self.features.items()}
-        return Batch(moved, self.labels.to(device, non_blocking=True))
+        others = (self.labels, self.weights, self.groups)
+        labels, weights, groups = (
+            None if t is None else t.to(device, non_blocking=True) for t in others
+        )
+        return Batch(moved, labels, weights, groups)
 
 
 @dataclass
@@ -43,12 +56,16 @@ class Rows:
             column, by key.
         labels: (N, T) float32.
         numbers: (N,) number of each row, over all files.
+        weights, groups: (N,) float32 and (N,) hashes, where the schema names such columns and the
+            labels are read.
     """
 
     numeric: np.ndarray
     bags: dict[str, Bag]
     labels: np.ndarray
     numbers: np.ndarray
+    weights: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -56,7 +73,9 @@ class Rows:
     def take(self, rows: np.ndarray) -> Rows:
         """These rows, in this order."""
         bags = {key: take_bag(bag, rows) for key, bag in self.bags.items()}
-        return Rows(self.numeric[rows], bags, self.labels[rows], self.numbers[rows])
+        arrays = (self.numeric, self.labels, self.numbers, self.weights, self.groups)
+        numeric, labels, *others = (None if a is None else a[rows] for a in arrays)
+        return Rows(numeric, bags, labels, *others)
 
     @staticmethod
     def concatenate(parts: Sequence[Rows]) -> Rows:
@@ -70,9 +89,9 @@ class Rows:
             )
             for key in parts[0].bags
         }
-        names = ("numeric", "labels", "numbers")
-        numeric, labels, numbers = (np.concatenate([getattr(p, n) for p in parts]) for n in names)
-        return Rows(numeric, bags, labels, numbers)
+        names = ("numeric", "labels", "numbers", "weights", "groups")
+        numeric, labels, *others = (_concatenate([getattr(p, n) for p in parts]) for n in names)
+        return Rows(numeric, bags, labels, *others)
 
 
 class Converter:
@@ -105,7 +124,16 @@ class Converter:
         names = [*self.schema.columns, *(t.source for t in self.tasks)]
         for task in self.tasks:
             names += task.dwell.clusters if task.dwell else []
+        names += [name for name in (self._weight, self._group) if name is not None]
         return list(dict.fromkeys(names))
+
+    @property
+    def _weight(self) -> str | None:
+        return self.schema.weight if self.tasks else None
+
+    @property
+    def _group(self) -> str | None:
+        return self.schema.group if self.tasks else None
 
     def rows(self, chunk: Chunk) -> Rows:
         """All rows of a chunk whose values fit.
@@ -128,6 +156,8 @@ class Converter:
             bags,
             np.stack(labels, 1).astype(np.float32) if labels else np.zeros((n, 0), np.float32),
             chunk.first + np.arange(n),
+            None if self._weight is None else reader.weights(self._weight),
+            None if self._group is None else reader.group(self._plain(self._group)),
         )
         return self._without_broken(rows, reader, chunk)
 
@@ -190,7 +220,14 @@ class Converter:
                 features[f"{key}/actions"] = _padded(rows.bags[f"{key}/actions"])
         if self.schema.popularity:
             features["popularity"] = torch.from_numpy(rows.bags["popularity"][0])
-        return Batch(features, torch.from_numpy(rows.labels))
+        others = (rows.labels, rows.weights, rows.groups)
+        labels, weights, groups = (None if a is None else torch.from_numpy(a) for a in others)
+        return Batch(features, labels, weights, groups)
+
+
+def _concatenate(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    there = [part for part in parts if part is not None]
+    return np.concatenate(there) if there else None
 
 
 def _interleave(bags: Sequence[Bag]) -> tuple[np.ndarray, np.ndarray]:

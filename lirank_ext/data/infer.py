@@ -24,6 +24,7 @@ from .times import parts
 SAMPLE_ROWS, SAMPLE_CELLS = 500_000, 50_000_000  # whichever are fewer
 NUM_BINS = 32  # a number with many values also gets an id per quantile bin
 ROW_LABELS = re.compile(r"^$|^__index_level_\d+__$|^Unnamed: \d+$")  # as pandas calls them
+FEW_IDS = 240_000  # rows up to which a table has room for ids that meet no other
 UNIQUE = 1000  # rows with a value of their own each, from which nothing is learnt
 HALF = 0.5  # a column of text with so many numbers may be meant otherwise
 FAR = 1000.0  # columns whose middle is so many times their spread lose digits in float32
@@ -37,7 +38,7 @@ class Column:
 
     Attributes:
         name: name of the column.
-        role: "label", "number", "id", "time", "ids" (several in a cell), or "left out".
+        role: "label", "weight", "number", "id", "time", "ids" (several in a cell), or "left out".
         why: the reason for the role.
         example: one value of the column.
         distinct, missing: counts of the sample's different values and of its missing ones.
@@ -68,12 +69,14 @@ class Inferred:
         schema: the columns to read.
         tables: sizes of the embedding tables that suit the number of ids.
         ids: number of different ids.
+        rows: number of rows that were looked at; all of them unless there are very many.
         columns: how each column is read, those that are left out included.
     """
 
     schema: Schema
     tables: dict[str, Table] = field(default_factory=dict)
     ids: int = 0
+    rows: int = 0
     columns: list[Column] = field(default_factory=list)
 
 
@@ -111,20 +114,26 @@ def infer(
     missing = MISSING if reading.missing is None else reading.missing
     schema = Schema(missing=list(missing), names=list(reading.names))
     schema.tasks = parse_labels(file, labels)
-    for column in (*reading.numeric, *reading.categorical, *reading.ignore, *reading.lists):
+    schema.weight, schema.group = reading.weight, reading.group
+    named = [name for name in (reading.weight, reading.group) if name is not None]
+    for column in (*reading.numeric, *reading.categorical, *reading.ignore, *reading.lists, *named):
         file.check(column)
     label_columns = {task.source for task in schema.tasks}
-    left_out = {*reading.ignore, *label_columns}
+    if reading.weight in label_columns:
+        raise DataError(f"--weight: the column '{reading.weight}' is the label")
+    left_out = {*reading.ignore, *label_columns, reading.weight}
     wanted = [c for c in file.columns if c not in left_out]
     if not wanted:
         raise DataError(f"{file.path}: no column to learn from, only labels")
     source = Source(paths, [*wanted, *label_columns], broken, reading.names)
     chunks, complete = _sample(source)
-    found = Inferred(schema)
+    found = Inferred(schema, rows=sum(chunk.table.num_rows for chunk in chunks))
     for task in schema.tasks:
         found.columns.append(_label(chunks, task, schema))
     for name in reading.ignore:
         found.columns.append(Column(name, "left out", "--ignore"))
+    if reading.weight is not None:
+        found.columns.append(Column(reading.weight, "weight", "--weight"))
     for seen in _profiles(chunks, wanted, schema):
         if seen.name in reading.lists:
             seen.kind, seen.separator = "text", reading.lists[seen.name]
@@ -143,10 +152,11 @@ def infer(
 def table_for(ids: int) -> Table:
     """Size of a table for so many distinct ids.
 
-    Up to 250,000 ids get four rows each in both quotient tables, where hardly two ids meet twice;
-    beyond that, the compression grows so that a table stays at a million rows.
+    Up to 15,000 ids get sixteen rows each in both quotient tables, where hardly two ids meet at
+    all, and up to 250,000 ids four, where hardly two meet twice. Beyond that, the compression grows
+    so that a table stays at a million rows.
     """
-    buckets = max(1024, 4 * ids)
+    buckets = max(1024, min(16 * ids, FEW_IDS), 4 * ids)
     return Table(buckets, max(1, -(-buckets // 1_000_000)))
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from .errors import DataError
 from .features import Batch, Converter, Rows
 from .source import Source
 
@@ -69,6 +70,7 @@ class Loader:
         shuffle: mix the rows; False keeps the order of the files.
         seed: of the order.
         prefetch: batches made ahead by a thread; 0 for none.
+        negatives: share of the rows whose labels are all 0 to take, drawn by row number.
     """
 
     def __init__(
@@ -82,11 +84,14 @@ class Loader:
         shuffle: bool = False,
         seed: int = 0,
         prefetch: int = 4,
+        negatives: float = 1.0,
     ) -> None:
         self.source, self.converter = source, converter
         self.batch_size, self.block_rows = batch_size, max(block_rows, batch_size)
         self.split, self.valid = split, valid
         self.shuffle, self.seed, self.prefetch = shuffle, seed, prefetch
+        # A draw of its own, or the rows that are left would depend on those that validate.
+        self._negatives = Split(negatives, seed=seed + 1) if negatives < 1 else None
         self._only: Rows | None = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -98,6 +103,21 @@ class Loader:
         """The rest of an epoch from a position on, each batch with the position after it."""
         made = self._epoch(start)
         return ahead(made, self.prefetch) if self.prefetch else made
+
+    def sample(self, most: int) -> Rows:
+        """About ``most`` of the rows, drawn by the seed from everywhere; all where they are fewer.
+
+        Raises:
+            DataError: there is no row.
+        """
+        rate = most / max(1.0, self.source.count() * self.share())
+        rng, parts = np.random.default_rng(self.seed), []
+        for _, rows in self._blocks(0):
+            kept = rng.random(len(rows)) < rate
+            parts.append(rows.take(np.flatnonzero(kept)))
+        if not sum(map(len, parts)):
+            raise DataError("no row to draw a sample from")
+        return Rows.concatenate(parts)
 
     def _epoch(self, start: Position) -> Iterator[tuple[Position, Batch]]:
         for number, rows in self._blocks(start.block):
@@ -132,9 +152,23 @@ class Loader:
             self._only = first
 
     def _select_split(self, rows: Rows) -> Rows:
-        if self.split is None:
-            return rows
-        return rows.take(np.flatnonzero(self.split.is_valid(rows.numbers) == self.valid))
+        if self.split is not None:
+            rows = rows.take(np.flatnonzero(self.split.is_valid(rows.numbers) == self.valid))
+        if self._negatives is not None:
+            kept = rows.labels.any(1) | self._negatives.is_valid(rows.numbers)
+            rows = rows.take(np.flatnonzero(kept))
+        return rows
+
+    def share(self) -> float:
+        """The share of the rows that are taken, as in the first block."""
+        if self.split is None and self._negatives is None:
+            return 1.0
+        if self._negatives is None:
+            return self.split.share if self.valid else 1 - self.split.share
+        read = self.source.mixed if self.shuffle else self.source.blocks
+        first = next(read(self.block_rows, 0), [])
+        taken = sum(len(self._select_split(self.converter.rows(chunk))) for chunk in first)
+        return taken / max(1, sum(chunk.table.num_rows for chunk in first))
 
 
 class Memory:

@@ -19,6 +19,8 @@ class Reading:
         names: names of the columns, for CSV files without a header line.
         missing: texts that stand for a missing value; see :class:`lirank_ext.models.Schema`. None
             takes the usual ones.
+        weight: column of the rows' weights.
+        group: column of the groups within which rank metrics compare rows.
     """
 
     numeric: Sequence[str] = ()
@@ -27,6 +29,8 @@ class Reading:
     lists: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[str] = ()
     missing: Sequence[str] | None = None
+    weight: str | None = None
+    group: str | None = None
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Reading:
@@ -40,4 +44,10 @@ class Reading:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         # No missing texts at all is something said, and other empty values are not.
         said = {n: v for n, v in values.items() if v or (n == "missing" and v is not None)}
-        return {n: dict(v) if isinstance(v, Mapping) else list(v) for n, v in said.items()}
+        return {n: _plain(v) for n, v in said.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (str, Mapping)):
+        return value if isinstance(value, str) else dict(value)
+    return list(value)

@@ -38,7 +38,8 @@ class Reading:
 
 def read(name: str, model: LiRank, data: Prepared) -> Reading:
     """Quality on the rows to test on, and bytes."""
-    logits, labels = (values[:, 0] for values in score(model, data.memory(data.test)))
+    scored = score(model, data.memory(data.test))
+    logits, labels = scored.logits[:, 0], scored.labels[:, 0]
     metrics = measure(logits, labels)
     return Reading(
         name,

@@ -205,6 +205,8 @@ class Schema:
             any file. An empty cell is always missing. Text columns of Parquet files have nulls
             instead, and all of their texts are values.
         names: names of the columns, for CSV files without a header line.
+        weight: column of numbers of 0 or more by which rows count in the loss and in the metrics.
+        group: column of ids, such as the user, within which GAUC and NDCG compare rows.
         version: version of the rule that turns values into ids.
     """
 
@@ -220,6 +222,8 @@ class Schema:
     decimal_comma: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=lambda: list(MISSING))
     names: list[str] = field(default_factory=list)
+    weight: str | None = None
+    group: str | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:

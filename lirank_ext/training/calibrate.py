@@ -32,7 +32,7 @@ def calibrate(
     """
     if model.calibration is None:
         raise ValueError("calibrate: the model has no calibration")
-    parts, labels = [], []
+    parts, labels, weights = [], [], []
     model.eval()
     with torch.no_grad():
         for batch in batches:
@@ -42,8 +42,11 @@ def calibrate(
             logits = model._effects(model.logits(features), features)
             parts.append((logits, shifts))
             labels.append(batch.labels.to(device))
+            if batch.weights is not None:
+                weights.append(batch.weights.to(device))
     if not labels:
         raise ValueError("calibrate: no row to fit to")
+    weight = torch.cat(weights) if weights else None
     logits, wanted = torch.cat([p[0] for p in parts]), torch.cat(labels)
     shifts = None if parts[0][1] is None else torch.cat([p[1] for p in parts])
     for t, layer in enumerate(model.calibration):
@@ -51,7 +54,9 @@ def calibrate(
             optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
             for _ in range(steps):
                 optimizer.zero_grad()
-                loss = F.binary_cross_entropy_with_logits(layer(logits[:, t], shifts), wanted[:, t])
+                loss = F.binary_cross_entropy_with_logits(
+                    layer(logits[:, t], shifts), wanted[:, t], weight
+                )
                 pull = (layer.weight - 1).square().sum() * l2 / (2 * len(wanted))
                 (loss + pull).backward()
                 optimizer.step()

@@ -138,6 +138,7 @@ def save_training(trainer: Trainer, path: Path) -> None:
     """Write everything that a training needs to go on as if nothing had stopped it."""
     tensors = prefixed("model", trainer.model.state_dict())
     tensors.update(prefixed("best", trainer.best))
+    tensors.update(prefixed("average", trainer.average.values))
     for i, optimizer in enumerate(trainer.optimizers):
         tensors.update(prefixed(f"optimizer/{i}", optimizer_tensors(optimizer)))
     if trainer.penalty is not None:
@@ -170,6 +171,8 @@ def load_training(trainer: Trainer, path: Path) -> None:
     trainer.progress = Progress(**{**content["progress"], "position": position})
     trainer.model.load_state_dict(under("model", tensors))
     trainer.best = {k: v.to(trainer.device) for k, v in under("best", tensors).items()}
+    average = under("average", tensors)
+    trainer.average.values = {k: v.to(trainer.device) for k, v in average.items()}
     for i, optimizer in enumerate(trainer.optimizers):
         restore_optimizer(optimizer, under(f"optimizer/{i}", tensors))
     if trainer.penalty is not None:

@@ -23,12 +23,35 @@ from .settings import Config, Settings
 INIT_NORM, TABLE_LR, TABLE_START = 0.03, 0.1, 10.0
 
 
+# Rows of a batch for files of up to so many rows; few rows need small batches for enough steps.
+# AUC on held-back rows, one seed: made-up use of apps (see :func:`blocks`) 0.9408 with 512 and
+# averaged weights, 0.9404 with 1024 without, 0.9388 with 256 and a little more regularization.
+BATCHES = {400_000: 512}
+# How wide the MLP is at most, by the width of its input, and the width that it may always have. Of
+# two columns of ids (MovieLens-100K, split by time, one seed) layers of 400 units gave an AUC of
+# 0.6848 on 10,000 later rows, and layers of 128 and 64 with more dropout 0.6921.
+WIDTH, NARROWEST = 2.5, 64
+# Decay of the average of the dense weights that is kept. AUC on 10,000 held-back rows of
+# MovieLens-100K, one seed: 0.7887 against 0.7866, split by time 0.6918 against 0.6917.
+EMA = 0.999
+# Averaged weights go on gaining a little for long: on UCI Adult 0.0003 of AUC over 15 epochs.
+TOLERANCE = 1e-4
+
+
 def blocks() -> LiRankConfig:
-    """The model where no preset is named: both cross stacks beside an MLP with batch norm."""
+    """The model where no preset is named: low-rank cross layers beside an MLP with batch norm.
+
+    Its MLP is narrowed for few columns by :func:`_narrowed`.
+
+    Without the attention stack and the gates: with both, few rows of many ids are learned by heart.
+    AUC and log-loss on 16,800 held-back rows of made-up use of apps (42,000 rows to train on, ten
+    columns of ids, one seed): 0.9404, 0.357; with gates 0.9382, 0.366; with both 0.9331, 0.436.
+    The narrower MLP of 256, 128 and 64 units with both: 0.9361, 0.319.
+    """
     return LiRankConfig(
-        embedding=Embedding(dim=16, dropout=0.1),
-        cross=Cross(rank=32),
-        mlp=MLP(dims=[256, 128, 64], batch_norm=True, dropout=0.2),
+        embedding=Embedding(dim=16),
+        cross=Cross(attention=False, rank=64),
+        mlp=MLP(dims=[400, 400], gate=None, batch_norm=True, dropout=0.2),
         head=Head(tower_dims=[]),
     )
 
@@ -60,6 +83,7 @@ def for_files(
         ConfigError: ``given`` does not fit.
     """
     given = given or {}
+    settings = Settings(table_lr=TABLE_LR, table_start=TABLE_START, ema=EMA, tolerance=TOLERANCE)
     base = LiRankConfig.preset(preset) if preset else blocks()
     quiet = dataclasses.replace(base.embedding, init_norm=INIT_NORM)
     base = dataclasses.replace(base, embedding=quiet)
@@ -77,9 +101,21 @@ def for_files(
         model = with_schema(base, inferred.schema)
         embedding = dataclasses.replace(model.embedding, tables=inferred.tables)
         model = dataclasses.replace(model, embedding=embedding)
-    data = Config(model, Settings(table_lr=TABLE_LR, table_start=TABLE_START)).to_dict()
+        model = model if preset else _narrowed(model)
+        sizes = [size for rows, size in BATCHES.items() if inferred.rows <= rows]
+        settings.batch_size = min(sizes, default=settings.batch_size)
+    data = Config(model, settings).to_dict()
     merge(data, given)
     return Config.from_dict(data)
+
+
+def _narrowed(model: LiRankConfig) -> LiRankConfig:
+    """The model with an MLP at most :data:`WIDTH` times as wide as its input."""
+    schema, dim = model.schema, model.embedding.dim
+    width = len(schema.numeric) + dim * (len(schema.categorical) + len(schema.history))
+    most = max(NARROWEST, round(WIDTH * width))
+    dims = [min(out, most) for out in model.mlp.dims]
+    return dataclasses.replace(model, mlp=dataclasses.replace(model.mlp, dims=dims))
 
 
 def configuration(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ..data.errors import DataError
 from ..data.features import Batch
 from ..data.packages import need
 from ..models import LiRank
+from .grouped import Grouped
 
 Figures = dict[str, float | None]
 
@@ -27,6 +29,9 @@ class Metrics:
         observed_to_expected: labels of 1 by the sum of the probabilities; 1 is calibrated.
         rows: how many.
         base_log_loss: of the share of labels of 1 as the probability of every row.
+        pr_auc: area under the curve of precision and recall (average precision); NaN where no
+            label is 1.
+        gauc, ndcg: of :class:`Grouped`; NaN where the rows have no groups.
     """
 
     auc: float
@@ -34,14 +39,32 @@ class Metrics:
     observed_to_expected: float
     rows: int
     base_log_loss: float
+    pr_auc: float = math.nan
+    gauc: float = math.nan
+    ndcg: float = math.nan
 
     def as_json(self) -> Figures:
         """Plain values; None for NaN, which JSON has not."""
         return {k: None if math.isnan(v) else v for k, v in asdict(self).items()}
 
 
-def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics:
+# What a training can go by, and whether more of it is better.
+MONITORS = {"auc": True, "log_loss": False, "pr_auc": True, "gauc": True, "ndcg": True}
+GROUPED = ("gauc", "ndcg")
+
+
+def measure(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> Metrics:
     """Metrics of logits (n,) against labels (n,), 0 or 1.
+
+    Args:
+        logits, labels: of the rows.
+        weights: (n,) by which rows count; None counts each once.
+        groups: (n,) the group of each row; None measures nothing within groups.
 
     Raises:
         DataError: a logit is not finite.
@@ -50,48 +73,82 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics:
         raise DataError(
             "the model's predictions are not finite: train it with a lower lr, or raise warmup"
         )
-    rank = need("sklearn.metrics").roc_auc_score
+    metrics = need("sklearn.metrics")
     logits, labels = logits.astype(np.float64), labels.astype(np.float64)
-    auc = float(rank(labels, logits)) if 0 < labels.sum() < len(labels) else math.nan
+    w = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
+    positive, total = float((w * labels).sum()), float(w.sum())
+    rank = metrics.roc_auc_score if 0 < positive < total else _nothing
+    area = metrics.average_precision_score if positive > 0 else _nothing
+    auc, pr_auc = (float(f(labels, logits, sample_weight=weights)) for f in (rank, area))
     # Through the logits: a probability rounds to 1 long before its logarithm is 0.
     losses = np.logaddexp(0, logits) - labels * logits
-    expected = (1 / (1 + np.exp(-np.clip(logits, -500, 500)))).sum()
-    ratio = float(labels.sum() / expected) if expected else math.nan
-    loss = float(losses.mean()) if len(losses) else math.nan
-    return Metrics(auc, loss, ratio, len(labels), _entropy(labels))
+    expected = float((w / (1 + np.exp(-np.clip(logits, -500, 500)))).sum())
+    ratio = positive / expected if expected else math.nan
+    loss = float((w * losses).sum()) / total if total else math.nan
+    base = _entropy(positive / total if total else math.nan)
+    grouped = None if groups is None else Grouped(logits, labels, groups, weights)
+    within = (grouped.auc(), grouped.ndcg()) if grouped is not None else (math.nan, math.nan)
+    return Metrics(auc, loss, ratio, len(labels), base, pr_auc, *within)
 
 
-def _entropy(labels: np.ndarray) -> float:
+def _nothing(*args: Any, **options: Any) -> float:
+    return math.nan
+
+
+def _entropy(share: float) -> float:
     """The log-loss of a constant: the best one, the share of labels of 1."""
-    share = float(labels.mean()) if len(labels) else math.nan
     return -sum(p * math.log(p) if p else 0.0 for p in (share, 1 - share))
 
 
+@dataclass
+class Scored:
+    """What a model says of rows, and what is known of them.
+
+    Attributes:
+        logits: (n, T), calibrated.
+        labels: (n, T); (n, 0) where they were not read.
+        weights, groups: (n,), where the rows have them.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    def metrics(self, tasks: Sequence[str]) -> dict[str, Metrics]:
+        """Metrics of every task."""
+        others = (self.weights, self.groups)
+        columns = zip(self.logits.T, self.labels.T, strict=True)
+        return {
+            name: measure(*column, *others) for name, column in zip(tasks, columns, strict=True)
+        }
+
+
 @torch.no_grad()
-def score(
-    model: LiRank, batches: Iterable[Batch], device: torch.device | str = "cpu"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Calibrated logits (n, T) and labels (n, T or 0) of all rows; the model in evaluation mode."""
+def score(model: LiRank, batches: Iterable[Batch], device: torch.device | str = "cpu") -> Scored:
+    """Logits of all rows, by the model in evaluation mode."""
     was_training = model.training
     model.eval()
-    logits, labels = [], []
+    logits, labels, weights, groups = [], [], [], []
     for batch in batches:
         moved = batch.to(torch.device(device))
         logits.append(model(moved.features).float().cpu().numpy())
         labels.append(batch.labels.numpy())
+        weights += [] if batch.weights is None else [batch.weights.numpy()]
+        groups += [] if batch.groups is None else [batch.groups.numpy()]
     model.train(was_training)
     if not logits:
         empty = np.zeros((0, len(model.task_names)), np.float32)
-        return empty, empty
-    return np.concatenate(logits), np.concatenate(labels)
+        return Scored(empty, empty)
+    parts = (np.concatenate(p) if p else None for p in (weights, groups))
+    return Scored(np.concatenate(logits), np.concatenate(labels), *parts)
 
 
 def evaluate(
     model: LiRank, batches: Iterable[Batch], device: torch.device | str = "cpu"
 ) -> dict[str, Metrics]:
     """Metrics of every task on all rows."""
-    logits, labels = score(model, batches, device)
-    return {name: measure(logits[:, t], labels[:, t]) for t, name in enumerate(model.task_names)}
+    return score(model, batches, device).metrics(model.task_names)
 
 
 def difference_error(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, name: str) -> float:
@@ -100,7 +157,8 @@ def difference_error(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, n
     Args:
         ours, theirs: logits (n,).
         labels: (n,), 0 or 1.
-        name: "auc" (after DeLong, DeLong and Clarke-Pearson 1988) or "log_loss".
+        name: "log_loss", or another metric of :data:`MONITORS`, for which the error of the AUC
+            (after DeLong, DeLong and Clarke-Pearson 1988) stands.
     """
     if name == "log_loss":
         sign = 1 - 2 * labels

@@ -27,6 +27,7 @@ class Options:
         settings: values of the configuration that have an option of their own, by key.
         output: folder of the run.
         resume, overwrite: go on with the run that is there, or replace it.
+        check: compare the ranker with a logistic regression and boosted trees.
     """
 
     data: list[str]
@@ -41,6 +42,7 @@ class Options:
     output: str = "lirank_model"
     resume: bool = False
     overwrite: bool = False
+    check: bool = False
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Options:

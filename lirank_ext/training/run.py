@@ -12,11 +12,12 @@ from typing import Any, Literal
 from ..data.broken import BadRows
 from ..data.errors import DataError
 from ..data.infer import Column
-from . import incremental, summary, tuning
+from . import check, incremental, summary, tuning
 from .checkpoint import save_text
 from .defaults import configuration, flat, merge
 from .incremental import PreviousRun, load_previous, require_same_model
 from .options import Options
+from .search import Search
 from .session import Data, open_data, save_model, trainer_on
 from .settings import RESUMABLE, Config
 from .trainer import CHECKPOINT, Trainer
@@ -124,9 +125,14 @@ class Plan:
         broken = BadRows(self.config.training.bad_rows == "skip")
         before = self.previous.model if self.previous else None
         data = open_data(self.config, self.options.data, self.options.valid, broken, before)
+        if self.options.check and data.valid is None:
+            raise DataError("--check: there are no rows to validate on: raise training.valid")
         self._prepare_folder()
         result = (self._tune if self._tunes(data) else self._train)(data, broken, tell)
         tell(summary.ending(result.trainer))
+        if self.options.check:
+            tell("check: training a logistic regression and boosted trees on a sample")
+            result.report["check"] = check.compare(result.trainer)
         self._save(result)
         return result
 
@@ -147,15 +153,25 @@ class Plan:
     def _tunes(self, data: Data) -> bool:
         """Whether there are settings to try, or to go on with."""
         if self.start == "fresh":
-            return tuning.wanted(self.config, data.rows, data.valid is not None)
+            return tuning.wanted(self.config, data.valid is not None)
         return self.start == "trials"
 
     def _tune(self, data: Data, broken: BadRows, tell: Tell) -> Result:
         """Every trial once, and the best one's trainer."""
-        tuner = Tuner(self.config, self.fixed, data, self.output, self.device, bar=True)
         tell(summary.data(data, self.config))
-        tell(summary.trials(tuner.trials))
+        sample = tuning.sampled(data)
+        used = sample or data
+        kind = Search if self.config.training.tune == "search" else Tuner
+        tuner = kind(self.config, self.fixed, used, self.output, self.device, bar=True)
+        tell(summary.trials(tuner.trials, self.config.training))
+        if sample is not None:
+            tell(f"the trials see a sample of {sample.rows:,} rows; the best one then sees all")
         trainer, best = tuner.run()
+        if sample is not None:
+            trainer = trainer_on(data, best.config, self.output, self.device, bar=True)
+            if (self.output / CHECKPOINT).exists():
+                trainer.resume()
+            trainer.fit()
         trainer.output = self.output
         trainer.checkpoint()
         report = {"chosen": best.name, "trials": [t.as_json() for t in tuner.trials]}
@@ -221,8 +237,8 @@ def _increment(options: Options, given: dict[str, Any], previous: PreviousRun) -
     if options.label and sorted(options.label) != sorted(tasks):
         names = ", ".join(tasks)
         raise DataError(f"--label: the model of --from predicts {names}: leave the option out")
-    if flat(given).get("training.tune") == "on":
-        raise DataError("--tune on: an increment keeps the settings of the model it goes on from")
+    if flat(given).get("training.tune") in ("on", "search"):
+        raise DataError("--tune: an increment keeps the settings of the model it goes on from")
     data = previous.config.to_dict()
     data["training"]["cold"] = None  # that of the last run
     merge(data, given)

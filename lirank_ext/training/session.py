@@ -54,7 +54,7 @@ def open_loader(
         broken: what to do with broken rows.
         labels: read them too.
         split, valid: which rows; see :class:`Loader`.
-        shuffle: in blocks, by the seed.
+        shuffle: in blocks, by the seed; rows to train on, of which the settings may leave out some.
         dwell: thresholds of the tasks that are long dwells, as :func:`dwell_of` gives them.
 
     Raises:
@@ -72,6 +72,7 @@ def open_loader(
         shuffle,
         settings.seed,
         settings.prefetch,
+        settings.negatives if shuffle else 1.0,
     )
 
 
@@ -126,14 +127,13 @@ def open_data(
         if settings.split == "last":
             split = train.split = Split(settings.valid, True, settings.seed, total)
         valid = open_loader(config, paths, broken, split=split, valid=True)
-    share = settings.valid if split is not None else 0.0
-    steps = math.ceil(total * (1 - share) / settings.batch_size)
     read = [*train.source.files, *(valid.source.files if valid_paths and valid else ())]
     files = [fingerprint(file.path) for file in read]
     dwell = _measured(config, train, dwell_of(before) if before else {})
     for loader in (train, valid):
         if loader is not None:
             loader.converter.dwell = dwell
+    steps = math.ceil(total * train.share() / settings.batch_size)
     return Data(train, valid, total, steps, files, dwell)
 
 
@@ -243,6 +243,7 @@ def open_model(
     *,
     labels: bool = True,
     skip: bool = False,
+    group: str | None = None,
 ) -> ModelOnFiles:
     """A trained model and the files to use it on.
 
@@ -252,11 +253,14 @@ def open_model(
         device: of the model.
         labels: read the labels too.
         skip: pass over broken rows.
+        group: column within which rank metrics compare rows; None takes the model's own.
 
     Raises:
         DataError: the model or a file cannot be used.
     """
     model, config = load_model(folder, device)
+    if group is not None:
+        config.model.schema.group = group
     broken = BadRows(skip)
     loader = open_loader(config, paths, broken, labels=labels, dwell=dwell_of(model))
     return ModelOnFiles(model, config, loader, broken, device)

@@ -42,14 +42,22 @@ class Settings:
         warmup: share of all steps. The paper's cross nets diverged at 0.05 and not at 0.5.
         schedule: of the learning rate after the warm-up; "plateau" divides it by ten whenever
             an evaluation is no better.
+        negatives: share of the rows with label 0 to train on, for data where they are many. The
+            logits are corrected in training for those left out, so that the model's
+            probabilities are those of all rows. Needs a single task.
         weight_decay: of AdamW. ``table_l2``: penalty of the table rows that a batch touches.
         calibration_l2: pull of the calibration's weights to 1, the identity.
         clip: largest norm of the dense gradients (AdaGrad scales the tables' itself); 0: none.
         amp: bfloat16 autocast: "auto" where there is a GPU, "on", "off".
         valid: share of the rows to validate on, drawn at random; 0 needs a file of its own.
         split: "random", or "last" for the last rows of the files.
-        monitor: what should get better, "auc" or "log_loss", the mean over the tasks.
+        monitor: what should get better, the mean over the tasks: "auc", "log_loss", "pr_auc", or
+            within the groups of the schema "gauc" or "ndcg".
+        label_smoothing: share by which the labels that are trained towards are drawn to 1/2.
+        ema: decay of the moving average of the dense weights that is evaluated and kept; 0 keeps
+            the weights themselves.
         patience: evaluations without a better result before the run stops; 0 never stops.
+        tolerance: gain up to which a result is no better. The weights are kept all the same.
         evaluate_every: steps between evaluations; 0 evaluates at the end of each epoch.
         checkpoint_every: steps between checkpoints; 0 writes one at the end of each epoch.
         shuffle_rows: rows shuffled together: the memory of the loader.
@@ -58,7 +66,9 @@ class Settings:
         tensorboard: write events beside the model.
         seed: of weights, dropout, split and order.
         tune: try the short list of regularizations in ``training.tuning`` and keep the one that
-            validates best: "on", "off", or "auto" for up to 200,000 rows.
+            validates best: "on", "off", or "auto", which is "on" where there are rows to validate
+            on and no ``max_steps``. Of many rows the trials see a sample. "search" has Optuna
+            propose settings, ``tune_trials`` of them, or fewer where ``tune_seconds`` are over.
         start_from: folder of a trained model to go on from; ``cold`` that of the cold start.
         forgetting, cold_weight: of :class:`lirank_ext.nn.IncrementalPenalty`, which holds the
             dense weights where older data put them; both matter only with ``start_from``.
@@ -76,6 +86,7 @@ class Settings:
     lr_scale: float = 1.0
     warmup: float = 0.05
     schedule: Literal["constant", "linear", "cosine", "plateau"] = "plateau"
+    negatives: float = 1.0
     weight_decay: float = 1e-2
     table_l2: float = 0.0
     calibration_l2: float = 1e-3
@@ -83,8 +94,11 @@ class Settings:
     amp: Literal["auto", "on", "off"] = "auto"
     valid: float = 0.1
     split: Literal["random", "last"] = "random"
-    monitor: Literal["auc", "log_loss"] = "auc"
+    monitor: Literal["auc", "log_loss", "pr_auc", "gauc", "ndcg"] = "auc"
+    label_smoothing: float = 0.0
+    ema: float = 0.0
     patience: int = 3
+    tolerance: float = 0.0
     evaluate_every: int = 0
     checkpoint_every: int = 500
     shuffle_rows: int = 262_144
@@ -92,7 +106,9 @@ class Settings:
     bad_rows: Literal["raise", "skip"] = "raise"
     tensorboard: bool = False
     seed: int = 0
-    tune: Literal["auto", "on", "off"] = "auto"
+    tune: Literal["auto", "on", "off", "search"] = "auto"
+    tune_seconds: float | None = None
+    tune_trials: int = 50
     start_from: str | None = None
     cold: str | None = None
     forgetting: float = 1.0
@@ -106,13 +122,23 @@ class Settings:
         _check(self, 1, "epochs", "shuffle_rows")
         _check(self, 0, "lr", "table_lr", "lr_scale", "weight_decay", "table_l2", "clip", "seed")
         _check(self, 0, "calibration_l2", "patience", "evaluate_every", "checkpoint_every")
-        _check(self, 0, "prefetch", "forgetting", "fisher_rows", "table_start")
+        _check(self, 0, "tolerance", "prefetch", "forgetting", "fisher_rows", "table_start")
+        _check(self, 1, "tune_trials")
+        if self.tune_seconds is not None:
+            _check(self, 0, "tune_seconds")
+            if self.tune != "search":
+                raise ConfigError(f"tune_seconds: goes with tune search, and tune is {self.tune}")
         if self.max_steps is not None:
             _check(self, 1, "max_steps")
         if not 0 <= self.cold_weight <= 1:
             raise ConfigError(f"cold_weight: wanted a share from 0 to 1, got {self.cold_weight}")
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"warmup: wanted a share from 0 to 1, got {self.warmup}")
+        if not 0 < self.negatives <= 1:
+            raise ConfigError(f"negatives: wanted a share in (0, 1], got {self.negatives}")
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: wanted a share in [0, 1), got {getattr(self, name)}")
         if not 0 <= self.valid < 1:
             raise ConfigError(f"valid: wanted a share in [0, 1), got {self.valid}")
 
@@ -130,6 +156,32 @@ class Config:
 
     model: LiRankConfig = field(default_factory=LiRankConfig)
     training: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        monitor = self.training.monitor
+        if monitor in ("gauc", "ndcg") and self.model.schema.group is None:
+            raise ConfigError(
+                f"training.monitor: {monitor} compares rows within groups: name their column with "
+                "--group (model.schema.group)"
+            )
+        self._check_effects()
+        tasks = len(self.model.schema.tasks)
+        if self.training.negatives < 1 and tasks > 1:
+            raise ConfigError(
+                f"training.negatives: rows may be left out for one task only, and there are {tasks}"
+            )
+
+    def _check_effects(self) -> None:
+        """Refuse what is fitted to the rows of the training as if each were there once."""
+        asked = {"model.schema.weight": self.model.schema.weight is not None}
+        asked["training.negatives"] = self.training.negatives < 1
+        effects = self.model.popularity.enabled and self.model.schema.popularity
+        block = "popularity" if effects else "explore" if self.model.explore.enabled else None
+        for key, given in asked.items():
+            if given and block is not None:
+                raise ConfigError(
+                    f"{key}: model.{block} is fitted to all rows alike: switch one of them off"
+                )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "") -> Config:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..data.infer import Column
     from .metrics import Figures
     from .session import Data
-    from .settings import Config
+    from .settings import Config, Settings
     from .trainer import Trainer
     from .tuning import Trial
 
@@ -61,8 +61,12 @@ def model(trained: LiRank) -> str:
     return "\n".join([*lines, f"parameters: {dense:,} dense, {tables:,} in tables"])
 
 
-def trials(tried: Sequence[Trial]) -> str:
+def trials(tried: Sequence[Trial], settings: Settings) -> str:
     """How many settings are tried."""
+    if settings.tune == "search":
+        seconds = settings.tune_seconds
+        until = f" or {seconds:,.0f} s" if seconds is not None else ""
+        return f"tuning: a search over {settings.tune_trials} settings{until}"
     if len(tried) == 1:
         return "tuning: one setting, as the others are given"
     names = ", ".join(trial.name for trial in tried)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +17,16 @@ from .._progress import Progress as ProgressBar
 from ..data.errors import DataError
 from ..data.features import Batch
 from ..data.loader import Loader, Position
-from ..data.packages import need
 from ..models import ConfigError, LiRank
 from ..nn.incremental import IncrementalPenalty
 from . import checkpoint
+from .average import WeightAverage
 from .checkpoint import CheckpointError, Progress
-from .metrics import Metrics, evaluate, mean
+from .events import Events
+from .metrics import GROUPED, MONITORS, Metrics, evaluate, mean
 from .optimizers import RowwiseAdagrad, learning_rate
 from .settings import Config
 from .signals import Interrupted, StopSignals
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT = "checkpoint.safetensors"
 SYNC_EVERY = 20  # steps between readings of the loss: on a GPU each one waits for the device
@@ -51,6 +49,7 @@ class Trainer:
     Attributes:
         model: the :class:`lirank_ext.models.LiRank`.
         progress: where the training stands.
+        average: of the dense weights, where the settings want one.
         penalty: keeps the weights near those of older data; None for none.
         signals: a signal that came ends the training at the next step.
         rows, seconds: trained on by this process, and how long it took without evaluations.
@@ -94,11 +93,13 @@ class Trainer:
         self.task_weights = torch.tensor(weights, device=self.device)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        named = {id(p): name for name, p in self.model.named_parameters()}
+        self.average = WeightAverage({named[id(p)]: p for p in dense}, options.ema)
         self.penalty: IncrementalPenalty | None = None
         self.rows, self.seconds = 0, 0.0
         self.signals = StopSignals()
         self._unread_loss: Tensor | None = None
-        self._writer: SummaryWriter | None = None
+        self.events: Events | None = None
 
     def fit(self) -> Progress:
         """Train to the end; afterwards the model has its best weights.
@@ -107,12 +108,15 @@ class Trainer:
             DataError: the data cannot be used, or the loss is no longer finite.
             Interrupted: a signal came; a checkpoint was written first.
         """
-        self._open_writer()
+        if self.settings.tensorboard and self.output is not None:
+            self.events = Events.open(self.output / "events", self.progress.step)
         with self.signals, self._bar() as bar:
             while not self.progress.done:
                 self._epoch(bar)
         if self.best:
             self.model.load_state_dict(self.best)
+        else:
+            self.average.keep()
         self._finish()
         return self.progress
 
@@ -197,19 +201,34 @@ class Trainer:
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             logits = self.model(batch.features)
-        loss = self._loss(logits.float(), batch.labels)
+        loss = self._loss(logits.float(), batch)
         total = loss + self._penalty()
         # Set explicitly: PyTorch warns about sparse gradients otherwise.
         with torch.sparse.check_sparse_tensor_invariants(False):
             total.backward()
-            if settings.clip:
-                torch.nn.utils.clip_grad_norm_(self.dense, settings.clip)
+            if settings.clip or self.events is not None:
+                norm = torch.nn.utils.clip_grad_norm_(self.dense, settings.clip or math.inf)
+                if self.events is not None:
+                    self.events.gradient_norm = norm
             for optimizer in self.optimizers:
                 optimizer.step()
+        self.average.update(step)
         self._record_loss(loss.detach())
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(0)
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        smoothing = self.settings.label_smoothing
+        labels = batch.labels * (1 - smoothing) + smoothing / 2 if smoothing else batch.labels
+        if self.settings.negatives < 1:
+            # Among the rows left, the odds are 1 / negatives times those of all rows
+            # (Practical Lessons from Predicting Clicks on Ads at Facebook, He et al. 2014).
+            logits = logits - math.log(self.settings.negatives)
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        if batch.weights is None:
+            losses = losses.mean(0)
+        else:
+            # A batch whose weights are all 0 has no loss.
+            total = batch.weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+            losses = (losses * batch.weights[:, None]).sum(0) / total
         return (losses * self.task_weights).sum() / self.task_weights.sum()
 
     def _penalty(self) -> Tensor | float:
@@ -250,38 +269,56 @@ class Trainer:
     def _evaluate(self, bar: ProgressBar) -> None:
         """Evaluate, keep the best weights, and count the evaluations without a better one."""
         self._sync_loss()
-        progress, settings = self.progress, self.settings
+        progress = self.progress
         loss = progress.loss_sum / max(1, progress.loss_steps)
         progress.loss_sum, progress.loss_steps = 0.0, 0
         record: dict[str, Any] = {"step": progress.step, "training_loss": loss}
         progress.evaluations.append(record)
         if self.valid_loader is None:
             return
+        with self.average.applied():
+            self._measure(record, bar)
+        if progress.worse and self.settings.schedule == "plateau":
+            # On from the best weights: those that fit the training rows too well stay behind.
+            progress.drops += 1
+            self.model.load_state_dict(self.best)
+            self.average.restart()
+
+    def _measure(self, record: dict[str, Any], bar: ProgressBar) -> None:
+        """Measure the model, and keep its weights where they are the best so far."""
+        progress, settings, loss = self.progress, self.settings, record["training_loss"]
         metrics = evaluate(self.model, self.valid_loader, self.device)
         self._check_valid(metrics)
         record["tasks"] = {name: m.as_json() for name, m in metrics.items()}
-        self._write(record)
+        if self.events is not None:
+            self.events.write(record, self.model)
         value = mean(metrics, settings.monitor)
         bar.show({"loss": f"{loss:.4f}", f"valid {settings.monitor}": f"{value:.4f}"})
         bar.show({"rows/s": f"{self.rows / max(self.seconds, 1e-9):,.0f}"})
-        better = value > progress.best if settings.monitor == "auc" else value < progress.best
-        if better or math.isnan(progress.best):
-            progress.best, progress.best_step, progress.worse = value, progress.step, 0
+        gain = (value - progress.best) * (1 if MONITORS[settings.monitor] else -1)
+        first = math.isnan(progress.best)
+        if gain > 0 or first:
+            progress.best, progress.best_step = value, progress.step
             state = self.model.state_dict()
             self.best = {k: v.detach().clone() for k, v in state.items()}
-            return
-        progress.worse += 1
-        progress.drops += settings.schedule == "plateau"
+        progress.worse = 0 if gain > settings.tolerance or first else progress.worse + 1
 
     def _check_valid(self, metrics: dict[str, Metrics]) -> None:
         for name, m in metrics.items():
             if not m.rows:
                 raise DataError("no row to validate on: raise valid, or give a file of its own")
-            if self.settings.monitor == "auc" and math.isnan(m.auc):
+            monitor = self.settings.monitor
+            if not math.isnan(getattr(m, monitor)):
+                continue
+            if monitor in GROUPED:
                 raise DataError(
-                    f"the {m.rows} rows to validate on all have the same label '{name}': raise "
-                    "valid, or set monitor to log_loss"
+                    f"the {m.rows} rows to validate on hold no group with both labels '{name}': "
+                    "raise valid, or choose another --group or --monitor"
                 )
+            raise DataError(
+                f"the {m.rows} rows to validate on all have the same label '{name}': raise "
+                "valid, or set monitor to log_loss"
+            )
 
     @torch.no_grad()
     def _finish(self) -> None:
@@ -327,22 +364,6 @@ class Trainer:
     def _bar(self) -> ProgressBar:
         name = self.bar if isinstance(self.bar, str) else "training"
         return ProgressBar(name, self.steps, done=self.progress.step, shown=bool(self.bar))
-
-    def _open_writer(self) -> None:
-        if self.settings.tensorboard and self.output is not None:
-            need("tensorboard", "tensorboard")
-            writer = need("torch.utils.tensorboard").SummaryWriter
-            self._writer = writer(self.output / "events", purge_step=self.progress.step)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._writer is None:
-            return
-        self._writer.add_scalar("training/loss", record["training_loss"], record["step"])
-        for task, values in record["tasks"].items():
-            for name, value in values.items():
-                if value is not None:
-                    self._writer.add_scalar(f"{task}/{name}", value, record["step"])
-        self._writer.flush()
 
 
 def _build(config: Config, device: torch.device) -> LiRank:

@@ -1,0 +1,95 @@
+"""The documentation: every Python block runs, every command and every linked file exists."""
+
+from __future__ import annotations
+
+import csv
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from documents import blocks, commands, missing_links, unknown_options
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+COLUMNS = ("user", "item", "topics", "price", "device", "seconds", "click")
+
+
+def name_of(page) -> str:
+    return page.relative_to(DOCS).as_posix()
+
+
+def write_log(path, rows: int, seed: int) -> None:
+    """A log of impressions: what is clicked depends on the item, its price and the device."""
+    draw = random.Random(seed)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for _ in range(rows):
+            item, price = draw.randrange(40), round(draw.uniform(1, 100), 2)
+            device = draw.choice(["phone", "desktop"])
+            liked = item % 4 == 0, price < 40, device == "phone"
+            click = int(draw.random() < 0.1 + 0.25 * sum(liked))
+            topics = "|".join(draw.sample(["news", "jobs", "art", "code"], draw.randint(1, 3)))
+            seconds = round(draw.expovariate(1 / (20 + 40 * click)), 1)
+            row = (f"u{draw.randrange(200)}", f"i{item}", topics, price, device, seconds, click)
+            writer.writerow(row)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder of a page: with the log of three days, as its text says."""
+    for seed, name in enumerate(("data.csv", "day2.csv", "new.csv")):
+        write_log(tmp_path / name, 2000, seed)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(), "python")], ids=name_of)
+def test_the_python_blocks_run(page, folder, threads, capsys):
+    namespace = {"__name__": "page"}
+    random.seed(0)
+    torch.manual_seed(0)
+    for number, block in enumerate(blocks(page.read_text(encoding="utf-8"), "python"), 1):
+        exec(compile(block, f"{name_of(page)}, block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_and_option_exists(page):
+    for words in commands(page.read_text(encoding="utf-8")):
+        assert not unknown_options(words), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_linked_page_is_there(page):
+    assert not missing_links(page)
+
+
+def test_the_menu_names_every_page_once():
+    menu = (REPOSITORY / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    named = re.findall(r"^\s*- (\S+\.md)$", menu, flags=re.MULTILINE)
+    assert sorted(named) == [name_of(page) for page in PAGES]
+
+
+def test_every_public_name_has_a_place_in_the_reference():
+    import lirank_ext
+    from lirank_ext import models, nn
+
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
+    whole = [models.config.__name__, models.schema.__name__]  # pages of a whole file
+    for name in (*lirank_ext.__all__, *nn.__all__, *models.__all__):
+        thing = getattr(lirank_ext, name, None) or getattr(nn, name, None) or getattr(models, name)
+        if name in ("__version__", "nn", "ops") or getattr(thing, "__module__", "") in whole:
+            continue
+        assert re.search(rf"(::: [\w.]+\.|`){name}\b", text), name
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_the_example_runs(path, tmp_path):
+    done = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout

@@ -132,9 +132,10 @@ class HashedEmbeddingBag(HashedParameters):
     1.
 
     Gradients of the quotient tables are sparse (``sparse=True``), because a dense gradient would be
-    as large as the table, 1.1 GB at ``dim=64``. SGD and Adagrad accept sparse gradients. For Adam,
-    give the quotient tables to ``torch.optim.SparseAdam`` and the remainder tables, whose gradients
-    are dense, to ``torch.optim.Adam``. Under ``torch.compile``, and where ``torch.distributed`` is
+    as large as the table, 1.1 GB at ``dim=64``. SGD, with momentum too, and Adagrad accept sparse
+    gradients, and :func:`lirank_ext.nn.clip_grad_norm_` clips them. For Adam and AdamW, give the
+    quotient tables to ``torch.optim.SparseAdam`` and the remainder tables, whose gradients are
+    dense, to ``torch.optim.Adam``. Under ``torch.compile``, and where ``torch.distributed`` is
     initialized, all gradients are dense, because DistributedDataParallel and ``fully_shard`` take
     no sparse gradients of this module. ``sparse="always"`` is for code that adds up the sparse
     gradients of the processes itself.

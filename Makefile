@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python
 SOURCES = $(wildcard csrc/* csrc/simd/* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
 
-.PHONY: demo test test-peers docs lint format bench gpu-kit clean
+.PHONY: demo test test-peers fuzz docs lint format bench gpu-kit clean
 
 # One environment serves demo, test and bench; a stamp file says that it is up to date. Compiling
 # is a step of its own, as pip would show none of its progress; pip then finds nothing to compile.
@@ -50,6 +50,11 @@ format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'kernels/*.cu' 'kernels/*.cuh')
+
+# Random calls of every op against the reference; SECONDS=600 for more of them.
+SECONDS ?= 120
+fuzz: $(VENV)/installed
+	$(RUN) -m lirank_ext verify --fuzz $(SECONDS) $(ARGS)
 
 bench: $(VENV)/installed
 	$(RUN) -m lirank_ext bench $(ARGS)

@@ -1,6 +1,6 @@
-// Reads the bags of a call and checks them, above CPU and CUDA: shapes, dtypes, devices. The values
-// of offsets are the backend's: the CPU reads them (cpu_backend.h), a GPU's kernels count bad ones
-// (kernels/errors.cuh).
+// Reads the bags of a call and checks their shapes, dtypes and devices, for CPU and CUDA alike. The
+// backend checks the values of offsets: the CPU reads them (cpu_backend.h), and the kernels of a
+// GPU count bad ones (kernels/errors.cuh).
 #pragma once
 #include "bags.h"
 #include "checks.h"
@@ -13,7 +13,7 @@ struct BagTensors {
   Bags view;
 };
 
-// The arguments of an op that say what its bags are. `ids_name` is what the op calls its ids.
+// The arguments of an op that say what its bags are. The op calls its ids `ids_name`.
 struct BagArguments {
   const char* ids_name;
   const Tensor& ids;
@@ -71,7 +71,7 @@ void read_weights(const char* op, const BagArguments& a, ScalarType type, BagTen
   bags.view.weights = bags.weights.const_data_ptr();
 }
 
-// weight_type: what the kernels take weights as; `beside`: a tensor on the device of the call.
+// weight_type: the dtype in which kernels read weights. beside: a tensor on the device of the call.
 template <typename B>
 BagTensors read_bags(const char* op, const BagArguments& a, ScalarType weight_type,
                      const Tensor& beside) {

@@ -1,4 +1,4 @@
-// Kernels on the offsets of bags, see simd/bags.h.
+// The kernel that checks the offsets of bags: see simd/bags.h.
 #pragma once
 #include "dispatch.h"
 

@@ -112,8 +112,37 @@ inline void check_together(const char* op, const char* argument, const Tensor& t
                op, argument, "wanted it on the device of the first tensor, got another");
 }
 
+// Memory that could not be had. The Python functions put the op before this text.
+[[noreturn]] inline void refuse_memory(const int64_t* sizes, int64_t dims, ScalarType type) {
+  std::ostringstream text;
+  text << "out of memory: no room for a tensor of shape (";
+  for (int64_t i = 0; i < dims; ++i) text << (i ? ", " : "") << sizes[i];
+  text << (dims == 1 ? ",)" : ")") << " and dtype " << dtype_name(type);
+  throw std::runtime_error(text.str());
+}
+
+// A copy that PyTorch makes. Its own message would name a line of its source.
+template <typename Copy>
+Tensor copied(const Tensor& t, ScalarType type, const Copy& copy) {
+  try {
+    return copy();
+  } catch (const std::exception&) {
+    refuse_memory(t.sizes().data(), t.dim(), type);
+  }
+}
+
+// Ids that are hashed: of 32 bits too, as the same numbers.
+inline Tensor checked_ids(const char* op, const Tensor& ids) {
+  if (ids.scalar_type() == ScalarType::Int)
+    return copied(ids, ScalarType::Long, [&] { return torch::stable::to(ids, ScalarType::Long); });
+  LIRANK_CHECK(ids.scalar_type() == ScalarType::Long, op, "ids",
+               "wanted torch.int32 or torch.int64, got ", dtype_name(ids.scalar_type()));
+  return ids;
+}
+
 inline Tensor to_contiguous(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  if (t.is_contiguous()) return t;
+  return copied(t, t.scalar_type(), [&] { return torch::stable::contiguous(t); });
 }
 
 // Half precision is computed in float32: inputs are widened once, the result narrowed once.
@@ -122,7 +151,8 @@ inline ScalarType compute_type(ScalarType type) {
 }
 
 inline Tensor as_type(const Tensor& t, ScalarType type) {
-  return to_contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));
+  if (t.scalar_type() == type) return to_contiguous(t);
+  return to_contiguous(copied(t, type, [&] { return torch::stable::to(t, type); }));
 }
 
 // From this size on glibc serves every allocation with a fresh mmap, so every page is faulted in
@@ -136,12 +166,14 @@ inline Tensor new_tensor(const int64_t* sizes, int64_t dims, ScalarType type) {
   int64_t step = 1;
   for (int64_t i = dims; i-- > 0;) {
     strides[(size_t)i] = step;
-    step *= sizes[i] > 0 ? sizes[i] : 1;
+    // An item has up to 8 bytes.
+    if (__builtin_mul_overflow(step, sizes[i] > 0 ? sizes[i] : 1, &step) || step >> 60)
+      refuse_memory(sizes, dims, type);
   }
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides.data(),
-                                                         static_cast<int32_t>(type),
-                                                         aoti_torch_device_type_cpu(), 0, &made));
+  if (aoti_torch_empty_strided(dims, sizes, strides.data(), static_cast<int32_t>(type),
+                               aoti_torch_device_type_cpu(), 0, &made))
+    refuse_memory(sizes, dims, type);
   Tensor out(made);
   const int64_t bytes = dims > 0 ? sizes[0] * strides[0] * (int64_t)out.element_size() : 0;
   if (bytes >= kMappedAnew) use_huge_pages(out.const_data_ptr(), bytes);

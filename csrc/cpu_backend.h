@@ -1,4 +1,5 @@
-// What the fronts of the ops (<stem>_ops.h) need of the CPU, whatever the family.
+// What the front of every op (<stem>_ops.h) needs of its backend, for the CPU. The CUDA twin is
+// CudaBackend in cuda_call.h.
 #pragma once
 #include "bags_checks.h"
 #include "bags_kernels.h"
@@ -7,13 +8,14 @@
 namespace lirank {
 
 struct CpuBackend {
-  // Beside a call: nothing to set on the CPU.
+  // Where a call runs. On the CPU there is nothing to set.
   struct Device {
     Device(const char* op, const char* /*argument*/, const Tensor& /*t*/) : op(op) {}
     const char* op;
   };
 
-  static constexpr int64_t kWidest = INT64_MAX;  // columns of a packed table
+  // Most columns of a packed table. Sizes in bytes then stay far below 2^63.
+  static constexpr int64_t kWidest = 1 << 30;
 
   static Tensor as_type(const Tensor& t, ScalarType type) { return as_float_type(t, type); }
 

@@ -36,7 +36,7 @@ struct OnDevice {
     return status != cudaStreamCaptureStatusNone;
   }
 
-  // A number that a kernel has written, waited for.
+  // A number that a kernel writes. Waits for it.
   template <typename T>
   T read(const void* from) const {
     T value{};
@@ -67,11 +67,11 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
   return torch::stable::new_empty(like, {size.begin(), size.size()}, type);
 }
 
-// What the fronts of the ops (<stem>_ops.h) need of CUDA, whatever the family.
+// What the front of every op (<stem>_ops.h) needs of its backend, for CUDA.
 struct CudaBackend {
   using Device = OnDevice;
 
-  // Columns of a packed table: strides of rows have 32 bits.
+  // Most columns of a packed table: kernels keep the stride of rows in 32 bits.
   static constexpr int64_t kWidest = 1 << 30;
 
   static Tensor as_type(const Tensor& t, ScalarType type) { return lirank::as_type(t, type); }

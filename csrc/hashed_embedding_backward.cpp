@@ -75,7 +75,7 @@ struct Gradients {
   const HashedGradientCall& call;
   ScalarType type;   // of sums
   Tensor grad;       // of each bag; divided by its length for the mean
-  int64_t dim, ids;  // ids in bags; those behind the last bag are not
+  int64_t dim, ids;  // ids: how many are in bags; those after the last bag are not
   std::vector<uint32_t> rows[4], bag_of;
 };
 

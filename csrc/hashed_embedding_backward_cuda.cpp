@@ -1,6 +1,6 @@
-// Gradients of hashed tables on CUDA tensors. Sparse ones wait for the device: how many rows they
-// have decides how large they are (and where the last bag ends, with include_last_offset, how many
-// ids count).
+// Gradients of hashed tables on CUDA tensors. Sparse ones wait for the device, because the number
+// of rows decides how large they are. With include_last_offset they also wait for the end of the
+// last bag, which decides how many ids count.
 #include "hashed_embedding_backward_ops.h"
 
 #include "cuda_call.h"
@@ -41,7 +41,7 @@ Gradients read_gradients(const OnDevice& on, const HashedGradientCall& call) {
 
 int64_t chunks_of(int64_t count) { return (count + gpu::kChunk - 1) / gpu::kChunk; }
 
-// The workspace (kernels/hashed_embedding.cu states it), and the bag of every id.
+// The workspace (RunsParams in kernels/hashed_embedding.cuh states it), and the bag of every id.
 void start(const OnDevice& on, Gradients& g) {
   RunsParams& p = g.params;
   const ScalarType type = compute_type(g.grad.scalar_type());
@@ -95,8 +95,8 @@ Tensor dense_gradient(const OnDevice& on, Gradients& g, int table) {
   return out;
 }
 
-// Ids in front of the end of the last bag: the others must not add rows. One wait, where the end
-// is a number on the device.
+// The number of ids before the end of the last bag. Later ids must not add rows. If the end is a
+// number on the device, the host waits for it once.
 int64_t used_ids(const OnDevice& on, const Bags& b, bool include_last) {
   if (b.bag_count == 0) return 0;
   if (b.offsets == nullptr || !include_last) return b.id_count;

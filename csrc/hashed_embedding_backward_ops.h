@@ -1,5 +1,6 @@
-// The gradients of hashed tables: what they take, what is checked, and how they are registered. A
-// backend B does the work; CPU and CUDA share all of this.
+// The front of the gradients of hashed tables: schemas, checks and registration, one text for CPU
+// and CUDA. A backend B does the work in B::dense(on, call) and B::sparse(on, call). It tells
+// positions of ids apart up to 2^B::kBitsOfPosition.
 #pragma once
 #include "hashed_embedding_checks.h"
 
@@ -45,9 +46,9 @@ struct HashedGradientsOps {
     check_remainders(on.op, "num_remainders", num_remainders);
     check_floating(on.op, "grad", grad);
     check_dim(on.op, "grad", grad, 2);
-    check_same_dtype(on.op, "ids", a.ids, ScalarType::Long);
+    const ScalarType type = compute_type(grad.scalar_type());
     HashedGradientCall call{grad,
-                            read_bags<B>(on.op, a, compute_type(grad.scalar_type()), grad),
+                            read_hashed_bags<B>(on.op, a, type, grad, prehashed),
                             id_rule(num_buckets, num_remainders, seed, prehashed),
                             {},
                             a.include_last_offset};

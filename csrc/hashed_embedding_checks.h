@@ -34,6 +34,16 @@ inline murmur::IdRule id_rule(int64_t num_buckets, int64_t num_remainders, int64
           prehashed};
 }
 
+// Bags of ids that the rule reads. Ids of 32 bits are hashed as the same numbers; hashes have 64.
+template <typename B>
+BagTensors read_hashed_bags(const char* op, const BagArguments& a, ScalarType weight_type,
+                            const Tensor& beside, bool prehashed) {
+  if (prehashed) check_same_dtype(op, "ids", a.ids, ScalarType::Long);
+  const Tensor wide = checked_ids(op, a.ids);
+  return read_bags<B>(op, {a.ids_name, wide, a.offsets, a.mode, a.weights, a.include_last_offset},
+                      weight_type, beside);
+}
+
 inline void check_heights(const char* op, const FourTables& tables, int64_t num_buckets) {
   const int64_t remainders = tables[1].size(0);
   check_remainders(op, "remainder_b", remainders);

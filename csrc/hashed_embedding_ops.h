@@ -1,12 +1,14 @@
-// hashed_embedding_bag, its packed twin and the gradients of their weights: what they take, what is
-// checked, and how they are registered. A backend B does the work; CPU and CUDA share all of this.
+// The front of hashed_embedding_bag, of its packed twin and of the gradients of their weights:
+// schemas, checks and registration, one text for CPU and CUDA. A backend B does the work:
+// - B::pool(on, call, output_dtype) returns the pooled rows;
+// - B::weight_gradient(on, call, grad, type) returns the gradient of the weights in `type`.
 // Source: LiRank (arXiv 2402.06859), vocabulary compression.
 #pragma once
 #include "hashed_embedding_checks.h"
 
 namespace lirank {
 
-// A checked call. bits: 8 or 4 where the tables are packed, else 0.
+// A checked call. bits: 8 or 4 if the tables are packed, else 0.
 struct HashedCall {
   const FourTables& tables;
   int64_t dim;
@@ -19,7 +21,7 @@ template <typename B>
 struct HashedBagsOps {
   using Device = typename B::Device;
 
-  // `sparse` is for autograd alone.
+  // Only autograd reads `sparse`.
   static Tensor bag(const Tensor& ids, const OptionalTensor& offsets, const Tensor& quotient_b,
                     const Tensor& remainder_b, const Tensor& quotient_c, const Tensor& remainder_c,
                     int64_t num_buckets, int64_t seed, std::string mode,
@@ -80,8 +82,9 @@ struct HashedBagsOps {
                                int64_t seed, bool prehashed, const BagArguments& a) {
     check_rule(on.op, num_buckets, seed);
     check_float_tables(on.op, tables, num_buckets);
-    return {tables, tables[0].size(1), 0, id_rule(num_buckets, tables[1].size(0), seed, prehashed),
-            bags_of(on, a, compute_type(tables[0].scalar_type()), tables[0])};
+    return {
+        tables, tables[0].size(1), 0, id_rule(num_buckets, tables[1].size(0), seed, prehashed),
+        read_hashed_bags<B>(on.op, a, compute_type(tables[0].scalar_type()), tables[0], prehashed)};
   }
 
   static HashedCall packed_call(const Device& on, const FourTables& tables, int64_t num_buckets,
@@ -90,13 +93,7 @@ struct HashedBagsOps {
     check_rule(on.op, num_buckets, seed);
     check_packed_tables(on.op, tables, num_buckets, dim, bits, B::kWidest);
     return {tables, dim, (int)bits, id_rule(num_buckets, tables[1].size(0), seed, prehashed),
-            bags_of(on, a, ScalarType::Float, tables[0])};
-  }
-
-  static BagTensors bags_of(const Device& on, const BagArguments& a, ScalarType type,
-                            const Tensor& beside) {
-    check_same_dtype(on.op, "ids", a.ids, ScalarType::Long);
-    return read_bags<B>(on.op, a, type, beside);
+            read_hashed_bags<B>(on.op, a, ScalarType::Float, tables[0], prehashed)};
   }
 
   static Tensor weight_gradient(const Device& on, const HashedCall& call, const Tensor& grad) {

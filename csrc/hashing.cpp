@@ -9,10 +9,10 @@
 namespace lirank {
 namespace {
 
-// Keys per task: 16 K ids are 0.25 MB in and out, 10 us of one core.
+// Keys per task. 16 K ids are 0.25 MB read and written, and take one core 10 us.
 constexpr int64_t kChunk = 16384;
 
-// All offsets are read before the first byte is: a wrong one must not lead outside.
+// All offsets are checked before the first byte is read, so that a bad one cannot lead outside.
 void check_text_offsets(const char* op, const int64_t* offsets, int64_t n, int64_t total) {
   LIRANK_CHECK(offsets[0] == 0, op, "offsets", "wanted 0 as the first offset, got ", offsets[0]);
   for (int64_t i = 0; i < n; ++i)

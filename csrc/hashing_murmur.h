@@ -1,9 +1,9 @@
 // The hash of an id and the row rule: one definition for CPU, CUDA and the tests on the host.
 //
 // hash_id is h1 of MurmurHash3_x64_128 (Appleby, public domain) over the id's 8 little-endian
-// bytes. Its two unsigned halves b (low) and c (high) each give a quotient row and a remainder
-// row: b' = b % buckets, b' / remainders, b' % remainders; integers throughout, because a float
-// division picks the wrong quotient for 8.5 % of 32-bit ids.
+// bytes. Each of its two unsigned halves b (low) and c (high) gives a quotient row and a remainder
+// row: b' = b % buckets, b' / remainders, b' % remainders. All of it is integer arithmetic, because
+// a float division gives the wrong quotient for 8.5 % of 32-bit ids.
 #pragma once
 #include "host_device.h"
 
@@ -30,9 +30,9 @@ LIRANK_HOST_DEVICE uint64_t hash_id(uint64_t id, uint32_t seed) {
   return finalize(h1) + finalize(h2);
 }
 
-// x / divisor for every 32-bit x and divisor >= 1 in one multiply: exact, because with
-// shift = ceil(log2 divisor) and multiplier = ceil(2^(32 + shift) / divisor) the error stays
-// below 2^-32 (Granlund and Montgomery 1994). The multiplier has 33 bits; its top bit is an add.
+// x / divisor for every 32-bit x and divisor >= 1, in one multiplication. It is exact: with
+// shift = ceil(log2 divisor) and multiplier = ceil(2^(32 + shift) / divisor) the error stays below
+// 2^-32 (Granlund and Montgomery 1994). The multiplier has 33 bits; an addition does its top bit.
 struct Divider {
   uint32_t divisor, multiplier;  // multiplier without its 33rd bit
   int shift;
@@ -53,7 +53,7 @@ LIRANK_HOST_DEVICE uint32_t divide(uint32_t x, const Divider& d) {
   return (((x - high) >> 1) + high) >> (d.shift - 1);
 }
 
-// The four rows of a hash. buckets = 2^32 is told as 0 (no first remainder to take).
+// How the four rows of a hash follow from it. all: there are 2^32 buckets, so b' = b.
 struct RowRule {
   Divider buckets, remainders;
   bool all;

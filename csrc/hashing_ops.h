@@ -1,5 +1,5 @@
-// murmur_hash and hash_strings: what they take, what is checked, and how they are registered. A
-// backend B does the work; CPU and CUDA share all of this.
+// The front of murmur_hash and hash_strings: schemas, checks and registration, one text for CPU and
+// CUDA. A backend B does the work in B::hash_all and B::hash_strings.
 // Source: MurmurHash3_x64_128 (Austin Appleby, public domain).
 #pragma once
 #include "checks.h"
@@ -13,9 +13,9 @@ struct HashingOps {
   static Tensor murmur_hash(const Tensor& ids, int64_t seed) {
     const char* op = "murmur_hash";
     check_seed(op, seed);
-    check_same_dtype(op, "ids", ids, ScalarType::Long);
+    const Tensor wide = checked_ids(op, ids);
     const Device on(op, "ids", ids);
-    return B::hash_all(on, to_contiguous(ids), (uint32_t)seed);
+    return B::hash_all(on, to_contiguous(wide), (uint32_t)seed);
   }
 
   static Tensor hash_strings(const Tensor& bytes, const Tensor& offsets, int64_t seed) {

@@ -1,4 +1,4 @@
-// Marks functions that run on the host and on a GPU alike: one definition for both.
+// Marks functions that run on the host and on a GPU, so that one definition serves both.
 #pragma once
 
 #if defined(__CUDACC__)

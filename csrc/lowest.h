@@ -1,4 +1,4 @@
-// The lowest number that any thread has met: of a row or an id that is wrong.
+// The lowest number that any thread has reported, such as the position of the first bad id.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -12,7 +12,7 @@ class Lowest {
     while (value < seen && !lowest_.compare_exchange_weak(seen, value)) {
     }
   }
-  // -1 where there is none.
+  // -1 if there is none.
   int64_t get() const {
     const int64_t lowest = lowest_.load();
     return lowest == INT64_MAX ? -1 : lowest;

@@ -52,7 +52,7 @@ int64_t estimated_ns(const PoolCall& call, int64_t items) {
   return 1 + call.bags.id_count * each + items * (width / call.table_count) * 4 / 15;
 }
 
-// The tables of a call, and what holds them.
+// The tables of a call, and the tensor that holds them.
 struct PoolTables {
   Tensor packed;
   std::vector<PoolTable> tables;
@@ -96,7 +96,7 @@ struct Cpu : CpuBackend {
     return all;
   }
 
-  // Widths can be read, and a gradient that does not fit them is named as what is wrong.
+  // Not needed: the widths can be read, and a gradient that does not fit them is refused by name.
   static int64_t known_width(const Tensor& /*grad*/) { return -1; }
 
   // A task owns a run of items. Every result is written by one task alone, in the order of ids.
@@ -118,7 +118,7 @@ struct Cpu : CpuBackend {
     return as_float_type(out, output_dtype);
   }
 
-  // The ids were checked by the forward; they are checked again, since this is an op of its own.
+  // The forward has checked the ids. They are checked again, because this is an op of its own.
   static Tensor weight_gradient(const Device& on, const Tables& tables, const BagTensors& bags,
                                 const Tensor& grad) {
     Tensor out = empty_like_type(bags.ids, ScalarType::Float);

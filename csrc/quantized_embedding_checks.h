@@ -9,7 +9,7 @@ inline void check_bits(const char* op, int64_t bits) {
   LIRANK_CHECK(bits == 8 || bits == 4, op, "bits", "wanted 8 or 4, got ", bits);
 }
 
-// most: columns that the backend can take.
+// most: the most columns that the backend takes.
 inline void check_width(const char* op, int64_t dim, int64_t most) {
   LIRANK_CHECK(dim > 0, op, "dim", "wanted a positive width, got ", dim);
   LIRANK_CHECK(dim <= most, op, "dim", "wanted at most ", most, " columns, got ", dim);
@@ -27,7 +27,7 @@ inline void check_packed(const char* op, const char* argument, const Tensor& pac
 // The tables of a concatenation, whose heights and widths are numbers on the CPU.
 struct TableSizes {
   int64_t width = 0;     // of all together
-  bool aligned = false;  // each starts on 64 bytes; else one directly behind the other
+  bool aligned = false;  // each starts on 64 bytes; else they follow one another without gaps
 };
 
 inline int64_t aligned_to_64(int64_t bytes) { return (bytes + 63) / 64 * 64; }

@@ -18,8 +18,9 @@ struct DeviceTables {
   int64_t count = 1, width = 0;
 };
 
-// Widths and heights are data on the device. Without their sum the shape of the result has to be
-// waited for, and then they are checked here, so that the refusal comes at once.
+// Widths and heights are data on the device. If the caller does not give the sum of all widths, the
+// shape of the result has to wait for them. Then they are checked here, so that a bad one is
+// refused at once.
 int64_t wait_for_width(const OnDevice& on, const DeviceTables& t, int64_t bits) {
   const int64_t n = t.rows.size(0);
   std::vector<int64_t> rows(n), dims(n);
@@ -52,7 +53,7 @@ struct Cuda : CudaBackend {
     return t;
   }
 
-  // Widths are numbers on the device: the gradient says their sum without a wait.
+  // The widths are numbers on the device. The gradient tells their sum without waiting for it.
   static int64_t known_width(const Tensor& grad) { return grad.size(1); }
 
   static Tensor pool(const Device& on, const Tables& t, const BagTensors& bags,

@@ -1,5 +1,5 @@
 // What the host side of row-wise quantized tables hands to its kernels, and these: see
-// simd/quantized_embedding.h.
+// simd/quantized_embedding.h and simd/quantized_embedding_rows.h.
 #pragma once
 #include "bags.h"
 #include "dispatch.h"
@@ -32,7 +32,7 @@ struct PoolCall {
 // pool_8bit, pool_4bit: items [from, to) of tables of that code width; returns the position of the
 // first bad id, or -1.
 // row_dot: <grad, dequantized row>, the gradient of an id's weight.
-// quantize_row: false where the row, its scale or its mid is not finite.
+// quantize_row: false if the row, its scale or its mid is not finite.
 LIRANK_EACH_ISA(int64_t pool_8bit(const PoolCall& call, int64_t from, int64_t to);
                 int64_t pool_4bit(const PoolCall& call, int64_t from, int64_t to);
                 float row_dot(int bits, const PoolTable& t, int64_t row, const float* grad);

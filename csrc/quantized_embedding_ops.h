@@ -1,5 +1,10 @@
-// quantized_embedding_bag(s) and the gradients of their weights: what they take, what is checked,
-// and how they are registered. A backend B does the work; CPU and CUDA share all of this.
+// The front of quantized_embedding_bag, quantized_embedding_bags and the gradients of their
+// weights: schemas, checks and registration, one text for CPU and CUDA. A backend B does the work:
+// - B::one_table and B::many_tables read packed tables into B::Tables;
+// - B::known_width(grad) is the sum of all widths as far as it is known without reading them, or
+// -1;
+// - B::pool(on, tables, bags, output_dtype) returns the pooled rows;
+// - B::weight_gradient(on, tables, bags, grad) returns the gradient of the weights.
 // Source: LiRank (arXiv 2402.06859), embedding table quantization.
 #pragma once
 #include "bags_checks.h"
@@ -62,7 +67,7 @@ struct QuantizedBagsOps {
     return B::one_table(on, packed, dim, (int)bits);
   }
 
-  // total_dim: the sum of all widths, or -1 where the caller does not know it.
+  // total_dim: the sum of all widths, or -1 if the caller does not know it.
   static Tables many_tables(const Device& on, const Tensor& packed, const Tensor& rows,
                             const Tensor& dims, int64_t bits, int64_t total_dim) {
     check_same_dtype(on.op, "packed", packed, ScalarType::Byte);

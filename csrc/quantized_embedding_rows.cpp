@@ -15,7 +15,7 @@ using rowwise::Layout;
 // saves.
 constexpr int64_t kBytesPerTask = 64 * 1024;
 
-// 4-bit codes of a row, two a byte; false where one does not fit.
+// Packs the 4-bit codes of a row, two per byte. Returns false if one does not fit.
 bool pack4(const int8_t* from, int64_t dim, uint8_t* row) {
   for (int64_t j = 0; j < dim; ++j) {
     if (from[j] < -8 || from[j] > 7) return false;

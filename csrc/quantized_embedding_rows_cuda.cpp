@@ -9,8 +9,8 @@ namespace {
 
 using gpu::RowsParams;
 
-// Naming the bad row means waiting for it, once a table. A capture cannot wait: there the row is
-// counted for check_errors().
+// To name a bad row, the host waits for its number, once per table. A capture cannot wait, so there
+// the row is counted for check_errors().
 struct BadRow {
   explicit BadRow(const OnDevice& on, const Tensor& beside, RowsParams& p)
       : on(on), waits(!on.capturing()), row(new_tensor(beside, {1}, ScalarType::Long)) {
@@ -37,7 +37,7 @@ RowsParams read_rows(const Tensor& c, const Tensor& s, const Tensor& m) {
   return p;
 }
 
-// Kernels load 8 bytes at a time. Unpacking runs once a table, so that here a copy does no harm.
+// Kernels load 8 bytes at a time. Unpacking runs once per table, so a copy does no harm here.
 Tensor aligned(const Tensor& packed) {
   const Tensor t = to_contiguous(packed);
   return (uintptr_t)t.const_data_ptr() % 8 == 0 ? t : torch::stable::clone(t);

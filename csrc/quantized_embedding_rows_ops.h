@@ -1,5 +1,6 @@
-// quantize_rows, dequantize_rows, pack_rows and unpack_rows: what they take, what is checked, and
-// how they are registered. A backend B does the work; CPU and CUDA share all of this.
+// The front of quantize_rows, dequantize_rows, pack_rows and unpack_rows: schemas, checks and
+// registration, one text for CPU and CUDA. A backend B does the work in B::quantize, B::dequantize,
+// B::pack and B::unpack.
 // Source: LiRank (arXiv 2402.06859), middle-max row-wise quantization.
 #pragma once
 #include "quantized_embedding_checks.h"
@@ -8,7 +9,7 @@ namespace lirank {
 
 using QuantizedRows = std::tuple<Tensor, Tensor, Tensor>;  // codes, scale, mid
 
-// What a backend gives back: a result and the first row that could not be taken, or -1.
+// What a backend returns: a result, and the first row that it could not take, or -1.
 template <typename Result>
 struct RowsResult {
   Result result;

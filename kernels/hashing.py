@@ -34,7 +34,7 @@ def _finalize(k):
 @triton.jit
 def murmur(ids, seed):
     """Low 64 bits of MurmurHash3_x64_128 of each id; uint64."""
-    k = ids.to(tl.uint64, bitcast=True) * 0x87C37B91114253D5
+    k = ids.to(tl.int64).to(tl.uint64, bitcast=True) * 0x87C37B91114253D5
     s = seed.to(tl.uint64)
     h1 = (_rotate(k, 31) * 0x4CF5AD432745937F) ^ s ^ 8
     h2 = s ^ 8

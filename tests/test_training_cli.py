@@ -177,6 +177,8 @@ def test_ablate_keeps_its_results(data, tmp_path, capsys):
     other.write_text(data.read_text())
     assert "on other data" in refused(capsys, "ablate", other, *ablate[2:])
     assert kept.read_text() == text
+    off = ("ablate", data, "--label", "click", *SMALL, "--switch", "attention")
+    assert "--switch attention: changes nothing" in refused(capsys, *off)
     kept.write_text("[]")
     assert "no results of an ablation" in refused(capsys, *ablate)
 

@@ -1,6 +1,6 @@
 // Offsets of bags, for one instruction set.
 
-// Without a branch an offset.
+// Takes no branch per offset.
 template <typename Offset>
 LR_INLINE bool all_rise(const Offset* offsets, int64_t n) {
   int64_t falls = 0;

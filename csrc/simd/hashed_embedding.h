@@ -37,13 +37,21 @@ LR_INLINE void add_segment(const FloatTables& t, const RowRing& ring, const Segm
   using V = Vec<T>;
   const int64_t first = span.first, last = span.last, lanes = narrow ? span.lanes : V::N;
   const auto at = [&](int b) { return b == blocks - 1 ? last : b * V::N; };
+  constexpr int64_t kBefore = (blocks - 1) * V::N * (int64_t)sizeof(E);  // the last vector
   T* out = s.out + first;
   V total[blocks];
   for (int b = 0; b < blocks; ++b)
     total[b] = s.fresh ? V::set1(0) : load_lanes<V>(out + at(b), lanes);
   for (int64_t i = 0; i < s.count; ++i) {
     const int64_t slot = (s.slot + i) & (kRing - 1);
-    if (s.prefetch) prefetch_rows<E>(t, ring, (slot + kDistance) & (kRing - 1));
+    if (s.prefetch) {
+      const int64_t next = (slot + kDistance) & (kRing - 1);
+      if (blocks < 8 || t.dim <= 8 * V::N) {  // the span is the whole row
+        prefetch_short_rows<E, kBefore>(t, ring, next);
+      } else {
+        prefetch_rows<E>(t, ring, next);
+      }
+    }
     const E* row[4];
     for (int k = 0; k < 4; ++k) row[k] = (const E*)t.base[k] + ring.row[k][slot] * t.dim + first;
     const V w = V::set1(s.weights ? s.weights[i] : (T)1);

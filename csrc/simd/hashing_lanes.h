@@ -4,7 +4,7 @@
 // 32-bit multiplications, which is still faster than the scalar unit with one per cycle.
 //
 // product32 multiplies the low 32 bits of its operands. right<by> shifts by a number that the
-// compiler knows, shift by any.
+// compiler knows, and shift by any number.
 
 #if LIRANK_ISA == 512
 

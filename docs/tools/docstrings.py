@@ -14,6 +14,7 @@ import griffe
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):`~?\.?([^`]+)`")
 SECTION = re.compile(r"^(Args|Attributes):$")
 TABLE = re.compile(r"^=+ +=+\n(.*?)^=+ +=+$", re.DOTALL | re.MULTILINE)
+WRAPS = re.compile(r"functools\.wraps\((\w+)\)")
 NAMES = re.compile(r"^    (\w+(?:, \w+)+): (.*)$")
 
 
@@ -62,5 +63,17 @@ class Markdown(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring of an object, if it has one."""
+        if isinstance(obj, griffe.Function) and obj.docstring is None:
+            self._take_over(obj)
+            return
         if obj.docstring is not None:
             obj.docstring.value = to_markdown(obj.docstring.value)
+
+    def _take_over(self, function: griffe.Function) -> None:
+        """Give a function what it wraps by ``functools.wraps``: parameters and docstring."""
+        for decorator in function.decorators:
+            wrapped = WRAPS.fullmatch(str(decorator.value))
+            if wrapped and function.parent is not None:
+                original = function.parent.members[wrapped[1]]
+                function.parameters = original.parameters
+                function.docstring = original.docstring

@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"a block to switch off, or KEY=VALUE (default: {', '.join(SWITCHES)})",
+        help=f"a block to switch off, or KEY=VALUE (default: {', '.join(SWITCHES)}, where they "
+        "are on)",
     )
     add("--seeds", type=int, default=3, metavar="N", help="runs of each (default 3)")
     add(
@@ -49,13 +50,14 @@ def run(args: argparse.Namespace) -> int:
     from ..training.metrics import evaluate
     from ..training.session import dwell_of, open_loader, open_trainer
 
-    switches = args.switch or SWITCHES
-    ablation.check_switches(switches)
+    ablation.check_switches(args.switch)
     options.check_positive("--seeds", args.seeds)
     options.check_writable(args.output)
     device = options.use_device(args)
     asked = options.training_options(args)
     config = configuration(asked, asked.given())
+    there = [name for name in SWITCHES if ablation.changed(config, name) != config]
+    switches = args.switch or there
 
     def train(variant: Config) -> dict[str, Metrics]:
         trainer = open_trainer(variant, args.data, args.valid, device=device, bar=True)

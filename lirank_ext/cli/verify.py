@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .._table import print_line, print_table
+from ..errors import UserError
 from . import options, results
 
 
@@ -19,6 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="random seed of the inputs (default 0)"
     )
+    parser.add_argument(
+        "--fuzz",
+        type=float,
+        metavar="SECONDS",
+        help="judge random calls on the CPU for so long, from --seed on; a finding names its call",
+    )
+    parser.add_argument(
+        "--fuzz-call", metavar="OP:SEED", help="judge one call that --fuzz named, and show it"
+    )
     options.add_json(parser)
 
 
@@ -29,6 +39,10 @@ def run(args: argparse.Namespace) -> int:
     options.check_device(args.device)
     options.check_name(args.op, verify.public_ops())
     options.check_writable(args.json)
+    if args.fuzz_call is not None:
+        return _fuzz_call(args.fuzz_call)
+    if args.fuzz is not None:
+        return _fuzz(args)
     rows = verify.verify(args.op, args.device, args.seed)
     columns = ("op", "backend", ">cases", ">worst error", ">allowed", "verdict")
     styles = ["dim" if r.absent else "good" if r.passed else "bad" for r in rows]
@@ -36,3 +50,46 @@ def run(args: argparse.Namespace) -> int:
     print_line(verify.summary(rows), "good" if verify.passed(rows) else "bad")
     results.write_json(args.json, verify.as_json(rows, args.seed))
     return 0 if verify.passed(rows) else 1
+
+
+def _fuzz(args: argparse.Namespace) -> int:
+    """Judge random calls, a line for every process; 1 where something was found."""
+    from collections import Counter
+
+    from .._progress import Progress
+    from ..verify import fuzz
+
+    options.check_positive("--fuzz", args.fuzz)
+    if args.op is not None:
+        options.check_name(args.op, sorted(fuzz.GENERATORS))
+    judged, found = Counter(), []
+    with Progress("judging random calls", unit="processes") as progress:
+        for op, calls, findings in progress.over(fuzz.fuzz(args.op, args.fuzz, args.seed)):
+            judged[op] += calls
+            found += findings
+    rows = [[op, str(n), str(sum(f.op == op for f in found))] for op, n in sorted(judged.items())]
+    print_table("", ("op", ">calls", ">findings"), rows)
+    for finding in found:
+        print_line(f"{finding}", "bad")
+    text = f"{judged.total()} random calls in {args.fuzz:g} s from seed {args.seed}: "
+    print_line(text + f"{len(found) or 'no'} findings.", "bad" if found else "good")
+    figures = {"seconds": args.fuzz, "seed": args.seed, "calls": dict(judged)}
+    results.write_json(args.json, figures | {"findings": [str(f) for f in found]})
+    return 1 if found else 0
+
+
+def _fuzz_call(text: str) -> int:
+    """Judge one call and show its arguments."""
+    from ..verify import fuzz
+
+    op, _, seed = text.partition(":")
+    options.check_name(op, sorted(fuzz.GENERATORS))
+    if not seed.isdigit():
+        raise UserError(f"--fuzz-call: wanted OP:SEED, as in murmur_hash:12, got {text!r}")
+    for name, value in fuzz.random_call(op, int(seed)).items():
+        tensor = hasattr(value, "shape")
+        shown = f"{value.dtype} {tuple(value.shape)} strides {value.stride()}" if tensor else value
+        print_line(f"{name}: {shown}")
+    problem = fuzz.judge(op, int(seed))
+    print_line(problem or "no finding", "bad" if problem else "good")
+    return 1 if problem else 0

@@ -69,10 +69,12 @@ class QuantizeReport:
 
     @property
     def replaced(self) -> tuple[QuantizeRow, ...]:
+        """The rows of what was quantized."""
         return tuple(row for row in self.rows if row.target is not None)
 
     @property
     def left(self) -> tuple[QuantizeRow, ...]:
+        """The rows of what was left, each with its reason."""
         return tuple(row for row in self.rows if row.target is None)
 
     @property
@@ -87,6 +89,7 @@ class QuantizeReport:
 
     @property
     def max_error(self) -> float:
+        """The largest error of a value in any table."""
         return max((row.max_error for row in self.rows), default=0.0)
 
     def __str__(self) -> str:

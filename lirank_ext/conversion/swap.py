@@ -57,10 +57,12 @@ class SwapReport:
 
     @property
     def replaced(self) -> tuple[SwapRow, ...]:
+        """The rows of what was replaced."""
         return tuple(row for row in self.rows if row.target is not None)
 
     @property
     def left(self) -> tuple[SwapRow, ...]:
+        """The rows of what was left, each with its reason."""
         return tuple(row for row in self.rows if row.target is None)
 
     def __str__(self) -> str:

@@ -189,7 +189,7 @@ def op(function=None, *, name=None, family=None, internal=False):
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return run(*args, **kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise _python_error(made, error, args, kwargs) from None
 
     call.__signature__ = inspect.signature(function)
@@ -200,18 +200,20 @@ def op(function=None, *, name=None, family=None, internal=False):
     return call
 
 
-def _python_error(op: Op, error: RuntimeError, args: tuple, kwargs: dict) -> Exception:
+def _python_error(op: Op, error: Exception, args: tuple, kwargs: dict) -> Exception:
     """The error that the reference would raise. C++ ops can only raise RuntimeError."""
     try:
-        for device in autocast.KEYS:
-            args = autocast.cast(args, device, op.autocast_rule)
         op.bind(*args, **kwargs)
     except (TypeError, ValueError) as refusal:
         return refusal
     text = str(error)
     if text.startswith(f"lirank::{op.name}: indices["):
         return IndexError(text)
-    return ValueError(text) if text.startswith(f"lirank::{op.name}: argument '") else error
+    if text.startswith(f"lirank::{op.name}: argument '"):
+        return ValueError(text)
+    if isinstance(error, MemoryError):
+        return MemoryError(f"lirank::{op.name}: out of memory")
+    return RuntimeError(f"lirank::{op.name}: {text}") if "out of memory: " in text else error
 
 
 def implementations(op_name: str) -> dict[str, Callable[..., Any]]:
@@ -221,8 +223,8 @@ def implementations(op_name: str) -> dict[str, Callable[..., Any]]:
         op_name: name without namespace, such as ``"low_rank_cross"``.
 
     Returns:
-        ``{"reference": f, "cpu": f, "triton": f, "cuda": f}``, but only those that can run here.
-        Every callable takes the op's arguments.
+        The callables by backend (``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``), but only
+        those that can run here. Every callable takes the op's arguments.
 
     Raises:
         ValueError: there is no op of that name.

@@ -158,7 +158,7 @@ class HashedEmbeddingBag(HashedParameters):
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
+        """ids int64 or int32 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
         refuse_weights(self, per_sample_weights)
         return hashed_embedding_bag(
@@ -283,7 +283,7 @@ class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        """ids int64 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
+        """ids int64 or int32 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
         refuse_weights(self, per_sample_weights)
         return quantized_hashed_embedding_bag(

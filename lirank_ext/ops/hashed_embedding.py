@@ -50,7 +50,7 @@ def hashed_embedding_bag(
     number of threads.
 
     Args:
-        ids: int64 (len,), or (B, L) without offsets.
+        ids: int64 or int32 (len,), or (B, L) without offsets; int64 if they are hashes.
         offsets: int32 or int64 (B,), or (B + 1,) with ``include_last_offset``; or None.
         quotient_b, quotient_c: (ceil(num_buckets / m), D) floating. The CPU copies a strided
             table in every call; CUDA kernels read one where it lies.

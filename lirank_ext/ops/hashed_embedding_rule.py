@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library.checks import check, check_dtype
+from ..library.checks import check, check_dtype, check_index_dtype
 from .bags import check_bags
 from .hashing import murmur
 
@@ -26,7 +26,7 @@ def rows_of(
 
     Integer division throughout: a float32 one picks the wrong quotient for 8.5 % of ids.
     """
-    hashes = ids if prehashed else murmur(ids, seed)
+    hashes = ids if prehashed else murmur(ids.long(), seed)
     rows = []
     for half in (hashes & HALF, (hashes >> 32) & HALF):
         bucket = half % num_buckets
@@ -45,7 +45,10 @@ def check_rule(a: Any) -> None:
 
 
 def check_ids(a: Any, device: torch.device) -> None:
-    check_dtype(a, "ids", torch.int64)
+    # Ids of 32 bits are hashed as the same numbers of 64. Hashes have 64.
+    if a.prehashed:
+        check_dtype(a, "ids", torch.int64)
+    check_index_dtype(a, "ids")
     check_bags(a, device)
 
 

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library.checks import check, check_device, check_dim, check_dtype, refuse
+from ..library.checks import (
+    check,
+    check_device,
+    check_dim,
+    check_dtype,
+    check_index_dtype,
+    refuse,
+)
 from ..library.op import op
 from .hashing_text import hash_text
 
@@ -26,27 +33,28 @@ def murmur_hash(ids: Tensor, seed: int = 0) -> Tensor:
     Austin Appleby's, in the public domain.
 
     Args:
-        ids: int64, any shape, strided or not; negative ids too.
+        ids: int64 or int32, any shape, strided or not; negative ids too. An int32 id has the hash
+            of the same number as int64.
         seed: from 0 to 2^32 - 1.
 
     Returns:
         int64 hashes, shape of ``ids``.
 
     Raises:
-        ValueError, TypeError, RuntimeError: ``ids`` is not int64, or ``seed`` out of range.
+        ValueError, TypeError, RuntimeError: ``ids`` or ``seed`` do not fit.
     """
-    return murmur(ids, seed)
+    return murmur(ids.long(), seed)
 
 
 @murmur_hash.check
 def _(a) -> None:
     check_seed(a, a.seed)
-    check_dtype(a, "ids", torch.int64)
+    check_index_dtype(a, "ids")
 
 
 @murmur_hash.fake
 def _(a):
-    return torch.empty_like(a.ids, memory_format=torch.contiguous_format)
+    return torch.empty_like(a.ids, dtype=torch.int64, memory_format=torch.contiguous_format)
 
 
 def hash_strings(strings: Any, seed: int = 0) -> Tensor:

@@ -98,6 +98,7 @@ def _check_indices(op: str, bags: Bags, rows_of: Tensor, table_of: Tensor) -> No
     ``rows_of`` and ``table_of`` map the position of an id to its table's rows and number.
     """
     used = int(bags.offsets[-1]) if bags.include_last else bags.ids.numel()
+    used = used if bags.count() else 0
     flat = bags.ids.reshape(-1)[:used].long()
     bad = ((flat < 0) | (flat >= rows_of[:used])).nonzero()
     if bad.numel():

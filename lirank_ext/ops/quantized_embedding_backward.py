@@ -10,7 +10,7 @@ from torch import Tensor
 from ..library.checks import check, check_device, check_dim, check_dtype, check_index_dtype
 from ..library.op import op
 from .bags import Bags, check_bags
-from .quantized_embedding_layout import check_bits, check_packed, layout, look_up
+from .quantized_embedding_layout import check_bits, check_packed, check_width, layout, look_up
 
 FAMILY = "quantized_embedding"
 
@@ -82,7 +82,7 @@ def read_tables(op: str, packed: Tensor, rows: Tensor, dims: Tensor, bits: int) 
     """(packed table (N, row_bytes), dim) of each table in a concatenation."""
     sizes = [(int(n), int(d)) for n, d in zip(rows, dims, strict=True)]
     for t, (n, d) in enumerate(sizes):
-        check(d > 0, op, "dim", "a positive width", d)
+        check_width(op, d)
         check(n >= 0, op, "rows", "no negative number", f"{n} for table {t}")
     row_bytes = [layout(d, bits).row_bytes for _, d in sizes]
     used = [n * b for (n, _), b in zip(sizes, row_bytes, strict=True)]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..library.checks import check, check_dim, check_dtype
 
+# Columns of a table. Sizes in bytes then stay far below 2^63.
+WIDEST = 1 << 30
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -81,10 +84,15 @@ def check_bits(a: Any) -> None:
     check(a.bits in (4, 8), a, "bits", "8 or 4")
 
 
+def check_width(a: Any, dim: int) -> None:
+    check(dim > 0, a, "dim", "a positive width", dim)
+    check(dim <= WIDEST, a, "dim", f"at most {WIDEST} columns", dim)
+
+
 def check_packed(a: Any, *names: str) -> None:
     """These arguments are tables of width ``a.dim`` at ``a.bits`` bits."""
     check_bits(a)
-    check(a.dim > 0, a, "dim", "a positive width")
+    check_width(a, a.dim)
     wanted = layout(a.dim, a.bits).row_bytes
     text = f"{wanted} bytes a row for dim {a.dim} at {a.bits} bits"
     for name in names:

@@ -139,7 +139,7 @@ def pack_rows(codes: Tensor, scale: Tensor, mid: Tensor, bits: int = 8) -> Tenso
         bits: 8 or 4.
 
     Returns:
-        uint8 (N, row_bytes), to be read as a whole: for some widths the codes of all rows stand
+        uint8 (N, row_bytes), to be read as a whole. For some widths the codes of all rows stand
         before the scales of all rows, so ``packed[:5]`` or ``torch.cat`` give other values. Take
         rows with :func:`slice_rows` and join tables with :func:`concatenate_rows`. See
         ``csrc/quantized_embedding_layout.h``.

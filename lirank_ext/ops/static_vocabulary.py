@@ -56,7 +56,7 @@ def vocabulary_lookup(keys: Tensor, table: Tensor, oov: int = -1) -> Tensor:
         oov: the result for a key that the table does not know.
 
     Returns:
-        int64, shape of ``keys``: a row in [0, n), another for each known key, or ``oov``. An
+        int64, shape of ``keys``. A known key gets a row of its own in [0, n), another ``oov``. An
         unknown key is taken for a known one with a probability of ``2 ** -tag_bits``.
 
     Raises:

@@ -82,8 +82,12 @@ def run(
         auc and log_loss of every run, by switch; the whole model is "whole".
 
     Raises:
-        DataError: the file holds results of another configuration or of other data, or none.
+        DataError: a change leaves the model as it is, or the file holds results of another
+            configuration or of other data, or none.
     """
+    for switch in switches:
+        if changed(config, switch) == config:
+            raise DataError(f"--switch {switch}: changes nothing: the model has it so already")
     variants = {"whole": config, **{s: changed(config, s) for s in switches}}
     known = _known(path, config, files)
     for seed in range(seeds):

@@ -62,6 +62,8 @@ def _float_cases(generator) -> list[Case]:
     add("prehashed", **bags, **tables, prehashed=True)
     strided = torch.stack([ids, ids], 1)[:, 0]
     add("strided ids", **weighted | {"ids": strided}, **tables)
+    small = {**weighted, "ids": ids.int()}
+    add("int32 ids", **small, **tables, grad=(*TABLES, "per_sample_weights"))
     add("strided tables", **weighted, **_each(tables, lambda t: t.t().contiguous().t()))
     add("plain look-up", **_plain(ids), **tables)
     add("bags of 3", **_plain(ids[: len(ids) // 3 * 3].view(-1, 3), mode="mean"), **tables)
@@ -110,7 +112,8 @@ def _float_refused(bags: dict, tables: dict, weights: Tensor) -> list[Case]:
     def refuse(label: str, name: str, **change: Any) -> None:
         made.append(make(label, **bags | tables | change, raises=f"'{name}'"))
 
-    refuse("int32 ids", "ids", ids=ids.int())
+    refuse("int16 ids", "ids", ids=ids.short())
+    refuse("int32 hashes", "ids", ids=ids.int(), prehashed=True)
     refuse("float ids", "ids", ids=ids.double())
     refuse("ids of 2 dimensions", "ids", ids=ids[:6].view(2, 3))
     refuse("ids of 3 dimensions", "ids", **_plain(ids[:8].view(2, 2, 2)), include_last_offset=False)
@@ -169,6 +172,7 @@ def _packed_cases(generator) -> list[Case]:
     weights = torch.randn(len(ids), generator=generator)
     weighted = {**bags, "seed": 7, "per_sample_weights": weights}
     add("weights", **weighted, **tables, grad=("per_sample_weights",))
+    add("int32 ids", **weighted | {"ids": ids.int()}, **tables, grad=("per_sample_weights",))
     add("mean", **bags, **tables, mode="mean")
     add("prehashed", **bags, **tables, prehashed=True)
     add("strided ids", **bags | {"ids": torch.stack([ids, ids], 1)[:, 0]}, **tables)
@@ -204,7 +208,9 @@ def _packed_refused(bags: dict, tables: dict, weights: Tensor) -> list[Case]:
     refuse("short table", "remainder_c", remainder_c=tables["remainder_c"][1:])
     refuse("0 buckets", "num_buckets", num_buckets=0)
     refuse("negative seed", "seed", seed=-1, include_last_offset=False)
-    refuse("int32 ids", "ids", ids=bags["ids"].int())
+    refuse("int16 ids", "ids", ids=bags["ids"].short())
+    refuse("int32 hashes", "ids", ids=bags["ids"].int(), prehashed=True)
+    refuse("a width beyond counting", "dim", dim=(1 << 63) - 1)
     far = torch.tensor([0, 999])
     refuse("offsets too far", "offsets", offsets=far, include_last_offset=False)
     refuse("mode max", "mode", mode="max", include_last_offset=False)

@@ -30,11 +30,12 @@ def _ids_cases(generator) -> list[Case]:
         "one id without dimensions": {"ids": edges[2]},
         "strided": {"ids": wide[:, ::3], "seed": 5},
         "transposed": {"ids": wide.t(), "seed": 5},
+        "int32": {"ids": wide.int(), "seed": 5},
     }
     made = [case(label, **args, exact=True) for label, args in good.items()]
     made.append(case("several tasks", ids=_ids(generator, 50_001), seed=7, exact=True, big=True))
     refused = {
-        "int32 ids": {"ids": edges.int()},
+        "int16 ids": {"ids": edges.short()},
         "float ids": {"ids": edges.double()},
         "seed -1": {"seed": -1},
         "seed 2^32": {"seed": LARGEST + 1},

@@ -187,7 +187,7 @@ def test_what_cannot_be_quantized_is_left_with_the_reason(make, reason):
 
 
 def test_a_table_that_stays_keeps_those_tied_to_it():
-    one, two, free = nn.Embedding(20, 8), nn.EmbeddingBag(20, 8, mode="max"), nn.Embedding(20, 8)
+    one, two, free = nn.Embedding(20, 8), nn.EmbeddingBag(20, 8, max_norm=1.0), nn.Embedding(20, 8)
     two.weight = one.weight
     model = nn.ModuleDict({"one": one, "two": two, "free": free})
     report = quantize(model)
@@ -237,7 +237,7 @@ def test_bytes_and_errors(bits, monkeypatch):
 
 def test_the_report_prints_as_a_table():
     model = nn.ModuleDict(
-        {"user": nn.Embedding(2000, 64), "max": nn.EmbeddingBag(9, 8, mode="max")}
+        {"user": nn.Embedding(2000, 64), "max": nn.EmbeddingBag(9, 8, max_norm=1.0)}
     )
     lines = str(quantize(model)).splitlines()
     assert lines[0] == "quantize: 1 to int8, 1 left; 512,288 to 144,288 bytes (-71.8%)"

@@ -12,6 +12,7 @@ for name in ("pandas", "pyarrow", "yaml", "safetensors", "sklearn", "tqdm"):
 
 import pandas as pd  # noqa: E402
 
+from lirank_ext.benchmarks import training_speed  # noqa: E402
 from lirank_ext.benchmarks.quality import data, neural  # noqa: E402
 from lirank_ext.benchmarks.quality.__main__ import OURS, Bench, main, table  # noqa: E402
 from lirank_ext.benchmarks.quality.data import Sources, prepare, usage  # noqa: E402
@@ -101,3 +102,15 @@ def test_the_table_is_written_and_nothing_runs_twice(small, tmp_path, capsys):
     runs = [{"auc": 0.7, "log_loss": 0.5}, {"auc": 0.8, "log_loss": 0.5}]
     text = table({"a": {OURS: {"runs": runs, "settings": 20}}})
     assert f"| a | {OURS} | 0.7500 ± 0.0500 | 0.5000 ± 0.0000 | defaults | 2 |" in text
+
+
+def test_training_speed_times_every_stage(capsys):
+    assert training_speed.main(["--rows", "300", "--steps", "2", "--columns", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "3 columns, csv",
+        "3 columns, parquet",
+        "3 columns, plain loop",
+    ]
+    stages = ("read and hash", "batches", "look-up", "forward", "backward", "dense", "table")
+    assert all(stage in line for stage in stages for line in lines[:2])

@@ -109,7 +109,8 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
             cells = []
             for metric in ("auc", "log_loss"):
                 values = [run[metric] for run in found["runs"]]
-                cells.append(f"{np.mean(values):.4f} ± {np.std(values):.4f}")
+                spread = f" ± {np.std(values):.4f}" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.4f}{spread}")
             tried = "defaults" if model == OURS else str(found["settings"])
             row = [name, model, *cells, tried, str(len(found["runs"]))]
             lines.append(f"| {' | '.join(row)} |")

@@ -141,6 +141,10 @@ def _usage(sources: Sources) -> Loaded:
     return usage(), None
 
 
+def _little_usage(sources: Sources) -> Loaded:
+    return usage(users=320, items=1500, events=28_000, seed=1), None
+
+
 def usage(users: int = 950, items: int = 4000, events: int = 67_000, seed: int = 0) -> pd.DataFrame:
     """Made-up use of apps: ten columns of ids, a third of the rows were uses.
 
@@ -190,4 +194,5 @@ SETS: dict[str, Callable[[Sources], Loaded]] = {
     "ml-1m by time": _ml_1m,
     "open bandit by time": _obd,
     "usage": _usage,
+    "little usage": _little_usage,
 }

@@ -40,8 +40,8 @@ class Settings:
             or twice stays near its start; at 0 its first step is a whole ``table_lr``.
         lr_scale: factor on both. The paper went to 3 once the warm-up was long.
         warmup: share of all steps. The paper's cross nets diverged at 0.05 and not at 0.5.
-        schedule: of the learning rate after the warm-up; "plateau" divides it by ten whenever
-            an evaluation is no better.
+        schedule: of the learning rate after the warm-up; "plateau" divides it by ten, and goes on
+            from the best weights, whenever an evaluation is no better.
         negatives: share of the rows with label 0 to train on, for data where they are many. The
             logits are corrected in training for those left out, so that the model's
             probabilities are those of all rows. Needs a single task.
@@ -72,7 +72,8 @@ class Settings:
         start_from: folder of a trained model to go on from; ``cold`` that of the cold start.
         forgetting, cold_weight: of :class:`lirank_ext.nn.IncrementalPenalty`, which holds the
             dense weights where older data put them; both matter only with ``start_from``.
-        fisher_rows: rows whose Fisher information is kept for a later increment; 0 keeps none.
+        fisher_rows: rows whose Fisher information is kept for a later increment; 0 keeps none. It
+            is taken from rows as the training draws them, each with weight 1.
     """
 
     batch_size: int = 1024

@@ -253,11 +253,21 @@ class Scoring:
                 key = f"history/{history.name}/{part}"
                 values = self._get(side, key)
                 features[key] = values if side else self.rows.spread(values)
-        whole = {
-            table: torch.stack([self._of_items(bags, c.name) for c in columns], dim=1)
-            for table, columns in model.columns.items()
-        }
+        whole = {table: self._joined_bags(bags, table) for table in model.columns}
         return model.join_input(features, whole)
+
+    def _joined_bags(self, bags: list[dict[str, Tensor]], table: str) -> Tensor:
+        """Pooled embeddings (N, columns, dim) of all columns of a table, in their order."""
+        sides = [i for i in range(2) if table in bags[i]]
+        parts = [bags[i][table] if i else self.rows.spread(bags[i][table]) for i in sides]
+        if len(parts) == 1:
+            return parts[0]
+        places = [place for i in sides for place in self.sides[i].columns[table]]
+        runs = inverse([(place, place + 1) for place in places])
+        if runs == sorted(runs):
+            return torch.cat(parts, dim=1)
+        order = torch.tensor([start for start, _ in runs], device=parts[0].device)
+        return torch.cat(parts, dim=1).index_select(1, order)
 
     def _popularity(self) -> Tensor:
         if self.schema.popularity in self.schema.request:

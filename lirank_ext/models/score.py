@@ -89,6 +89,17 @@ def sides_of(model: LiRank) -> tuple[Side, Side]:
     return sides[0], sides[1]
 
 
+def _known_sides(model: LiRank) -> tuple[Side, Side]:
+    """:func:`sides_of`, kept with the model: finding them takes as long as a few ops."""
+    if torch.compiler.is_compiling():
+        return sides_of(model)
+    schema = model.config.schema
+    known = model.__dict__.get("_sides")
+    if known is None or known[0] is not schema or known[1] != schema.request:
+        known = model.__dict__["_sides"] = (schema, list(schema.request), sides_of(model))
+    return known[2]
+
+
 def _add_places(
     runs: list[tuple[int, int]], flags: Sequence[bool], mine: bool, first: int, width: int
 ) -> None:
@@ -109,7 +120,7 @@ class Scoring:
     def __init__(self, model: LiRank, request: Features, items: Features, counts: Tensor) -> None:
         self.model, self.schema = model, model.config.schema
         self.features = (request, items)
-        self.sides = sides_of(model)
+        self.sides = _known_sides(model)
         requests, candidates = self._size(0), self._size(1)
         if requests is None or candidates is None:
             whose = "the requests" if requests is None else "the candidates"

@@ -111,7 +111,7 @@ def _net_calls(dtype):
         x, v, u, bias = (
             _t(*size, dtype=dtype) for size in ((512, 1024), (r, 1024), (1024, r), (1024,))
         )
-        net = ([v, u, bias] * layers, [v, v, v, u, bias] * layers, 1.0, None, 1, True, 0)
+        net = ([v, u, bias] * layers, [v, v, v, u, bias] * layers, 1.0, [], 1, True, 0)
         yield "", "residual_cross_net", (x, *net)
 
 

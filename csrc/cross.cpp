@@ -2,6 +2,7 @@
 // Sources: DCN-V2 (arXiv 2008.13535), LiRank (arXiv 2402.06859), section 3.3.
 #include "convert_kernels.h"
 #include "cross_bf16.h"
+#include "cross_net.h"
 #include "cross_tasks.h"
 
 namespace lirank {
@@ -196,11 +197,6 @@ std::vector<Tensor> backward(const char* op, const Tensor& grad, const LayerArgu
                                                   : backward<float>(grad, a, hidden, mixed);
 }
 
-Tensor low_rank_cross(const Tensor& x0, const Tensor& x, const Tensor& v, const Tensor& u,
-                      const OptionalTensor& bias) {
-  return forward("low_rank_cross", {x0, x, {{"v", &v}}, u, bias}, false)[0];
-}
-
 std::tuple<Tensor, Tensor> low_rank_cross_train(const Tensor& x0, const Tensor& x, const Tensor& v,
                                                 const Tensor& u, const OptionalTensor& bias) {
   const auto outputs = forward("low_rank_cross", {x0, x, {{"v", &v}}, u, bias}, true);
@@ -213,14 +209,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> low_rank_cross_backward(
   const auto g =
       backward("low_rank_cross_backward", grad, {x0, x, {{"v", &v}}, u, bias}, hidden, {});
   return {g[0], g[1], g[2], g[3], g[4]};
-}
-
-Tensor attention_cross(const Tensor& x0, const Tensor& x, const Tensor& q, const Tensor& k,
-                       const Tensor& v, const Tensor& u, const OptionalTensor& bias,
-                       double temperature, int64_t token_dim, bool skip) {
-  const LayerArguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
-                            token_dim, skip};
-  return forward("attention_cross", a, false)[0];
 }
 
 std::tuple<Tensor, Tensor, Tensor> attention_cross_train(
@@ -243,6 +231,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_cro
 }
 
 }  // namespace
+
+Tensor low_rank_cross(const Tensor& x0, const Tensor& x, const Tensor& v, const Tensor& u,
+                      const OptionalTensor& bias) {
+  return forward("low_rank_cross", {x0, x, {{"v", &v}}, u, bias}, false)[0];
+}
+
+Tensor attention_cross(const Tensor& x0, const Tensor& x, const Tensor& q, const Tensor& k,
+                       const Tensor& v, const Tensor& u, const OptionalTensor& bias,
+                       double temperature, int64_t token_dim, bool skip) {
+  const LayerArguments a = {x0,        x,   {{"q", &q}, {"k", &k}, {"v", &v}}, u, bias, temperature,
+                            token_dim, skip};
+  return forward("attention_cross", a, false)[0];
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lirank, m) {
   m.def("low_rank_cross(Tensor x0, Tensor x, Tensor v, Tensor u, Tensor? bias) -> Tensor");

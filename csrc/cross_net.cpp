@@ -1,6 +1,7 @@
 // residual_cross_net: checks, CPU kernels, schema.
 // Sources: DCN-V2 (arXiv 2008.13535), LiRank (arXiv 2402.06859), section 3.3.
 #include "cross_bf16.h"
+#include "cross_net.h"
 #include "cross_tasks.h"
 
 namespace lirank {
@@ -28,53 +29,6 @@ struct PreparedNet {
            (int64_t)layers[1].size(),
            d,
            merge};
-  }
-};
-
-using Tensors = std::vector<Tensor>;
-
-// The temperatures whose logarithms are given, if they are.
-std::vector<double> learned(const OptionalTensor& logs, ScalarType type) {
-  std::vector<double> found;
-  if (!logs.has_value()) return found;
-  const Tensor t = torch::stable::contiguous(as_float_type(*logs, compute_type(type)));
-  const bool is_double = t.scalar_type() == ScalarType::Double;
-  for (int64_t i = 0; i < t.numel(); ++i) {
-    found.push_back(
-        std::exp(is_double ? t.const_data_ptr<double>()[i] : t.const_data_ptr<float>()[i]));
-  }
-  return found;
-}
-
-// The layers of both stacks, checked against x.
-struct NetArguments {
-  std::vector<OptionalTensor> biases;  // what the arguments refer to
-  std::vector<LayerArguments> low_rank_layers, attention_layers;
-
-  NetArguments(const char* op, const Tensor& x, const Tensors& low_rank, const Tensors& attention,
-               double temperature, const OptionalTensor& log_temperatures, int64_t token_dim,
-               bool skip) {
-    biases.reserve(low_rank.size() + attention.size());
-    const std::vector<double> scales = learned(log_temperatures, x.scalar_type());
-    for (size_t i = 0; i < low_rank.size(); i += 3) {
-      biases.emplace_back(low_rank[i + 2]);
-      low_rank_layers.push_back({x, x, {{"v", &low_rank[i]}}, low_rank[i + 1], biases.back()});
-      check_arguments(op, low_rank_layers.back());
-    }
-    for (size_t i = 0; i < attention.size(); i += 5) {
-      biases.emplace_back(attention[i + 4]);
-      const double scale = scales.empty() ? temperature : scales[i / 5];
-      attention_layers.push_back(
-          {x,
-           x,
-           {{"q", &attention[i]}, {"k", &attention[i + 1]}, {"v", &attention[i + 2]}},
-           attention[i + 3],
-           biases.back(),
-           scale,
-           token_dim,
-           skip});
-      check_arguments(op, attention_layers.back());
-    }
   }
 };
 
@@ -108,21 +62,22 @@ Tensor net_forward(const Tensor& x, const NetArguments& a, int64_t merge) {
   return as_float_type(out, x.scalar_type());
 }
 
+}  // namespace
+
 Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors attention,
-                          double temperature, const OptionalTensor log_temperatures,
-                          int64_t token_dim, bool skip, int64_t merge) {
+                          double temperature, const Tensors log_temperatures, int64_t token_dim,
+                          bool skip, int64_t merge) {
   const char* op = "residual_cross_net";
   LIRANK_CHECK(!low_rank.empty() && low_rank.size() % 3 == 0, op, "low_rank",
                "wanted at least one layer of 3 tensors, got ", low_rank.size());
   LIRANK_CHECK(!attention.empty() && attention.size() % 5 == 0, op, "attention",
                "wanted at least one layer of 5 tensors, got ", attention.size());
   LIRANK_CHECK(merge >= 0 && merge <= 2, op, "merge", "wanted 0, 1 or 2, got ", merge);
-  if (log_temperatures.has_value()) {
-    const int64_t layers = static_cast<int64_t>(attention.size()) / 5;
-    check_same_dtype(op, "log_temperatures", *log_temperatures, x.scalar_type());
-    check_dim(op, "log_temperatures", *log_temperatures, 1);
-    LIRANK_CHECK(log_temperatures->size(0) == layers, op, "log_temperatures", "wanted (", layers,
-                 ",), one per layer, got (", log_temperatures->size(0), ",)");
+  LIRANK_CHECK(log_temperatures.empty() || log_temperatures.size() == attention.size() / 5, op,
+               "log_temperatures", "wanted none, or one per layer, got ", log_temperatures.size());
+  for (const Tensor& t : log_temperatures) {
+    check_same_dtype(op, "log_temperatures", t, x.scalar_type());
+    check_dim(op, "log_temperatures", t, 0);
   }
   LIRANK_CHECK(temperature >= kLeastTemperature, op, "temperature",
                "wanted a number of 1e-30 or more, got ", temperature);
@@ -132,12 +87,10 @@ Tensor residual_cross_net(const Tensor& x, const Tensors low_rank, const Tensors
                                                : net_forward<float>(x, a, merge);
 }
 
-}  // namespace
-
 STABLE_TORCH_LIBRARY_FRAGMENT(lirank, m) {
   m.def(
       "residual_cross_net(Tensor x, Tensor[] low_rank, Tensor[] attention, float temperature, "
-      "Tensor? log_temperatures, int token_dim=1, bool skip=True, int merge=0) -> Tensor");
+      "Tensor[] log_temperatures, int token_dim=1, bool skip=True, int merge=0) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lirank, CPU, m) {

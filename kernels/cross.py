@@ -270,8 +270,7 @@ def residual_cross_net(a) -> Tensor:
 
     if not cross_net.fits(a.x, a.low_rank, a.attention, a.token_dim):
         return layered()
-    logs = () if a.log_temperatures is None else a.log_temperatures.unbind(0)
-    scales = (a.temperature, logs)
+    scales = (a.temperature, a.log_temperatures)
     return cross_net.forward(a.x, a.low_rank, a.attention, *scales, a.skip, a.merge, layered)
 
 
@@ -284,7 +283,7 @@ def _layer_by_layer(
         low = _low_rank(x, low, *low_rank[i : i + 3])
     for i in range(0, len(attention), 5):
         q, *layer = attention[i : i + 5]
-        if log_temperatures is not None:
+        if log_temperatures:
             q, temperature = q / log_temperatures[i // 5].exp(), 1.0
         high = _attention(x, high, q, *layer, temperature, token_dim, skip)[0]
     if merge == 2:

@@ -17,7 +17,7 @@ from lirank_ext.models import LiRank
 HALF = (torch.bfloat16, torch.float16)
 RULES = {
     **dict.fromkeys(("low_rank_cross", "outer_attention", "attention_cross"), "lower"),
-    "residual_cross_net": "lower",
+    **dict.fromkeys(("residual_cross_net", "residual_cross_score"), "lower"),
     "isotonic_calibration": "float32",
 }
 
@@ -52,7 +52,7 @@ def test_layers_compute_in_the_lower_precision(dtype):
         "attention_cross": lambda x, *w: lirank_ext.attention_cross(x, x, *w),
         "outer_attention": lambda x, q, k, v, u, b: lirank_ext.outer_attention(q, k, v),
         "net": lambda x, q, k, v, u, b: OPS["residual_cross_net"].overload(
-            x, [v, u, b], [q, k, v, u, b], 1.0, None
+            x, [v, u, b], [q, k, v, u, b], 1.0, []
         ),
     }
     for name, call in calls.items():

@@ -88,6 +88,12 @@ def test_every_public_name_has_a_place_in_the_reference():
         assert re.search(rf"(::: [\w.]+\.|`){name}\b", text), name
 
 
+def test_the_reference_names_nothing_twice():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
+    named = re.findall(r"^::: (\S+)$", text, flags=re.MULTILINE)
+    assert len(named) > 50 and len(set(named)) == len(named)
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_the_example_runs(path, tmp_path):
     done = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True)

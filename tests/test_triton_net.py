@@ -52,7 +52,7 @@ def _launches(net, token_dim: int = 1, merge: int = 0) -> list[str]:
     from lirank_ext.kernels import launch
 
     with launch.recording() as recorded:
-        gpu.launcher(OPS["residual_cross_net"])(*net, 1.0, None, token_dim, True, merge)
+        gpu.launcher(OPS["residual_cross_net"])(*net, 1.0, [], token_dim, True, merge)
     return [one.kernel.__name__ for one in recorded]
 
 

@@ -50,7 +50,7 @@ def _case(generator, label, shape, dtype=torch.float32, learnt=False, **options)
     x = torch.randn(batch, d, generator=generator).to(dtype)
     first = _stack(generator, low, d, r, 1, dtype)
     second = _stack(generator, high, d, s, 3, dtype)
-    logs = torch.linspace(-0.5, 0.5, high).to(dtype) if learnt else None
+    logs = list(torch.linspace(-0.5, 0.5, high).to(dtype)) if learnt else []
     rest = (options.get("token_dim", 1), options.get("skip", True), options.get("merge", 0))
     args = (x, first, second, options.get("temperature", 1.0), logs, *rest)
     # A result sums d + r products per layer; half precision is rounded after each.

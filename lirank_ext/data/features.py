@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -203,22 +203,38 @@ class Converter:
         """A column of ids that has no table of its own."""
         return Categorical(name, separator=separator, kind=self.schema.kind(name))
 
-    def batch(self, rows: Rows) -> Batch:
-        """Rows as tensors, named as :class:`lirank_ext.models.LiRank` reads them."""
-        features = {"numeric": torch.from_numpy(rows.numeric)}
-        for table, columns in self.schema.tables().items():
+    def batch(self, rows: Rows, names: Collection[str] | None = None) -> Batch:
+        """Rows as tensors, named as :class:`lirank_ext.models.LiRank` reads them.
+
+        Args:
+            rows: the rows.
+            names: make only these features, as one side of ``LiRank.score`` has them. The
+                popularity column is among them if its name is.
+        """
+        wanted = [names is None or name in names for name in self.schema.numeric]
+        features = {}
+        if all(wanted):
+            features["numeric"] = torch.from_numpy(rows.numeric)
+        elif any(wanted):
+            features["numeric"] = torch.from_numpy(rows.numeric[:, wanted])
+        for table, members in self.schema.tables().items():
+            columns = [c for c in members if names is None or c.name in names]
+            if not columns:
+                continue
             bags = [rows.bags[f"ids/{c.name}"] for c in columns]
             ids, offsets = _interleave(bags)
             features[f"ids/{table}"] = torch.from_numpy(ids)
             features[f"offsets/{table}"] = torch.from_numpy(offsets)
         for history in self.schema.history:
+            if names is not None and history.name not in names:
+                continue
             key = f"history/{history.name}"
             lengths = rows.bags[f"{key}/items"][1]
             features[f"{key}/lengths"] = torch.from_numpy(lengths)
             features[f"{key}/items"] = _padded(rows.bags[f"{key}/items"])
             if history.actions:
                 features[f"{key}/actions"] = _padded(rows.bags[f"{key}/actions"])
-        if self.schema.popularity:
+        if self.schema.popularity and (names is None or self.schema.popularity in names):
             features["popularity"] = torch.from_numpy(rows.bags["popularity"][0])
         others = (rows.labels, rows.weights, rows.groups)
         labels, weights, groups = (None if a is None else torch.from_numpy(a) for a in others)

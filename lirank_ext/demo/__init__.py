@@ -19,7 +19,15 @@ import torch
 from .. import build_info, quantize, swap
 from .._table import print_line
 from ..data.packages import need
-from .measure import REQUESTS, Reading, read, time_requests
+from .measure import (
+    CANDIDATES,
+    REPEATS,
+    REQUESTS,
+    Reading,
+    read,
+    time_candidates,
+    time_requests,
+)
 from .prepare import Prepared, prepare
 from .ranker import configuration, train
 from .show import draw, headline, show
@@ -88,8 +96,10 @@ def _compare(data: Prepared, options: Options) -> tuple[list[Reading], dict[str,
     models = {"plain PyTorch": model, "swapped": swapped, f"swapped + int{options.bits}": quantized}
     readings = [read(name, variant, data) for name, variant in models.items()]
     latency = time_requests(models, data, REQUESTS, options.seed)
+    candidates = time_candidates(models, data, CANDIDATES, REPEATS, options.seed)
     for reading in readings:
         reading.latency = latency[reading.name]
+        reading.candidates = candidates[reading.name]
     return readings, notes
 
 

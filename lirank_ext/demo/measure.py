@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,16 +12,23 @@ import torch
 from torch import nn
 
 from .._progress import Progress
-from ..models import LiRank
+from ..models import LiRank, Schema
 from ..training.metrics import measure, score
 from .prepare import Prepared
 
 REQUESTS = {1: 500, 64: 300, 1024: 150}  # batch size to number of timed requests
+CANDIDATES, REPEATS = 500, 30  # of one request, and how many requests are timed
 
 
 @dataclass
 class Reading:
-    """One variant of the ranker; latency: batch size to (p50, p99) in milliseconds."""
+    """One variant of the ranker.
+
+    Attributes:
+        latency: batch size to (p50, p99) in milliseconds.
+        candidates: p50 in milliseconds of the candidates of one request, as joined rows and by
+            ``LiRank.score``.
+    """
 
     name: str
     auc: float
@@ -30,6 +38,7 @@ class Reading:
     model_bytes: int
     probabilities: np.ndarray
     latency: dict[int, tuple[float, float]] = field(default_factory=dict)
+    candidates: tuple[float, float] = (0.0, 0.0)
 
     def as_json(self) -> dict[str, Any]:
         """All but the probabilities."""
@@ -87,6 +96,48 @@ def time_requests(
             result[name][size] = (float(p50), float(p99))
     progress.close()
     return result
+
+
+def request_columns(schema: Schema) -> list[str]:
+    """The first half of the columns, histories before all: they stand for a request's columns."""
+    names = [h.name for h in schema.history]
+    # A column may be a number and, in bins, an id too.
+    rest = list(dict.fromkeys([*schema.numeric, *(c.name for c in schema.categorical)]))
+    return names + rest[: (len(rest) + 1) // 2]
+
+
+def time_candidates(
+    models: dict[str, LiRank], data: Prepared, count: int, repeats: int, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """p50 in milliseconds of ``count`` candidates of one request: joined rows, and ``score``.
+
+    The columns of the request are those of one test row; the candidates are other test rows.
+    """
+    generator = np.random.default_rng(seed)
+    schema = dataclasses.replace(data.schema, request=request_columns(data.schema))
+    own, counts = set(schema.request), torch.tensor([count])
+    names = {*schema.numeric, *(c.name for c in schema.categorical), schema.popularity or ""}
+    names |= {h.name for h in schema.history}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    before = [model.config.schema for model in models.values()]
+    try:
+        for model in models.values():
+            model.config.schema = schema
+        for _ in range(repeats):
+            row, others = generator.choice(data.test, 1), generator.choice(data.test, count)
+            request, items = data.batch(row, own).features, data.batch(others, names - own).features
+            joined = data.joined(row, others, own).features
+            for name, model in models.items():
+                with torch.inference_mode():
+                    start = time.perf_counter()
+                    model(joined).sigmoid()
+                    middle = time.perf_counter()
+                    model.score(request, items, counts).sigmoid()
+                    taken[name].append((middle - start, time.perf_counter() - middle))
+    finally:
+        for model, old in zip(models.values(), before, strict=True):
+            model.config.schema = old
+    return {name: tuple(np.median(times, axis=0) * 1e3) for name, times in taken.items()}
 
 
 def reliability(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,20 @@ class Prepared:
     valid: np.ndarray
     test: np.ndarray
 
-    def batch(self, numbers: np.ndarray) -> Batch:
-        """The rows with these numbers as tensors."""
-        return Converter(self.schema, BadRows()).batch(self.rows.take(numbers))
+    def batch(self, numbers: np.ndarray, names: Collection[str] | None = None) -> Batch:
+        """The rows with these numbers as tensors, or only the features ``names`` of them."""
+        return Converter(self.schema, BadRows()).batch(self.rows.take(numbers), names)
+
+    def joined(self, row: np.ndarray, others: np.ndarray, names: Collection[str]) -> Batch:
+        """The rows ``others`` with the columns ``names`` of the one ``row``."""
+        rows, same = self.rows.take(others), self.rows.take(np.repeat(row, len(others)))
+        columns = [name in names for name in self.schema.numeric]
+        rows.numeric[:, columns] = same.numeric[:, columns]
+        for key in rows.bags:
+            kind, _, name = key.partition("/")
+            if (name.partition("/")[0] if kind == "history" else name) in names:
+                rows.bags[key] = same.bags[key]
+        return Converter(self.schema, BadRows()).batch(rows)
 
     def memory(
         self, numbers: np.ndarray, batch_size: int = BATCH_ROWS, seed: int | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._table import print_table
 from ..data.packages import need
-from .measure import Reading, reliability
+from .measure import CANDIDATES, Reading, reliability
 from .prepare import Prepared
 
 COLORS = ("#9aa5b1", "#3b82c4", "#e07b39")
@@ -51,6 +51,9 @@ def _figures(reading: Reading) -> list[tuple[str, Callable, Callable, bool]]:
         for i, what in enumerate(("p50", "p99")):
             name = f"{what} at batch {size}"
             figures.append((name, lambda r, s=size, i=i: r.latency[s][i], "{:.3f} ms".format, True))
+    for i, how in enumerate(("as rows", "by score")):
+        name = f"p50 of {CANDIDATES} candidates, {how}"
+        figures.append((name, lambda r, i=i: r.candidates[i], "{:.3f} ms".format, True))
     return figures
 
 

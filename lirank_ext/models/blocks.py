@@ -5,14 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..nn._common import ConstantBuffers
-from ..nn.cross import AttentionCross, LowRankCross, ResidualCrossNet
+from ..nn._common import ConstantBuffers, refuse
+from ..nn.cross import AttentionCross, LowRankCross, ResidualCrossNet, score_net
 from ..nn.gated_mlp import GatedMLP
 from ..nn.hashed_embedding import HashedEmbeddingBag
 from ..nn.history import HistoryEncoder
 from ..nn.multi_task import GroupedTowers, HardShared
 from ..nn.multi_task_experts import PLE, MMoE
 from .config import MLP, Cross, Embedding, Head, HistoryBlock, Table
+
+
+def safe(name: str) -> str:
+    """A name that nn.ModuleDict accepts: without dots, and not one of its own attributes."""
+    return "t_" + name.replace(".", "_dot_")
+
+
+def by_rows(owner: str, pooled: Tensor, rows: int | None, columns: int, name: str) -> Tensor:
+    """(rows * columns, dim) -> (rows, columns, dim)."""
+    bags = pooled.shape[0]
+    if columns == 1:
+        return pooled.unsqueeze(1)
+    if rows is not None and torch.compiler.is_exporting():
+        # The exported program would refuse a single row if the sizes were compared here: PyTorch
+        # takes inputs to have at least two rows. So a wrong size makes an index out of range.
+        count = rows * columns
+        index = torch.arange(count, device=pooled.device) + (bags - count) * bags
+        return pooled.index_select(0, index).view(rows, columns, pooled.shape[1])
+    if bags % columns or (rows is not None and bags != rows * columns):
+        refuse(owner, name, f"{columns} bags for every row", (bags,))
+    return pooled.unflatten(0, (-1, columns))
 
 
 def make_table(block: Embedding, table: str) -> HashedEmbeddingBag:
@@ -39,6 +60,17 @@ class CrossStack(nn.Module):
         for layer in self.layers:
             crossed = layer(x, crossed)
         return crossed
+
+    def score(
+        self,
+        request: Tensor,
+        items: Tensor,
+        counts: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Candidates of requests, as :meth:`lirank_ext.nn.ResidualCrossNet.score` takes them."""
+        return score_net(self, request, items, counts, weight, bias)
 
 
 def make_cross(width: int, block: Cross) -> nn.Module | None:
@@ -173,12 +205,28 @@ class HistoryFeature(nn.Module):
         actions: Tensor | None,
     ) -> Tensor:
         """candidate: (B, dim); items, actions: (B, L) hashes, newest first -> (B, out_dim)."""
+        return self.encoder(*self._steps(table, items, actions), candidate, lengths)
+
+    def score(
+        self,
+        counts: Tensor,
+        table: HashedEmbeddingBag,
+        candidate: Tensor,
+        items: Tensor,
+        lengths: Tensor,
+        actions: Tensor | None = None,
+    ) -> Tensor:
+        """Histories (R, L) of requests with ``counts`` candidates (N, dim) -> (N, out_dim)."""
+        return self.encoder.score(*self._steps(table, items, actions), candidate, counts, lengths)
+
+    def _steps(
+        self, table: HashedEmbeddingBag, items: Tensor, actions: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings of the past items and of their actions."""
         past = look_up(table, items)
         if self.actions is None:
-            done = past.new_zeros(*items.shape, 1)
-        else:
-            done = look_up(self.actions, actions)
-        return self.encoder(past, done, candidate, lengths)
+            return past, past.new_zeros(*items.shape, 1)
+        return past, look_up(self.actions, actions)
 
 
 def look_up(table: HashedEmbeddingBag, ids: Tensor) -> Tensor:

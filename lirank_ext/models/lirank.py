@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 
 import torch
@@ -15,9 +15,10 @@ from ..nn.inputs import NumericBatchNorm
 from ..nn.isotonic import IsotonicCalibration
 from ..nn.random_effect import RandomEffect
 from ._parse import ConfigError
-from .blocks import HistoryFeature, SeparateHead, SharedHead, make_table
+from .blocks import HistoryFeature, SeparateHead, SharedHead, by_rows, make_table, safe
 from .config import LiRankConfig
 from .schema import Dwell
+from .score import Scoring
 
 Features = Mapping[str, Tensor]
 
@@ -69,12 +70,12 @@ class LiRank(nn.Module):
         ids = config.embedding.enabled
         self.columns = schema.tables() if ids else {}
         self.tables = nn.ModuleDict(
-            {_safe(name): make_table(config.embedding, name) for name in self.columns}
+            {safe(name): make_table(config.embedding, name) for name in self.columns}
         )
         self.dropout = nn.Dropout1d(config.embedding.dropout)
         wanted = schema.history if ids and config.history.enabled else []
         self.histories = nn.ModuleDict(
-            {_safe(h.name): HistoryFeature(config.history, dim, bool(h.actions)) for h in wanted}
+            {safe(h.name): HistoryFeature(config.history, dim, bool(h.actions)) for h in wanted}
         )
         numeric = len(schema.numeric) if config.numeric.enabled else 0
         self.normalize = None
@@ -120,7 +121,7 @@ class LiRank(nn.Module):
 
         # The thresholds that made the labels of these tasks. The model does not read them.
         dwell = {t.name: t.dwell for t in config.schema.tasks if t.dwell is not None}
-        self.dwell = nn.ModuleDict({_safe(n): make_dwell(d) for n, d in dwell.items()})
+        self.dwell = nn.ModuleDict({safe(n): make_dwell(d) for n, d in dwell.items()})
 
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
         # ``normalize`` was once spelled otherwise.
@@ -132,12 +133,43 @@ class LiRank(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """Features -> calibrated logits (B, T)."""
         bags = self.bags(features)
-        logits = self._effects(self.head(self._input(features, bags)), features)
+        logits = self.head(self.join_input(features, bags))
+        logits = self.add_effects(logits, features)
+        return self.calibrate(logits, lambda: self._calibration_features(bags))
+
+    def score(self, request: Features, items: Features, counts: Tensor) -> Tensor:
+        """Calibrated logits of the candidates of requests, equal to ``forward`` to rounding.
+
+        ``forward`` would need the columns of a request in every row of its candidates. Here they
+        are given once, and all that depends on them alone is computed once: look-ups, the
+        normalization, the input map and the first layer of histories, and their part of the cross
+        net and of the first layer of each MLP and tower. In training, and where a hook watches a
+        module, only the look-ups are shared.
+
+        Args:
+            request: the features of the columns in ``Schema.request``, with R rows.
+            items: the features of all other columns, with one row per candidate, request by
+                request. The popularity column is among them, unless ``Schema.request`` names a
+                categorical column of its name.
+            counts: (R,) int64, candidates of each request; 0 is allowed.
+
+        Returns:
+            (N, T), in the order of ``items``.
+
+        Raises:
+            ValueError: a feature is missing or of another shape, a count is negative, the counts
+                do not add up to N, or ``Schema.request`` names no column or all columns.
+            TypeError: ``counts`` is not int64.
+        """
+        return Scoring(self, request, items, counts).logits()
+
+    def calibrate(self, logits: Tensor, shifts: Callable[[], Tensor | None]) -> Tensor:
+        """Calibrated logits (B, T); ``shifts`` makes the features of the calibration."""
         if self.calibration is None:
             return logits
-        shifts = self._calibration_features(bags)
+        features = shifts()
         columns = zip(self.calibration, logits.unbind(1), strict=True)
-        return torch.stack([layer(logit, shifts) for layer, logit in columns], dim=1)
+        return torch.stack([layer(logit, features) for layer, logit in columns], dim=1)
 
     def predict(self, features: Features) -> Tensor:
         """Features -> probabilities (B, T)."""
@@ -145,15 +177,15 @@ class LiRank(nn.Module):
 
     def logits(self, features: Features) -> Tensor:
         """Features -> logits (B, T) before the random effects and the calibration."""
-        return self.head(self._input(features, self.bags(features)))
+        return self.head(self.join_input(features, self.bags(features)))
 
     def bags(self, features: Features) -> dict[str, Tensor]:
         """Pooled embeddings (B, columns, dim) of every table."""
         pooled, rows = {}, self._rows(features)
         for name, columns in self.columns.items():
             ids, offsets = _get(features, f"ids/{name}"), _get(features, f"offsets/{name}")
-            out = self.tables[_safe(name)](ids, offsets)
-            pooled[name] = _by_rows(out, rows, len(columns), f"offsets/{name}")
+            out = self.tables[safe(name)](ids, offsets)
+            pooled[name] = by_rows("LiRank", out, rows, len(columns), f"offsets/{name}")
         return pooled
 
     def _rows(self, features: Features) -> int | None:
@@ -167,8 +199,8 @@ class LiRank(nn.Module):
         keys += [f"offsets/{name}" for name, columns in self.columns.items() if len(columns) == 1]
         return next((features[key].shape[0] for key in keys if key in features), None)
 
-    def _input(self, features: Features, bags: dict[str, Tensor]) -> Tensor:
-        """The input of the interactions, (B, input_dim)."""
+    def join_input(self, features: Features, bags: dict[str, Tensor]) -> Tensor:
+        """The input of the interactions, (B, input_dim); ``bags`` are those of :meth:`bags`."""
         parts = []
         if self.config.numeric.enabled and self.config.schema.numeric:
             numbers = _get(features, "numeric")
@@ -179,10 +211,10 @@ class LiRank(nn.Module):
         parts += [self.dropout(bag).flatten(1) for bag in bags.values()]
         for history in self.config.schema.history if self.histories else ():
             key = f"history/{history.name}"
-            table, place = self._place(history.candidate)
+            table, place = self.place_of(history.candidate)
             parts.append(
-                self.histories[_safe(history.name)](
-                    self.tables[_safe(table)],
+                self.histories[safe(history.name)](
+                    self.tables[safe(table)],
                     bags[table][:, place],
                     _get(features, f"{key}/items"),
                     _get(features, f"{key}/lengths"),
@@ -191,7 +223,7 @@ class LiRank(nn.Module):
             )
         return torch.cat(parts, dim=1)
 
-    def _place(self, column: str) -> tuple[str, int]:
+    def place_of(self, column: str) -> tuple[str, int]:
         """The table of a categorical column, and its position among the table's columns."""
         for table, columns in self.columns.items():
             for place, known in enumerate(columns):
@@ -199,7 +231,8 @@ class LiRank(nn.Module):
                     return table, place
         raise KeyError(column)
 
-    def _effects(self, logits: Tensor, features: Features) -> Tensor:
+    def add_effects(self, logits: Tensor, features: Features) -> Tensor:
+        """Logits (B, T) with the random effects of the feature ``popularity``."""
         if self.effects is None:
             return logits
         ids = _get(features, "popularity")
@@ -210,7 +243,7 @@ class LiRank(nn.Module):
         columns = self.config.calibration.columns
         if not columns:
             return None
-        places = map(self._place, columns)
+        places = map(self.place_of, columns)
         return torch.cat([bags[table][:, place] for table, place in places], dim=1)
 
     def _tower(self, task: int) -> int:
@@ -293,31 +326,10 @@ def make_dwell(block: Dwell) -> LongDwellLabels:
     return LongDwellLabels(block.quantile, columns, block.window, block.min_count)
 
 
-def _by_rows(pooled: Tensor, rows: int | None, columns: int, name: str) -> Tensor:
-    """(rows * columns, dim) -> (rows, columns, dim)."""
-    bags = pooled.shape[0]
-    if columns == 1:
-        return pooled.unsqueeze(1)
-    if rows is not None and torch.compiler.is_exporting():
-        # The exported program would refuse a single row if the sizes were compared here: PyTorch
-        # takes inputs to have at least two rows. So a wrong size makes an index out of range.
-        count = rows * columns
-        index = torch.arange(count, device=pooled.device) + (bags - count) * bags
-        return pooled.index_select(0, index).view(rows, columns, pooled.shape[1])
-    if bags % columns or (rows is not None and bags != rows * columns):
-        refuse("LiRank", name, f"{columns} bags for every row", (bags,))
-    return pooled.unflatten(0, (-1, columns))
-
-
 def _get(features: Features, key: str) -> Tensor:
     if key not in features:
         refuse("LiRank", key, "a tensor", f"none (given features: {', '.join(features)})")
     return features[key]
-
-
-def _safe(name: str) -> str:
-    """A name that nn.ModuleDict accepts: without dots, and not one of its own attributes."""
-    return "t_" + name.replace(".", "_dot_")
 
 
 def _last(tower: nn.Module) -> nn.Linear:

@@ -194,6 +194,8 @@ class Schema:
         log: the numeric columns to map by ``sign(x) log(1 + |x|)`` first, such as counts and
             amounts.
         categorical, history, tasks: see :class:`Categorical`, :class:`History` and :class:`Task`.
+        request: the numeric, categorical and history columns that belong to the request and are
+            the same for all of its candidates; see :meth:`lirank_ext.models.LiRank.score`.
         popularity: column whose values each get a random effect; see
             :class:`lirank_ext.models.Popularity`.
         times: features that are made of dates and times.
@@ -225,6 +227,7 @@ class Schema:
     weight: str | None = None
     group: str | None = None
     version: int = VERSION
+    request: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -242,6 +245,10 @@ class Schema:
         for history in self.history:
             what = f"history '{history.name}': candidate"
             refuse_unknown(what, "categorical column", history.candidate, names)
+        refuse_twice("request", self.request)
+        known = [*self.numeric, *names, *(h.name for h in self.history)]
+        for name in self.request:
+            refuse_unknown("request", "numeric, categorical or history column", name, known)
 
     @property
     def columns(self) -> list[str]:

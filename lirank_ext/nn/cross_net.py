@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from ..ops.cross import low_rank_cross
 from ._common import check_positive
-from .cross import LowRankCross
+from .cross import LowRankCross, score_net
 
 if TYPE_CHECKING:
     from typing import Self
@@ -71,6 +71,17 @@ class LowRankCrossNet(_Net):
         for v, u, bias in self.held(self):
             y = low_rank_cross(x0, y, v, u, bias)
         return y.view(x.shape)
+
+    def score(
+        self,
+        request: Tensor,
+        items: Tensor,
+        counts: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Candidates of requests, as :meth:`ResidualCrossNet.score` takes them."""
+        return score_net(self, request, items, counts, weight, bias)
 
 
 class FullRankCrossNet(_Net):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._common import check_choice, check_dims, check_number, check_shape
+from .request_sharing import Rows, check_counts, check_widths, is_watched, split_linear
 
 GATES = ("tanh", "sigmoid", None)
 
@@ -113,3 +114,38 @@ class GatedMLP(nn.Module):
         """(B, dims[0]) -> (B, dims[-1])."""
         check_shape("GatedMLP", "x", x, "B", self.dims[0])
         return self.layers(x)
+
+    def score(self, request: Tensor, items: Tensor, counts: Tensor) -> Tensor:
+        """``mlp([request_r; item_i])`` for the candidates of requests, exact to rounding.
+
+        The first layer multiplies every request once and every candidate once. The hidden gates
+        read activations, which are per candidate. Where a hook watches a layer, the rows are
+        joined instead.
+
+        Args:
+            request: (R, d_u), the first columns of the input.
+            items: (N, dims[0] - d_u), the other columns of all candidates, request by request.
+            counts: (R,) int64, candidates of each request; 0 is allowed.
+
+        Returns:
+            (N, dims[-1]), in the order of ``items``.
+
+        Raises:
+            ValueError: shapes do not fit, a count is negative, or the counts do not add up to N.
+            TypeError: a dtype does not fit.
+        """
+        owner = "GatedMLP"
+        check_widths(owner, request, items, self.dims[0])
+        numbers = check_counts(owner, counts, request.shape[0], items.shape[0])
+        rows = Rows(counts, items.shape[0], numbers)
+        # Without repeats nothing is saved, and one product is faster than two.
+        if is_watched(self) or (numbers is not None and len(numbers) >= items.shape[0]):
+            return self(rows.join(request, items))
+        first = self.layers[0]
+        return self.after_first(split_linear(request, items, rows, first.weight, first.bias))
+
+    def after_first(self, a: Tensor) -> Tensor:
+        """The rest, from the result of the first linear layer (B, dims[1]) on."""
+        for layer in list(self.layers)[1:]:
+            a = layer(a)
+        return a

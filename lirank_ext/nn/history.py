@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._common import check_number, check_positive, check_shape, refuse
+from .history_score import score_histories
 
 
 class EncoderLayer(nn.Module):
@@ -34,7 +35,11 @@ class EncoderLayer(nn.Module):
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads.unbind(0)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=p)
-        attended = self.out(attended.transpose(1, 2).flatten(2))
+        return self.after_attention(x, self.out(attended.transpose(1, 2).flatten(2)))
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the layer, from the result of the attention's output map on."""
+        p = self.p if self.training else 0.0
         x = self.norm1(x + F.dropout(attended, p))
         hidden = self.down(F.dropout(self.up(x).relu(), p))
         return self.norm2(x + F.dropout(hidden, p))
@@ -159,11 +164,45 @@ class HistoryEncoder(nn.Module):
         keys = (valid | first).unsqueeze(1).unsqueeze(1)
         for layer in self.layers:
             x = layer(x, keys)
+        return self._pooled(x, valid)
+
+    def _pooled(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Encoded steps (B, T, width) and which of them are valid (B, T) -> (B, out_dim)."""
+        seen = valid.unsqueeze(-1)
         pooled = x.masked_fill(~seen, float("-inf")).amax(1)
         pooled = pooled.masked_fill(~valid.any(1, keepdim=True), 0)
         newest = x.masked_fill(~seen, 0)[:, : self.last]
         newest = F.pad(newest, (0, 0, 0, self.last - newest.shape[1]))
         return torch.cat([pooled, newest.flatten(1)], dim=1)
+
+    def score(
+        self, items: Tensor, actions: Tensor, candidate: Tensor, counts: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Encode histories of requests for all their candidates, exact to rounding.
+
+        The input map and the queries, keys and values of the first layer are sums of a part of the
+        step and a part of the candidate. The step's part is computed once per request. A
+        candidate's part of the keys adds the same number to all scores of a query, which the
+        softmax takes out again, and its part of the values adds itself to every mean of values.
+        So keys and values are never made per candidate. From there on all is per candidate.
+
+        Args:
+            items: (R, T, item_dim).
+            actions: (R, T, action_dim).
+            candidate: (N, candidate_dim), request by request.
+            counts: (R,) int64, candidates of each request.
+            lengths: (R,) whole numbers, as in :meth:`forward`.
+
+        Returns:
+            (N, width + last * width).
+
+        Raises:
+            ValueError: shapes do not fit, or the counts do not add up to N.
+            RuntimeError: the module is in training.
+        """
+        if self.training:
+            raise RuntimeError("HistoryEncoder.score: the module is in training; call eval() first")
+        return score_histories(self, items, actions, candidate, counts, lengths)
 
     def _valid(self, items, actions, candidate, lengths, mask, ages) -> Tensor:
         """Check all shapes and return the steps that this call may use, (B, T) bool."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,20 +71,38 @@ class NumericBatchNorm(ConstantBuffers):
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_features) -> (B, num_features)."""
         check_shape("NumericBatchNorm", "x", x, "B", self.num_features)
+        return self._normalize(x, lambda t: t)
+
+    def of_columns(self, x: Tensor, columns: Callable[[Tensor], Tensor]) -> Tensor:
+        """Some of the columns alone, in evaluation.
+
+        Args:
+            x: (B, n).
+            columns: takes these columns out of a tensor that has one number for each of all.
+        """
+        if self.training:
+            text = "NumericBatchNorm: some columns alone can only be normalized in evaluation"
+            raise RuntimeError(f"{text}; call eval() first")
+        return self._normalize(x, columns)
+
+    def _normalize(self, x: Tensor, columns: Callable[[Tensor], Tensor]) -> Tensor:
         there = x.isfinite()
         # Missing values are zeroed before any arithmetic: masked later, a NaN would still make the
         # gradients NaN.
         x = x.masked_fill(~there, 0)
         if self.any_log:
-            x = torch.where(self.log, x.sign() * x.abs().log1p(), x)
+            x = torch.where(columns(self.log), x.sign() * x.abs().log1p(), x)
         if self.training:
             mean, var = self._batch_statistics(x, there)
         else:
-            mean, var = self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
+            statistics = (self.running_mean, self.running_var)
+            mean, var = (columns(t).to(x.dtype) for t in statistics)
         # The mean is subtracted first: x * a - mean * a would round away the values of a column
         # whose mean is far from 0.
         x = ((x - mean) * (var + self.eps).rsqrt()).masked_fill(~there, 0)
-        return x if self.weight is None else x * self.weight + self.bias
+        if self.weight is None:
+            return x
+        return x * columns(self.weight) + columns(self.bias)
 
     def _batch_statistics(self, x: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
         count = there.sum(0)

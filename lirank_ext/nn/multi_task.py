@@ -82,6 +82,21 @@ class GroupedTowers(ConstantBuffers):
         logits = torch.cat([tower(h) for tower in self.towers], dim=1)
         return logits.index_select(1, self.column)
 
+    def first_layers(self) -> list[nn.Linear]:
+        """The linear layers that read the features."""
+        inner = self.towers if isinstance(self.shared, nn.Identity) else [self.shared]
+        return [mlp.layers[0] for mlp in inner]
+
+    def after_first(self, results: Sequence[Tensor]) -> Tensor:
+        """Results of the first layers, (B, width) each -> logits (B, num_tasks)."""
+        if isinstance(self.shared, nn.Identity):
+            pairs = zip(self.towers, results, strict=True)
+            logits = [tower.after_first(result) for tower, result in pairs]
+        else:
+            h = self.shared.after_first(results[0])
+            logits = [tower(h) for tower in self.towers]
+        return torch.cat(logits, dim=1).index_select(1, self.column)
+
 
 class HardShared(GroupedTowers):
     """A bottom shared by all tasks, then one tower per task. This is the paper's baseline.

@@ -61,6 +61,18 @@ class MMoE(nn.Module):
         pairs = zip(self.gates, self.towers, strict=True)
         return torch.cat([tower(_mix(experts, gate(x))) for gate, tower in pairs], dim=1)
 
+    def first_layers(self) -> list[nn.Linear]:
+        """The linear layers that read the features: those of the experts, then the gates."""
+        return [*(expert.layers[0] for expert in self.experts), *self.gates]
+
+    def after_first(self, results: Sequence[Tensor]) -> Tensor:
+        """Results of the first layers, (B, width) each -> logits (B, num_tasks)."""
+        first, gates = results[: self.num_experts], results[self.num_experts :]
+        pairs = zip(self.experts, first, strict=True)
+        experts = torch.stack([expert.after_first(a) for expert, a in pairs], dim=1)
+        pairs = zip(gates, self.towers, strict=True)
+        return torch.cat([tower(_mix(experts, gate)) for gate, tower in pairs], dim=1)
+
 
 class ExtractionLayer(nn.Module):
     """One layer of PLE. It maps the states of all tasks and the shared state, which is the last.
@@ -91,9 +103,27 @@ class ExtractionLayer(nn.Module):
             torch.stack([expert(x) for expert in group], dim=1)
             for group, x in zip(self.experts, states, strict=True)
         ]
+        # The last layer has no shared gate for the last state.
+        gates = [gate(x) for gate, x in zip(self.gates, states, strict=False)]
+        return self._mixed(groups, gates)
+
+    def first_layers(self) -> list[nn.Linear]:
+        """The linear layers that read the states: those of the experts, then the gates."""
+        return [*(e.layers[0] for group in self.experts for e in group), *self.gates]
+
+    def after_first(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """Results of the first layers -> states."""
+        left = iter(results)
+        groups = [
+            torch.stack([expert.after_first(next(left)) for expert in group], dim=1)
+            for group in self.experts
+        ]
+        return self._mixed(groups, list(left))
+
+    def _mixed(self, groups: list[Tensor], gates: list[Tensor]) -> list[Tensor]:
         sets = [torch.cat([own, groups[-1]], dim=1) for own in groups[:-1]]
         sets.append(torch.cat(groups, dim=1))
-        return [_mix(e, gate(x)) for e, gate, x in zip(sets, self.gates, states, strict=False)]
+        return [_mix(e, gate) for e, gate in zip(sets, gates, strict=False)]
 
 
 class PLE(nn.Module):
@@ -146,5 +176,19 @@ class PLE(nn.Module):
         states = [x] * (self.num_tasks + 1)
         for layer in self.layers:
             states = layer(states)
+        return self._logits(states)
+
+    def first_layers(self) -> list[nn.Linear]:
+        """The linear layers that read the features."""
+        return self.layers[0].first_layers()
+
+    def after_first(self, results: Sequence[Tensor]) -> Tensor:
+        """Results of the first layers, (B, width) each -> logits (B, num_tasks)."""
+        states = self.layers[0].after_first(results)
+        for layer in list(self.layers)[1:]:
+            states = layer(states)
+        return self._logits(states)
+
+    def _logits(self, states: Sequence[Tensor]) -> Tensor:
         pairs = zip(self.towers, states, strict=True)
         return torch.cat([tower(h) for tower, h in pairs], dim=1)

@@ -73,21 +73,27 @@ def check_grad(a: Any, like: Tensor) -> None:
 
 def check_net(a: Any) -> None:
     """low_rank: (v, u, bias) per layer; attention: (q, k, v, u, bias) per layer."""
+    check_layers(a, a.x)
+
+
+def check_layers(a: Any, x: Tensor, either: bool = False) -> None:
+    """The layers of a net on the input x; with ``either`` one of the stacks may be empty."""
     op, whole = type(a).__name__, "at least one layer of {} tensors"
+    needed = not either or not (a.low_rank or a.attention)
     for name, each in (("low_rank", 3), ("attention", 5)):
         count = len(getattr(a, name))
-        check(count > 0 and count % each == 0, a, name, whole.format(each), count)
+        check((count > 0 or not needed) and count % each == 0, a, name, whole.format(each), count)
     for i in range(0, len(a.low_rank), 3):
         v, u, bias = a.low_rank[i : i + 3]
-        check_cross(op, a.x, a.x, {"v": v}, u, bias)
+        check_cross(op, x, x, {"v": v}, u, bias)
     for i in range(0, len(a.attention), 5):
         q, k, v, u, bias = a.attention[i : i + 5]
-        check_cross(op, a.x, a.x, {"q": q, "k": k, "v": v}, u, bias)
+        check_cross(op, x, x, {"q": q, "k": k, "v": v}, u, bias)
         check_tokens(op, v.shape[0], a.temperature, a.token_dim)
     check(a.merge in (0, 1, 2), a, "merge", "0, 1 or 2")
-    if a.log_temperatures is not None:
-        layers = len(a.attention) // 5
-        check_dtype(a, "log_temperatures", a.x.dtype)
-        check_dim(a, "log_temperatures", 1)
-        fits = a.log_temperatures.shape[0] == layers
-        check(fits, a, "log_temperatures", f"({layers},), one per layer")
+    learned = len(a.log_temperatures)
+    fits = learned in (0, len(a.attention) // 5)
+    check(fits, a, "log_temperatures", "none, or one per layer", learned)
+    for t in a.log_temperatures:
+        check_dtype(a, "log_temperatures", x.dtype, t)
+        check_dim(a, "log_temperatures", 0, t)

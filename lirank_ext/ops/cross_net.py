@@ -19,7 +19,7 @@ def residual_cross_net(
     low_rank: list[Tensor],
     attention: list[Tensor],
     temperature: float,
-    log_temperatures: Tensor | None,
+    log_temperatures: list[Tensor],
     token_dim: int = 1,
     skip: bool = True,
     merge: int = 0,
@@ -32,17 +32,15 @@ def residual_cross_net(
         x: (B, d).
         low_rank: v, u, bias of each layer.
         attention: q, k, v, u, bias of each layer.
-        temperature: serves all layers where ``log_temperatures`` is None.
-        log_temperatures: (attention layers,), or None. AOTInductor takes no empty list.
+        temperature: serves all layers where ``log_temperatures`` is empty.
+        log_temperatures: one 0-d tensor per attention layer, or empty.
         token_dim, skip: as :func:`attention_cross`.
         merge: 0 sum, 1 mean, 2 concatenation.
 
     Returns:
         (B, d), or (B, 2d) for a concatenation.
     """
-    scales = [temperature] * (len(attention) // 5)
-    if log_temperatures is not None:
-        scales = log_temperatures.exp().tolist()
+    scales = [float(t.exp()) for t in log_temperatures] or [temperature] * (len(attention) // 5)
     a = residual_cross_net.op.call(
         x, low_rank, attention, temperature, log_temperatures, token_dim, skip, merge
     )
@@ -64,6 +62,7 @@ def _stacks(a, scales, low_rank: Callable[..., Tensor], attention: Callable[...,
 
 residual_cross_net.check(check_net)
 residual_cross_net.autocast("lower")
+residual_cross_net.autocast("lower")
 
 
 @residual_cross_net.flops
@@ -82,9 +81,8 @@ def _(a):
 
 def in_parts(a, low_rank: Callable[..., Tensor], attention: Callable[..., Tensor]) -> Tensor:
     """Both stacks by functions for one layer; learned temperatures stay tensors."""
-    scales = [a.temperature] * (len(a.attention) // 5)
-    if a.log_temperatures is not None:
-        scales = a.log_temperatures.exp().unbind(0)
+    layers = len(a.attention) // 5
+    scales = [t.exp() for t in a.log_temperatures] or [a.temperature] * layers
     return _stacks(a, scales, low_rank, attention)
 
 

@@ -39,7 +39,7 @@ def calibrate(
             features = batch.to(torch.device(device)).features
             bags = model.bags(features)
             shifts = model._calibration_features(bags)
-            logits = model._effects(model.logits(features), features)
+            logits = model.add_effects(model.logits(features), features)
             parts.append((logits, shifts))
             labels.append(batch.labels.to(device))
             if batch.weights is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from ..data.features import Rows
 from ..data.files import Chunk
 from ..data.loader import ahead
 from ..data.packages import need
+from .requests import Requests, with_request
 from .session import ModelOnFiles
 
 if TYPE_CHECKING:
@@ -43,21 +44,42 @@ class Predictor:
     Args:
         used: the model and its files, opened without labels.
         key: a column whose values name the rows; None numbers them from 1 over all files.
+        group_by: a column; rows that follow each other and have the same value in it are scored
+            as candidates of one request, by ``LiRank.score``.
+        request: columns of the files that are the same for all rows of a request; by default those
+            of ``Schema.request``.
 
     Attributes:
         columns: names of the probabilities, one for each task, and of the keys, which come last.
 
     Raises:
-        DataError: a file has no column ``key``, or a task has its name.
+        DataError: a file has no column ``key`` or ``group_by``, a task has the name of the former,
+            or no column of the request is known.
     """
 
-    def __init__(self, used: ModelOnFiles, key: str | None = None) -> None:
+    def __init__(
+        self,
+        used: ModelOnFiles,
+        key: str | None = None,
+        group_by: str | None = None,
+        request: Sequence[str] = (),
+    ) -> None:
         self.used, self.key = used, key
         source, tasks = used.loader.source, used.model.task_names
-        if key is not None:
+        for column in (key, group_by):
+            if column is None:
+                continue
             for file in source.files:
-                file.check(key)
-            source.columns = list(dict.fromkeys([*source.columns, key]))
+                file.check(column)
+            source.columns = list(dict.fromkeys([*source.columns, column]))
+        if request and group_by is None:
+            raise DataError("--request: only --group-by makes use of it")
+        if request:
+            config, converter = used.model.config, used.loader.converter
+            config.schema = converter.schema = with_request(config.schema, request)
+        self.requests = None
+        if group_by is not None:
+            self.requests = Requests(used.model, used.loader.converter, group_by)
         self.columns = [*tasks, ROW if key is None else key]
         if self.columns[-1] in tasks:
             raise DataError(f"--key: the model predicts a column '{self.columns[-1]}' itself")
@@ -94,21 +116,30 @@ class Predictor:
         """
         total = int(places[-1]) + 1 if len(places) else 0
         scores = np.full((total, len(self.used.model.task_names)), np.nan, np.float32)
-        scores[places[rows.numbers - chunk.first]] = self._probabilities(rows)
+        scores[places[rows.numbers - chunk.first]] = self._probabilities(rows, chunk)
         return Scores(scores, self._keys(total, chunk, places))
 
     @torch.inference_mode()
-    def _probabilities(self, rows: Rows) -> np.ndarray:
-        model, loader, device = self.used.model, self.used.loader, torch.device(self.used.device)
-        parts = np.array_split(np.arange(len(rows)), -(-len(rows) // loader.batch_size) or 1)
-        scores = [np.zeros((0, len(model.task_names)), np.float32)]
-        for part in parts:
-            if len(part):
-                batch = loader.converter.batch(rows.take(part)).to(device)
-                scores.append(model.predict(batch.features).float().cpu().numpy())
+    def _probabilities(self, rows: Rows, chunk: Chunk) -> np.ndarray:
+        loader, device = self.used.loader, torch.device(self.used.device)
+        if self.requests is None:
+            found = self._row_by_row(rows, device)
+        else:
+            values = self.requests.values(chunk, rows)
+            found = self.requests.score(rows, values, loader.batch_size, device)
+        scores = [np.zeros((0, len(self.used.model.task_names)), np.float32)]
+        scores += [part.float().cpu().numpy() for part in found]
         if not all(np.isfinite(part).all() for part in scores):
             raise DataError("the model predicts numbers that are not finite")
         return np.concatenate(scores)
+
+    def _row_by_row(self, rows: Rows, device: torch.device) -> Iterator[torch.Tensor]:
+        loader = self.used.loader
+        parts = np.array_split(np.arange(len(rows)), -(-len(rows) // loader.batch_size) or 1)
+        for part in parts:
+            if len(part):
+                batch = loader.converter.batch(rows.take(part)).to(device)
+                yield self.used.model.predict(batch.features)
 
     def _keys(self, total: int, chunk: Chunk | None, places: np.ndarray) -> pa.Array:
         """A key for each of ``total`` records; null where a record is no row."""

@@ -22,7 +22,8 @@ from ..data.loader import Loader, Split
 from ..data.source import Source
 from ..library.huge_pages import use_huge_pages
 from ..models import ConfigError, LiRank
-from ..models.lirank import _safe, make_dwell
+from ..models.blocks import safe
+from ..models.lirank import make_dwell
 from ..nn._tagged import tags_in
 from ..nn.dwell import LongDwellLabels
 from . import checkpoint
@@ -150,7 +151,7 @@ def fingerprint(path: Path) -> list[Any]:
 def dwell_of(model: LiRank) -> dict[str, LongDwellLabels]:
     """The thresholds of a model's long dwells, by task."""
     tasks = [t.name for t in model.config.schema.tasks if t.dwell is not None]
-    return {name: copy.deepcopy(model.dwell[_safe(name)]).cpu() for name in tasks}
+    return {name: copy.deepcopy(model.dwell[safe(name)]).cpu() for name in tasks}
 
 
 def _measured(
@@ -187,7 +188,7 @@ def trainer_on(
     """A trainer on opened files, whose columns, batches and split are those of ``config``."""
     trainer = Trainer(config, data.train, data.valid, data.steps, output, device, data.files, bar)
     for name, labels in data.dwell.items():
-        trainer.model.dwell[_safe(name)].load_state_dict(labels.state_dict())
+        trainer.model.dwell[safe(name)].load_state_dict(labels.state_dict())
     return trainer
 
 

@@ -62,7 +62,6 @@ def _stacks(a, scales, low_rank: Callable[..., Tensor], attention: Callable[...,
 
 residual_cross_net.check(check_net)
 residual_cross_net.autocast("lower")
-residual_cross_net.autocast("lower")
 
 
 @residual_cross_net.flops

@@ -97,9 +97,15 @@ inline DType dtype_of(ScalarType type) {
                                         : DType::float32;
 }
 
-inline void check_output_dtype(const char* op, ScalarType type) {
+using OptionalType = std::optional<ScalarType>;
+
+// The dtype of a result: float32 where none is asked for. The schemas have no default dtype,
+// because AOTInductor reads one as a number and refuses it.
+inline ScalarType checked_output_dtype(const char* op, OptionalType asked) {
+  const ScalarType type = asked.value_or(ScalarType::Float);
   LIRANK_CHECK(is_floating(type), op, "output_dtype",
                "wanted float32, float64, float16 or bfloat16, got ", dtype_name(type));
+  return type;
 }
 
 }  // namespace lirank

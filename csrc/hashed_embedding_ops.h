@@ -40,14 +40,14 @@ struct HashedBagsOps {
                            const Tensor& quotient_c, const Tensor& remainder_c, int64_t num_buckets,
                            int64_t dim, int64_t bits, int64_t seed, std::string mode,
                            const OptionalTensor& weights, bool include_last_offset, bool prehashed,
-                           ScalarType output_dtype) {
+                           OptionalType output_dtype) {
     const Device on("quantized_hashed_embedding_bag", "quotient_b", quotient_b);
     const FourTables tables = {quotient_b, remainder_b, quotient_c, remainder_c};
-    check_output_dtype(on.op, output_dtype);
+    const ScalarType type = checked_output_dtype(on.op, output_dtype);
     return B::pool(on,
                    packed_call(on, tables, num_buckets, dim, bits, seed, prehashed,
                                {"ids", ids, offsets, mode, weights, include_last_offset}),
-                   output_dtype);
+                   type);
   }
 
   static Tensor bag_backward_weights(const Tensor& grad, const Tensor& ids,
@@ -119,7 +119,7 @@ void define_hashed_bags(Library& m) {
       "quantized_hashed_embedding_bag(Tensor ids, Tensor? offsets, Tensor quotient_b, Tensor "
       "remainder_b, Tensor quotient_c, Tensor remainder_c, int num_buckets, int dim, int bits=8, "
       "int seed=0, str mode=\"sum\", Tensor? per_sample_weights=None, bool "
-      "include_last_offset=False, bool prehashed=False, ScalarType output_dtype=float) -> Tensor");
+      "include_last_offset=False, bool prehashed=False, ScalarType? output_dtype=None) -> Tensor");
   m.def(
       "hashed_embedding_bag_backward_weights(Tensor grad, Tensor ids, Tensor? offsets, Tensor "
       "quotient_b, Tensor remainder_b, Tensor quotient_c, Tensor remainder_c, int num_buckets, int "

@@ -19,24 +19,24 @@ struct QuantizedBagsOps {
 
   static Tensor bag(const Tensor& packed, const Tensor& indices, const OptionalTensor& offsets,
                     int64_t dim, int64_t bits, std::string mode, const OptionalTensor& weights,
-                    bool include_last_offset, ScalarType output_dtype) {
+                    bool include_last_offset, OptionalType output_dtype) {
     const Device on("quantized_embedding_bag", "packed", packed);
     const Tables tables = one_table(on, packed, dim, bits);
-    check_output_dtype(on.op, output_dtype);
+    const ScalarType type = checked_output_dtype(on.op, output_dtype);
     const BagTensors bags =
         bags_of(on, {"indices", indices, offsets, mode, weights, include_last_offset}, packed);
-    return B::pool(on, tables, bags, output_dtype);
+    return B::pool(on, tables, bags, type);
   }
 
   static Tensor bags(const Tensor& packed, const Tensor& rows, const Tensor& dims,
                      const Tensor& indices, const Tensor& offsets, int64_t bits, std::string mode,
-                     const OptionalTensor& weights, ScalarType output_dtype, int64_t total_dim) {
+                     const OptionalTensor& weights, OptionalType output_dtype, int64_t total_dim) {
     const Device on("quantized_embedding_bags", "packed", packed);
     check_mode(on.op, mode, weights);
-    check_output_dtype(on.op, output_dtype);
+    const ScalarType type = checked_output_dtype(on.op, output_dtype);
     const Tables tables = many_tables(on, packed, rows, dims, bits, total_dim);
     const BagTensors bags = table_bags(on, tables, indices, offsets, mode, weights, packed);
-    return B::pool(on, tables, bags, output_dtype);
+    return B::pool(on, tables, bags, type);
   }
 
   static Tensor bag_backward(const Tensor& grad, const Tensor& packed, const Tensor& indices,
@@ -117,11 +117,11 @@ void define_quantized_bags(Library& m) {
   m.def(
       "quantized_embedding_bag(Tensor packed, Tensor indices, Tensor? offsets, int dim, int "
       "bits=8, str mode=\"sum\", Tensor? per_sample_weights=None, bool include_last_offset=False, "
-      "ScalarType output_dtype=float) -> Tensor");
+      "ScalarType? output_dtype=None) -> Tensor");
   m.def(
       "quantized_embedding_bags(Tensor packed, Tensor rows, Tensor dims, Tensor indices, Tensor "
-      "offsets, int bits=8, str mode=\"sum\", Tensor? per_sample_weights=None, ScalarType "
-      "output_dtype=float, int total_dim=-1) -> Tensor");
+      "offsets, int bits=8, str mode=\"sum\", Tensor? per_sample_weights=None, ScalarType? "
+      "output_dtype=None, int total_dim=-1) -> Tensor");
   m.def(
       "quantized_embedding_bag_backward(Tensor grad, Tensor packed, Tensor indices, Tensor? "
       "offsets, int dim, int bits, bool include_last_offset) -> Tensor");

@@ -181,7 +181,7 @@ def quantized_hashed_embedding_bag(a) -> Tensor:
     sizes = shape(a.ids, a.offsets, a.include_last_offset)
     ids, offsets, weights = contiguous(a.ids, a.offsets, a.per_sample_weights)
     tables = map(aligned, (a.quotient_b, a.remainder_b, a.quotient_c, a.remainder_c))
-    out = a.quotient_b.new_empty((sizes[0], a.dim), dtype=a.output_dtype)
+    out = a.quotient_b.new_empty((sizes[0], a.dim), dtype=a.output_dtype or torch.float32)
     *grid, c = _plan(sizes[0], a.dim, a.bits)
     args = (ids, offsets, *tables, weights, out, findings(out.device), *sizes, a.dim)
     args += (a.quotient_b.shape[0], *rule_of(a), a.mode == "mean", a.bits)

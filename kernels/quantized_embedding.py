@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -237,7 +238,7 @@ def quantized_embedding_bag(a) -> Tensor:
     """The op on a GPU; no scratch. A table that lies on an odd address is copied."""
     sizes = shape(a.indices, a.offsets, a.include_last_offset)
     packed, given = aligned(a.packed), contiguous(a.indices, a.offsets, a.per_sample_weights)
-    out = packed.new_empty((sizes[0], a.dim), dtype=a.output_dtype)
+    out = packed.new_empty((sizes[0], a.dim), dtype=a.output_dtype or torch.float32)
     grid, each, c = plan(packed, sizes[0], 1, a.dim, a.bits)
     table = (each, 1, packed.numel(), a.dim, packed.shape[0])
     args = (packed, None, None, *given, out, findings(out.device), *table, *sizes)
@@ -257,7 +258,7 @@ def quantized_embedding_bags(a) -> Tensor:
     tables, known, count = rows.shape[0], a.offsets.shape[0], a.indices.numel()
     bags = (known - 1) // tables
     packed, given = aligned(a.packed), contiguous(a.indices, a.offsets, a.per_sample_weights)
-    out = packed.new_empty((bags, width), dtype=a.output_dtype)
+    out = packed.new_empty((bags, width), dtype=a.output_dtype or torch.float32)
     grid, each, c = plan(packed, bags, tables, width, a.bits)
     sizes = (each, tables, packed.numel(), width, 0, bags, known, count, 0)
     args = (packed, rows, dims, *given, out, findings(out.device), *sizes)

@@ -4,12 +4,13 @@ from . import nn, ops
 from ._version import __version__
 from .conversion.quantize import quantize
 from .conversion.swap import swap
-from .library.build_info import build_info
+from .library.build_info import build_info, library_path
 from .library.device_errors import check_errors
 from .library.huge_pages import use_huge_pages
 from .library.op import implementations
 from .ops.cross import low_rank_cross
 from .ops.cross_attention import attention_cross, outer_attention
+from .ops.decompositions import decompositions
 from .ops.hashed_embedding import hashed_embedding_bag
 from .ops.hashed_embedding_packed import quantized_hashed_embedding_bag
 from .ops.hashing import hash_strings, murmur_hash
@@ -36,11 +37,13 @@ __all__ = [
     "check_errors",
     "concatenate_rows",
     "concatenate_tables",
+    "decompositions",
     "dequantize_rows",
     "hash_strings",
     "hashed_embedding_bag",
     "implementations",
     "isotonic_calibration",
+    "library_path",
     "low_rank_cross",
     "murmur_hash",
     "nn",

@@ -17,7 +17,7 @@ from lirank_ext.models import LiRank
 HALF = (torch.bfloat16, torch.float16)
 RULES = {
     **dict.fromkeys(("low_rank_cross", "outer_attention", "attention_cross"), "lower"),
-    "residual_cross_net": "lower",
+    **dict.fromkeys(("residual_cross_net", "residual_cross_score"), "lower"),
     "isotonic_calibration": "float32",
 }
 

@@ -310,7 +310,7 @@ def test_the_op_of_a_whole_net_has_gradients():
     slow.double().load_state_dict(net.state_dict())
     low = [t for layer in net.low_rank for t in (layer.v, layer.u, layer.bias)]
     high = [t for a in net.attention for t in (a.q, a.k, a.v, a.u, a.bias)]
-    logs = [layer.log_temperature for layer in net.attention]
+    logs = [layer.log_temperature.reshape(()) for layer in net.attention]
     x = draw(3, 12)
     y = OPS["residual_cross_net"].overload(x, low, high, 1.0, logs)
     found = torch.autograd.grad(y.square().sum(), list(net.parameters()))

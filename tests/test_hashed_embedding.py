@@ -15,7 +15,7 @@ from lirank_ext import (
     quantize_rows,
     quantized_hashed_embedding_bag,
 )
-from lirank_ext.nn import HashedEmbeddingBag, QuantizedHashedEmbeddingBag
+from lirank_ext.nn import HashedEmbeddingBag, QuantizedHashedEmbeddingBag, clip_grad_norm_
 from lirank_ext.nn.reference_hashed_embedding import ReferenceHashedEmbeddingBag
 
 NAMES = ("quotient_b", "remainder_b", "quotient_c", "remainder_c")
@@ -359,3 +359,53 @@ def test_strings_given_for_ids_are_told_the_way(quantized):
     module = module.quantize() if quantized else module
     with pytest.raises(TypeError, match=r"got list; for strings .* prehashed=True .*hash_strings"):
         module(["a", "b"])
+
+
+# ---- optimizers and clipping -----------------------------------------------------------------
+
+
+def trained(sparse, optimizer, clip=None):
+    torch.manual_seed(0)
+    made = HashedEmbeddingBag(8, 1000, 10, sparse=sparse)
+    update = optimizer(made.parameters())
+    norms = []
+    for step in range(3):
+        update.zero_grad()
+        ids = torch.arange(20) * (step + 1) // 2  # some rows get several gradients
+        made(ids, torch.arange(0, 20, 4)).square().sum().backward()
+        if clip is not None:
+            norms.append(clip_grad_norm_(made.parameters(), *clip))
+        update.step()
+    return made, norms
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("clip", [None, (0.5,), (0.5, float("inf")), (0.5, 1.0), (1e6,)])
+def test_sparse_gradients_are_clipped_and_applied_as_dense_ones(clip, momentum):
+    def sgd(parameters):
+        return torch.optim.SGD(parameters, lr=0.1, momentum=momentum)
+
+    (one, norms), (other, wanted) = trained(True, sgd, clip), trained(False, sgd, clip)
+    torch.testing.assert_close(norms, wanted)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_clipping_equals_that_of_torch_and_names_what_is_not_finite():
+    norms = []
+    for clip in (torch.nn.utils.clip_grad_norm_, clip_grad_norm_):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(4, 3)
+        layer(torch.ones(2, 4)).square().sum().backward()
+        norms.append((clip(layer.parameters(), 0.1), layer.weight.grad))
+    torch.testing.assert_close(*norms)
+    layer.weight.grad[0, 0] = torch.nan
+    with pytest.raises(RuntimeError, match="non-finite"):
+        clip_grad_norm_(layer.parameters(), 0.1, error_if_nonfinite=True)
+
+
+def test_adamw_names_the_way_out():
+    with pytest.raises(RuntimeError, match="consider SparseAdam"):
+        trained(True, torch.optim.AdamW)
+    made, _ = trained(False, torch.optim.AdamW)
+    assert made.quotient_b.grad is not None

@@ -64,7 +64,7 @@ def test_every_family_has_all_its_parts(family):
 @pytest.mark.parametrize(
     ("folder", "shared"),
     [
-        ("lirank_ext/ops", {"__init__", "bags"}),
+        ("lirank_ext/ops", {"__init__", "bags", "decompositions"}),
         ("lirank_ext/verify/cases", {"__init__"}),
         ("kernels", {"__init__", "bags", "errors", "launch"}),
     ],

@@ -167,8 +167,6 @@ class MyEmbedding(nn.Embedding):
     [
         (lambda: held(nn.Embedding(20, 8, max_norm=1.0)), "max_norm"),
         (lambda: held(nn.EmbeddingBag(20, 8, max_norm=1.0)), "max_norm"),
-        (lambda: held(nn.EmbeddingBag(20, 8, padding_idx=0)), "padding_idx"),
-        (lambda: held(nn.EmbeddingBag(20, 8, mode="max")), "mode 'max'"),
         (lambda: held(nn.Embedding(20, 8).double()), "float64"),
         (lambda: held(MyEmbedding(20, 8)), "a subclass of Embedding"),
         (parametrized, "a subclass of Embedding"),
@@ -189,7 +187,7 @@ def test_what_cannot_be_quantized_is_left_with_the_reason(make, reason):
 
 
 def test_a_table_that_stays_keeps_those_tied_to_it():
-    one, two, free = nn.Embedding(20, 8), nn.EmbeddingBag(20, 8, mode="max"), nn.Embedding(20, 8)
+    one, two, free = nn.Embedding(20, 8), nn.EmbeddingBag(20, 8, max_norm=1.0), nn.Embedding(20, 8)
     two.weight = one.weight
     model = nn.ModuleDict({"one": one, "two": two, "free": free})
     report = quantize(model)
@@ -239,7 +237,7 @@ def test_bytes_and_errors(bits, monkeypatch):
 
 def test_the_report_prints_as_a_table():
     model = nn.ModuleDict(
-        {"user": nn.Embedding(2000, 64), "max": nn.EmbeddingBag(9, 8, mode="max")}
+        {"user": nn.Embedding(2000, 64), "max": nn.EmbeddingBag(9, 8, max_norm=1.0)}
     )
     lines = str(quantize(model)).splitlines()
     assert lines[0] == "quantize: 1 to int8, 1 left; 512,288 to 144,288 bytes (-71.8%)"
@@ -281,3 +279,74 @@ def test_a_dequantized_module_trains_again():
     assert not back.weight.grad[3].any() and back.weight.grad[4].all()
     bag = lirank_ext.nn.QuantizedEmbeddingBag.from_float(nn.EmbeddingBag(20, 8)).dequantize()
     assert bag.weight.requires_grad
+
+
+# ---- every option of nn.EmbeddingBag -------------------------------------------------------------
+
+
+def given(kind):
+    """Ids among 20 rows, of which 3 is padding, and what tells the bags apart."""
+    ids = torch.tensor([3, 7, 7, 3, 19, 4, 3, 3])
+    if kind == "matrix":
+        return (ids.view(4, 2),)
+    if kind == "last":
+        return ids, torch.tensor([0, 3, 3, 6, 8])
+    return ids, torch.tensor([0, 3, 3, 6])
+
+
+@pytest.mark.parametrize("kind", ["matrix", "offsets", "last"])
+@pytest.mark.parametrize("padding", [None, 3, -17])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_with_padding_and_of_every_mode(mode, padding, kind):
+    last = kind == "last"
+    bag = nn.EmbeddingBag(20, 8, mode=mode, padding_idx=padding, include_last_offset=last)
+    model = nn.Sequential(bag)
+    report = quantize(model)
+    assert not report.left and type(model[0]) is QuantizedEmbeddingBag
+    twin = model[0].dequantize()
+    assert (twin.mode, twin.padding_idx, twin.include_last_offset) == (mode, bag.padding_idx, last)
+    for dtype in (torch.int64, torch.int32):
+        args = tuple(t.to(dtype) for t in given(kind))
+        torch.testing.assert_close(model[0](*args), twin(*args), rtol=1e-5, atol=1e-6)
+    if mode == "sum":
+        weights = torch.rand(given(kind)[0].shape)
+        args = (*given(kind), None)[:2]
+        found = model[0](*args, per_sample_weights=weights)
+        torch.testing.assert_close(found, twin(*args, per_sample_weights=weights))
+    empty = (torch.zeros(0, dtype=torch.int64), torch.zeros(3 + last, dtype=torch.int64))
+    assert torch.equal(model[0](*empty), torch.zeros(3, 8))
+
+
+def test_weights_of_a_mean_are_refused_with_the_way_out():
+    ids, offsets = given("offsets")
+    for module in (
+        QuantizedEmbeddingBag.from_float(nn.EmbeddingBag(20, 8, mode="mean")),
+        HashedEmbeddingBag(8, 1000, 10, mode="mean"),
+        HashedEmbeddingBag(8, 1000, 10, mode="mean").quantize(),
+    ):
+        with pytest.raises(ValueError, match="for a mean, divide them by their sum in each bag"):
+            module(ids, offsets, torch.rand(8))
+
+
+def test_collections_name_the_bag_that_they_do_not_take():
+    kind = lirank_ext.nn.QuantizedEmbeddingBagCollection
+    for options in ({"mode": "max"}, {"mode": "sum", "padding_idx": 0}):
+        with pytest.raises(ValueError, match="'a': wanted mode 'sum' or 'mean' and no padding_idx"):
+            kind.from_float({"a": nn.EmbeddingBag(20, 8, **options)})
+
+
+def test_code_of_the_model_reads_the_weight_of_a_quantized_table():
+    class Scorer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.items = nn.Embedding(20, 8)
+
+        def forward(self, x):
+            return x @ self.items.weight.T
+
+    model, x = Scorer(), torch.randn(3, 8)
+    before = model(x)
+    quantize(model)
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0.1)
+    torch.testing.assert_close(model.items.weight, model.items(torch.arange(20)))
+    assert model.bfloat16().items.weight.dtype == torch.bfloat16

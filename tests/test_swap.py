@@ -336,7 +336,7 @@ class _VectorCrossNet(nn.Module):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: _CrossNetV2(), "one matrix product each"),
+        (lambda: _CrossNetV2(), "no linear layers 'cross_layers'"),
         (lambda: _VectorCrossNet(), "bias is outside the product"),
         (lambda: _StackedCrossNet(6, 2, "vector"), "bias is outside the product"),
         (lambda: _LowRankMixtureCrossNet(6, 2, 2, 3, nn.Softmax(1)), "not known to be elementwise"),

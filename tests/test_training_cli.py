@@ -95,6 +95,15 @@ def test_trained_model_swaps_quantizes_and_serves(data, tmp_path):
     assert not torch.equal(after, before)
 
 
+@pytest.mark.parametrize("command", ["train", "ablate"])
+def test_training_in_several_processes_is_refused(data, tmp_path, capsys, monkeypatch, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    text = refused(capsys, command, data, "--label", "click", "--output", tmp_path / "o", *SMALL)
+    assert "trains in one process, and torchrun started 2" in text
+    assert "DistributedDataParallel" in text
+    assert not (tmp_path / "o").exists()
+
+
 def test_predict_needs_no_labels(data, tmp_path, capsys):
     out = tmp_path / "model"
     assert run("train", data, "--label", "click", "--output", out, *SMALL) == 0

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train every variant with every seed and print the differences."""
     options.check_packages()
+    options.check_one_process()
     from ..data.broken import BadRows
     from ..training import ablation
     from ..training.defaults import configuration

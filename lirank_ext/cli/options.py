@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -213,6 +214,17 @@ def check_packages() -> None:
 
     for package in PACKAGES:
         need(package)
+
+
+def check_one_process() -> None:
+    """Refuse to train in one of several processes, each of which would write the same files."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes not in ("", "1"):
+        raise UserError(
+            f"trains in one process, and torchrun started {processes} (WORLD_SIZE): each would "
+            "train on all rows and write the same files; start it without torchrun, or wrap "
+            "lirank_ext.models.LiRank in DistributedDataParallel in a loop of your own"
+        )
 
 
 def check_device(device: str | None) -> None:

@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and print the metrics on the rows to validate on."""
     options.check_packages()
+    options.check_one_process()
     from ..training import summary
     from ..training.run import CONFIG, Plan
     from ..training.session import MODEL

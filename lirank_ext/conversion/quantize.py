@@ -121,10 +121,9 @@ def quantize(model: nn.Module, bits: int = 8) -> QuantizeReport:
 
     A module at several paths is replaced once, at all of them. A parameter that several tables
     share is stored once. The following are left unchanged, and the report says why: tables with
-    ``max_norm`` (it changes rows when they are read), with mode "max" or with weights that are tied
-    to a module that stays, bags with a ``padding_idx``, float64 tables, tables with rows that are
-    not finite, subclasses, modules with hooks, and the model itself. The ``padding_idx`` of an
-    ``nn.Embedding`` is no obstacle, because it only affects the gradient.
+    ``max_norm`` (it changes rows when they are read) or with weights that are tied to a module that
+    stays, float64 tables, tables with rows that are not finite, subclasses, modules with hooks, and
+    the model itself. Code that reads ``module.weight`` gets the dequantized table.
 
     Args:
         model: any module.
@@ -207,10 +206,6 @@ def _quantized(module: nn.Module, is_model: bool, bits: int) -> nn.Module:
     refuse_hooks(module)
     if getattr(module, "max_norm", None) is not None:
         raise Leave("max_norm changes rows when they are read")
-    if isinstance(module, nn.EmbeddingBag) and module.padding_idx is not None:
-        raise Leave("it has a padding_idx: leave padding out of the bags instead")
-    if getattr(module, "mode", "sum") == "max":
-        raise Leave("mode 'max' is not supported, only 'sum' and 'mean'")
     dtypes = {getattr(module, name).dtype for name in table_names(module)}
     if not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
         kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))

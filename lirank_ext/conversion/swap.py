@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .._table import plain_table
+from ..nn.cross import LowRankCross
+from ..nn.cross_net import LowRankCrossNet
+from .example import Call, differ, difference, linear_layers, offers, record, run
 from .sources import CANDIDATE, FOREIGN, NOTES, TWINS, known_base, name_of
 from .surgery import Found, Leave, exchange, find, refuse_hooks, type_name
 
 Convert = Callable[[nn.Module], nn.Module]
+
+# Values of a parameter that are looked up in the replacement.
+SAMPLE = 1000
 
 _registered: dict[type[nn.Module], Convert] = {}
 
@@ -67,18 +77,23 @@ class SwapReport:
         return plain_table(title, ("module", "was", "now", "note"), cells).rstrip()
 
 
-def swap(model: nn.Module, dry_run: bool = False) -> SwapReport:
+def swap(model: nn.Module, dry_run: bool = False, example: Any = None) -> SwapReport:
     """Replace every module of a model that has a faster equivalent here, in place.
 
     - This package's ``Reference*`` modules: the object stays and only its class changes, so
       parameters, hooks and other references to it keep working. This works for the model itself
       too.
     - TorchRec ``LowRankCrossNet``, ``LowRankMixtureCrossNet`` and ``CrossNet``, FuxiCTR
-      ``CrossNetMix``, DeepCTR-Torch ``CrossNetMix`` and ``CrossNet(parameterization="matrix")``:
-      they become a module of ``lirank_ext.nn`` that holds the same parameters. The keys of the
-      state dict change. ``CrossNetMix`` drops the batch axis of a single row, its replacement does
-      not.
+      ``CrossNetMix`` and ``CrossNetV2``, DeepCTR-Torch ``CrossNetMix`` and
+      ``CrossNet(parameterization="matrix")``, Torch-RecHub ``CrossNetMix``, TorchEasyRec
+      ``CrossV2``: they become a module of ``lirank_ext.nn`` that holds the same parameters under
+      the same names and in the same order, so checkpoints and saved optimizer states still fit.
+      ``CrossNetMix`` drops the batch axis of a single row, its replacement does not.
     - Your own types, once you call ``swap.register(source_type, convert)``.
+
+    With ``example``, every module is compared before and after on what reaches it, and whatever
+    differs by more than rounding stays as it was. Layers of two ``nn.Linear`` that compute a
+    low-rank cross layer on it are named in the report, with the call that replaces them.
 
     Outputs agree up to float32 rounding. Optimizers keep working, because the parameters are the
     same objects. Training mode, ``requires_grad``, device and dtype do not change. A module at
@@ -89,6 +104,8 @@ def swap(model: nn.Module, dry_run: bool = False) -> SwapReport:
         model: any module.
         dry_run: report what would be replaced, but change nothing. The ``convert`` functions do
             run.
+        example: an input of the model, or the tuple of its inputs. The model runs on it in
+            evaluation mode.
 
     Returns:
         The report, with ``rows``, ``replaced`` and ``left``. ``print(report)`` shows it as a table.
@@ -110,11 +127,87 @@ def swap(model: nn.Module, dry_run: bool = False) -> SwapReport:
                 rows.append(row)
             if found.module in new:
                 gone.update(found.module.modules())
+    before = None
+    if example is not None:
+        before, rows = _compared(model, example, rows, new, classes)
     if not dry_run:
-        for module, kind in classes.items():
-            module.__class__ = kind
-        exchange(model, new)
+        were = {module: type(module) for module in classes}
+        _apply(model, new, classes)
+        differs = "" if before is None else _whole(model, example, before)
+        if differs:
+            _apply(model, {made: module for module, made in new.items()}, were)
+            reason = f"on the example the whole model then gives {differs}"
+            rows = [replace(r, target=None, reason=reason) if r.target else r for r in rows]
     return SwapReport(tuple(rows), dry_run)
+
+
+def _apply(
+    model: nn.Module,
+    new: Mapping[nn.Module, nn.Module],
+    classes: Mapping[nn.Module, type[nn.Module]],
+) -> None:
+    for module, kind in classes.items():
+        module.__class__ = kind
+    exchange(model, new)
+
+
+def _whole(model: nn.Module, example: Any, before: Any) -> str:
+    try:
+        return differ(run(model, example), before)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _compared(
+    model: nn.Module,
+    example: Any,
+    rows: list[SwapRow],
+    new: dict[nn.Module, nn.Module],
+    classes: dict[nn.Module, type[nn.Module]],
+) -> tuple[Any, list[SwapRow]]:
+    """The output on the example, and the rows; ``new`` and ``classes`` lose what differs."""
+    found = {item.module: item.paths for item in find(model)}
+    by_path = {paths: module for module, paths in found.items()}
+    others = [m for m in found if m is not model and linear_layers(m)]
+    output, calls = record(model, example, [*new, *classes, *others])
+    compared = []
+    for row in rows:
+        module = by_path[row.paths]
+        if row.target is not None:
+            row = _judged(row, module, calls.get(module), new, classes)
+        compared.append(row)
+    planned = {inner for module in (*new, *classes) for inner in module.modules()}
+    listed = {path for row in rows for path in row.paths}
+    known = {m: calls[m] for m in others if m in calls and m not in planned}
+    for module, reason in offers(known).items():
+        if not listed & set(found[module]):
+            compared.append(SwapRow(found[module], type_name(module), None, reason))
+    return output, compared
+
+
+def _judged(
+    row: SwapRow,
+    module: nn.Module,
+    call: Call | None,
+    new: dict[nn.Module, nn.Module],
+    classes: dict[nn.Module, type[nn.Module]],
+) -> SwapRow:
+    if call is None:
+        note = "not compared: the example does not reach it"
+        return replace(row, reason=f"{row.reason}; {note}" if row.reason else note)
+    if module in new:
+        differs = difference(new[module], call)
+    else:
+        was, module.__class__ = type(module), classes[module]
+        try:
+            differs = difference(module, call)
+        finally:
+            module.__class__ = was
+    if not differs:
+        return row
+    new.pop(module, None)
+    classes.pop(module, None)
+    return replace(row, target=None, reason=f"on the example it gives {differs}")
 
 
 def use_references(model: nn.Module) -> nn.Module:
@@ -169,7 +262,32 @@ def register(
     return convert
 
 
+def low_rank(module: nn.Module) -> nn.Module:
+    """A ``convert`` for a cross layer of two ``nn.Linear``: d to r without a bias, then r to d."""
+    layers = linear_layers(module)
+    if len(layers) != 2:
+        raise Leave("it does not consist of two linear layers, d to r without bias and r to d")
+    down, up = layers
+    if _takes_one(module):
+        return LowRankCrossNet.on(module, _of_linears)
+    with torch.device("meta"):
+        made = LowRankCross(down.in_features, down.out_features)
+    made.v, made.u, made.bias = down.weight, up.weight, up.bias
+    return made
+
+
+def _of_linears(module: nn.Module) -> list[tuple[Tensor | None, ...]]:
+    down, up = linear_layers(module)
+    return [(down.weight, up.weight, up.bias)]
+
+
+def _takes_one(module: nn.Module) -> bool:
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(p.default is p.empty for p in parameters) == 1
+
+
 swap.register = register
+swap.low_rank = low_rank
 swap.Leave = Leave
 
 
@@ -194,7 +312,11 @@ def _plan(
         if module is model:
             raise Leave("it is the model itself, which swap cannot replace: wrap it in a module")
         refuse_hooks(module)
+        if any(map(parametrize.is_parametrized, module.modules())):
+            raise Leave("it has parametrizations, which would be lost: remove them first")
         made = _converted(module, convert, found.paths[0])
+        _refuse_dropped(module, made)
+        _refuse_unknown_to_data_parallel(model, found.paths, module, made)
     except Leave as reason:
         return SwapRow(found.paths, source, None, str(reason))
     new[module] = made
@@ -240,6 +362,33 @@ def _settled(source: nn.Module, made: nn.Module) -> nn.Module:
     for b in made.buffers():
         b.data = b.data.to(example.device)
     return made
+
+
+def _refuse_dropped(module: nn.Module, made: nn.Module) -> None:
+    """Leave a module whose weights do not go into its replacement, whatever their order there."""
+    held = {id(p) for p in made.parameters()}
+    kept = [t.detach().flatten() for t in (*made.parameters(), *made.buffers()) if not t.is_meta]
+    for name, p in module.named_parameters():
+        if id(p) in held or p.is_meta or not bool(p.any()):
+            continue
+        some = p.detach().flatten()
+        some = some[:: max(1, len(some) // SAMPLE)]
+        if not any(bool(torch.isin(some.to(t.dtype), t).all()) for t in kept):
+            raise Leave(f"its convert drops the values of '{name}'")
+
+
+def _refuse_unknown_to_data_parallel(
+    model: nn.Module, paths: tuple[str, ...], module: nn.Module, made: nn.Module
+) -> None:
+    held = {id(p) for p in module.parameters()}
+    if all(id(p) in held for p in made.parameters()):
+        return
+    outer = [m for path, m in model.named_modules() if any(f"{p}.".startswith(path) for p in paths)]
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in outer):
+        raise Leave(
+            "its replacement has new parameters, which DistributedDataParallel would not "
+            "synchronize: swap the model before it is wrapped"
+        )
 
 
 def _leave_candidate(module: nn.Module, is_model: bool) -> None:

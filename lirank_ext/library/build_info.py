@@ -36,6 +36,20 @@ def build_info() -> dict[str, str]:
     }
 
 
+def library_path() -> Path:
+    """The shared library to load in a process without Python, such as by ``dlopen``.
+
+    It registers the ops and their CPU kernels with libtorch, which the process must link.
+    ``liblirank_cuda.so`` beside it, where it was built, holds the CUDA kernels.
+
+    Raises:
+        RuntimeError: nothing was compiled; the message says why.
+    """
+    if extension is None:
+        raise RuntimeError(f"library_path: there is no compiled library: {why_no_extension}")
+    return Path(extension.__file__).with_name("liblirank.so")
+
+
 def why_no_gpu() -> str:
     """Why PyTorch has no CUDA device here, in words, or "" if it has one."""
     if torch.cuda.is_available():

@@ -55,8 +55,16 @@ def check_index_dtype(a: Call, argument: str) -> None:
         refuse(a, argument, f"wanted torch.int32 or torch.int64, got {t.dtype}", TypeError)
 
 
+def result_dtype(a: Call) -> torch.dtype:
+    """The dtype that a call asks for, float32 by default.
+
+    None stands for the default: AOTInductor reads a default dtype as a number and refuses it.
+    """
+    return torch.float32 if a.output_dtype is None else a.output_dtype
+
+
 def check_output_dtype(a: Call) -> None:
-    if a.output_dtype not in FLOATING:
+    if result_dtype(a) not in FLOATING:
         wanted = "wanted float32, float64, float16 or bfloat16"
         refuse(a, "output_dtype", f"{wanted}, got {a.output_dtype}", TypeError)
 

@@ -34,7 +34,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 import torch
 
-from . import autocast, autograd, gpu
+from . import autocast, autograd, flops, gpu
 from .load import extension, library
 
 P = ParamSpec("P")
@@ -122,6 +122,11 @@ class Op:
         self.autocast_rule = rule
         autocast.register(library, self, rule)
 
+    def flops(self, formula: Callable[[Any], int]) -> Callable[[Any], int]:
+        """Register the number of floating-point operations of a call."""
+        flops.register(self, formula)
+        return formula
+
     def no_gradient(self, refusal: str | None = None) -> None:
         """Declare that the results never require a gradient.
 
@@ -146,6 +151,7 @@ class OpFunction(Protocol[P, R]):
     no_gradient: Callable[..., None]
     in_parts: Callable[[Callable], Callable]
     autocast: Callable[[autocast.Rule], None]
+    flops: Callable[[Callable], Callable]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
@@ -190,7 +196,7 @@ def op(function=None, *, name=None, family=None, internal=False):
     call.__name__ = call.__qualname__ = made.name
     call.op, call.check, call.fake, call.backward = made, made.check, made.fake, made.backward
     call.in_parts, call.no_gradient = made.in_parts, made.no_gradient
-    call.autocast = made.autocast
+    call.autocast, call.flops = made.autocast, made.flops
     return call
 
 

@@ -89,6 +89,17 @@ def sides_of(model: LiRank) -> tuple[Side, Side]:
     return sides[0], sides[1]
 
 
+def _known_sides(model: LiRank) -> tuple[Side, Side]:
+    """:func:`sides_of`, kept with the model: finding them takes as long as a few ops."""
+    if torch.compiler.is_compiling():
+        return sides_of(model)
+    schema = model.config.schema
+    known = model.__dict__.get("_sides")
+    if known is None or known[0] is not schema or known[1] != schema.request:
+        known = model.__dict__["_sides"] = (schema, list(schema.request), sides_of(model))
+    return known[2]
+
+
 def _add_places(
     runs: list[tuple[int, int]], flags: Sequence[bool], mine: bool, first: int, width: int
 ) -> None:
@@ -109,7 +120,7 @@ class Scoring:
     def __init__(self, model: LiRank, request: Features, items: Features, counts: Tensor) -> None:
         self.model, self.schema = model, model.config.schema
         self.features = (request, items)
-        self.sides = sides_of(model)
+        self.sides = _known_sides(model)
         requests, candidates = self._size(0), self._size(1)
         if requests is None or candidates is None:
             whose = "the requests" if requests is None else "the candidates"
@@ -253,11 +264,21 @@ class Scoring:
                 key = f"history/{history.name}/{part}"
                 values = self._get(side, key)
                 features[key] = values if side else self.rows.spread(values)
-        whole = {
-            table: torch.stack([self._of_items(bags, c.name) for c in columns], dim=1)
-            for table, columns in model.columns.items()
-        }
+        whole = {table: self._joined_bags(bags, table) for table in model.columns}
         return model.join_input(features, whole)
+
+    def _joined_bags(self, bags: list[dict[str, Tensor]], table: str) -> Tensor:
+        """Pooled embeddings (N, columns, dim) of all columns of a table, in their order."""
+        sides = [i for i in range(2) if table in bags[i]]
+        parts = [bags[i][table] if i else self.rows.spread(bags[i][table]) for i in sides]
+        if len(parts) == 1:
+            return parts[0]
+        places = [place for i in sides for place in self.sides[i].columns[table]]
+        runs = inverse([(place, place + 1) for place in places])
+        if runs == sorted(runs):
+            return torch.cat(parts, dim=1)
+        order = torch.tensor([start for start, _ in runs], device=parts[0].device)
+        return torch.cat(parts, dim=1).index_select(1, order)
 
     def _popularity(self) -> Tensor:
         if self.schema.popularity in self.schema.request:

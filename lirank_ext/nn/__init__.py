@@ -1,5 +1,6 @@
 """Modules and layers built on the ops."""
 
+from .clip import clip_grad_norm_
 from .cross import AttentionCross, LowRankCross, ResidualCrossNet
 from .cross_net import FullRankCrossNet, LowRankCrossNet, MixtureCrossNet
 from .dwell import LongDwellLabels
@@ -42,4 +43,5 @@ __all__ = [
     "RandomEffect",
     "ResidualCrossNet",
     "StaticVocabulary",
+    "clip_grad_norm_",
 ]

@@ -83,6 +83,16 @@ class ResizingBuffers(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+def keep_axis(module: nn.Module, name: str, state_dict: dict, prefix: str) -> None:
+    """Let a parameter of shape (1,) load from a state dict that holds it without an axis.
+
+    Sharding over processes takes no parameter without an axis.
+    """
+    given = state_dict.get(prefix + name)
+    if isinstance(given, Tensor) and given.dim() == 0 and module._parameters.get(name) is not None:
+        state_dict[prefix + name] = given.reshape(1)
+
+
 class ConstantBuffers(nn.Module):
     """A module with buffers that its constructor's arguments determine.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops.cross import low_rank_cross
 from ..ops.cross_attention import attention_cross
 from ..ops.cross_net import residual_cross_net
+from ._common import keep_axis
 from .request_sharing import Rows, Runs, arrange, check_counts, check_widths, inverse, score_stacks
 from .request_sharing import tensors_of as _tensors
 
@@ -50,7 +51,7 @@ class AttentionParameters(nn.Module):
     """The parameters q, k, v (rank, dim), u (dim, rank) and bias (dim,).
 
     The kernels start Xavier normal, the bias starts at zero. A learned temperature is stored as its
-    logarithm, so that it stays positive.
+    logarithm (1,), so that it stays positive.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class AttentionParameters(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(rank, dim)))
         self.u = nn.Parameter(torch.empty(dim, rank))
         self.bias = nn.Parameter(torch.empty(dim))
-        self.log_temperature = nn.Parameter(torch.empty(())) if learn_temperature else None
+        self.log_temperature = nn.Parameter(torch.empty(1)) if learn_temperature else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -84,12 +85,16 @@ class AttentionParameters(nn.Module):
         if self.log_temperature is not None:
             nn.init.constant_(self.log_temperature, math.log(self.initial_temperature))
 
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        keep_axis(self, "log_temperature", state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @property
     def temperature(self) -> float | Tensor:
         """The fixed temperature, or the learned one as a 0-d tensor."""
         if self.log_temperature is None:
             return self.initial_temperature
-        return self.log_temperature.exp()
+        return self.log_temperature.exp().reshape(())
 
     def extra_repr(self) -> str:
         text = f"dim={self.dim}, rank={self.rank}, temperature={self.initial_temperature:g}"
@@ -219,8 +224,10 @@ class ResidualCrossNet(ResidualCrossParameters):
         low_rank = self._modules["low_rank"]._modules.values()
         attention = self._modules["attention"]._modules.values()
         plain = all(map(_is_plain, low_rank)) and all(map(_is_plain, attention))
-        # torch.jit.trace records with gradients and checks without: the op serves both.
-        if not plain or (torch.is_grad_enabled() and not torch.jit.is_tracing()):
+        # The op itself runs layer by layer where a gradient is wanted, so it serves programs that
+        # are recorded with gradients and run without: torch.jit.trace, torch.export.
+        recording = torch.jit.is_tracing() or torch.compiler.is_exporting()
+        if not plain or (torch.is_grad_enabled() and not recording):
             return super().forward(x)
         first, second, learned = [], [], []
         for layer in low_rank:
@@ -228,8 +235,11 @@ class ResidualCrossNet(ResidualCrossParameters):
         for layer in attention:
             second += _tensors(layer, ("q", "k", "v", "u", "bias"))
             if layer.learn_temperature:
-                learned.append(layer.log_temperature)
+                learned.append(layer.log_temperature.reshape(()))
         merge = MERGES.index(self.merge)
+        if not learned and torch.compiler.is_compiling():
+            # AOTInductor takes no empty list of tensors.
+            learned = [x.new_full((), math.log(layer.initial_temperature))] * len(attention)
         options = (layer.initial_temperature, learned, layer.token_dim, layer.skip, merge)
         return residual_cross_net(x, first, second, *options)
 

@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..ops.cross import low_rank_cross
 from ._common import check_positive
 from .cross import LowRankCross, score_net
 
+if TYPE_CHECKING:
+    from typing import Self
 
-class LowRankCrossNet(nn.Module):
+
+class _Net(nn.Module):
+    """A net with parameters of its own, or with those of another module under their names."""
+
+    held: Callable[[nn.Module], Any] | None = None
+
+    @classmethod
+    def on(cls, source: nn.Module, held: Callable[[nn.Module], Any], **attributes: Any) -> Self:
+        """A net on the parameters of ``source``: same objects, names and order.
+
+        Args:
+            source: the module whose children and parameters the net takes over.
+            held: a function of a module that finds the net's tensors among them.
+            attributes: further attributes of the net.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.training = source.training
+        made._parameters.update(source._parameters)
+        made._buffers.update(source._buffers)
+        made._modules.update(source._modules)
+        made.held = held
+        for name, value in attributes.items():
+            setattr(made, name, value)
+        return made
+
+
+class LowRankCrossNet(_Net):
     """A stack of :class:`LowRankCross` layers on one input, like TorchRec's module of this name.
 
     Args:
@@ -33,8 +64,12 @@ class LowRankCrossNet(nn.Module):
         """(..., dim) -> (..., dim)."""
         x0 = x.reshape(-1, x.shape[-1])
         y = x0
-        for layer in self.layers:
-            y = layer(x0, y)
+        if self.held is None:
+            for layer in self.layers:
+                y = layer(x0, y)
+            return y.view(x.shape)
+        for v, u, bias in self.held(self):
+            y = low_rank_cross(x0, y, v, u, bias)
         return y.view(x.shape)
 
     def score(
@@ -49,7 +84,7 @@ class LowRankCrossNet(nn.Module):
         return score_net(self, request, items, counts, weight, bias)
 
 
-class FullRankCrossNet(nn.Module):
+class FullRankCrossNet(_Net):
     """A stack of cross layers with whole matrices, ``x0 * (x @ kernel.T + bias) + x``.
 
     Each layer costs one matrix product and one pass over the result. Implementations that write
@@ -73,16 +108,20 @@ class FullRankCrossNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
         y = x
-        for kernel, bias in zip(self.kernels, self.bias, strict=True):
-            # A net made by ``swap`` holds the original parameters, whose bias may be a column.
+        for kernel, bias in self._layers():
+            # The bias of another module may be a column.
             y = torch.addcmul(y, x, linear(y, kernel, bias.flatten()).to(y.dtype))
         return y
 
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        return self.held(self) if self.held else list(zip(self.kernels, self.bias, strict=True))
+
     def extra_repr(self) -> str:
-        return f"dim={self.kernels[0].shape[-1]}, num_layers={len(self.kernels)}"
+        layers = self._layers()
+        return f"dim={layers[0][0].shape[-1]}, num_layers={len(layers)}"
 
 
-class MixtureCrossNet(nn.Module):
+class MixtureCrossNet(_Net):
     """A stack of cross layers, each a gated mixture of low-rank experts (DCN-V2, section 3.3).
 
     With gates ``g = softmax(x @ gate.T)``, each layer computes::
@@ -131,9 +170,10 @@ class MixtureCrossNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim) -> (B, dim)."""
         y, gate = x, None
-        if len(self.gates):
-            gate = torch.cat([g.weight for g in self.gates])
-        for v, c, u, bias in zip(self.v, self.c, self.u, self.bias, strict=True):
+        layers, gates = self.held(self) if self.held else self._own()
+        if len(gates):
+            gate = torch.cat([g.weight for g in gates])
+        for v, c, u, bias in layers:
             v = v if self.v_is_transposed else v.transpose(1, 2)
             hidden = self.activation(torch.matmul(y, v))  # (experts, B, rank)
             hidden = self.activation(torch.bmm(hidden, c.transpose(1, 2)))
@@ -143,3 +183,6 @@ class MixtureCrossNet(nn.Module):
             mixed = torch.einsum("ebr,edr->bd", hidden, u) + bias.flatten()
             y = torch.addcmul(y, x, mixed.to(y.dtype))
         return y
+
+    def _own(self) -> tuple[list[tuple[Tensor, ...]], nn.ModuleList]:
+        return list(zip(self.v, self.c, self.u, self.bias, strict=True)), self.gates

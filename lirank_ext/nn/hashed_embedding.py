@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,14 @@ from ..ops.hashed_embedding_packed import quantized_hashed_embedding_bag
 from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
 from ._common import check_choice, check_positive, refuse
 from ._tagged import Tagged
-from .quantized_embedding import SCHEME, FollowsDtype, empty_table, packed_weight, refuse_training
+from .quantized_embedding import (
+    SCHEME,
+    FollowsDtype,
+    empty_table,
+    packed_weight,
+    refuse_training,
+    refuse_weights,
+)
 
 TABLES = ("quotient_b", "remainder_b", "quotient_c", "remainder_c")
 
@@ -84,13 +91,15 @@ class HashedParameters(_HashRule):
         seed: int = 0,
         include_last_offset: bool = False,
         prehashed: bool = False,
-        sparse: bool = True,
+        sparse: bool | Literal["always"] = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_positive(type(self).__name__, dim=dim)
         self._set_rule(num_buckets, num_remainders, mode, seed, include_last_offset, prehashed)
+        if sparse not in (True, False, "always"):
+            refuse(type(self).__name__, "sparse", 'True, False or "always"', repr(sparse))
         self.dim, self.sparse = dim, sparse
         quotients = -(-num_buckets // num_remainders)
         for name in TABLES:
@@ -103,8 +112,16 @@ class HashedParameters(_HashRule):
         for name in TABLES:
             nn.init.normal_(getattr(self, name), std=0.5 / math.sqrt(self.dim))
 
+    def gives_sparse(self) -> bool:
+        """Whether the gradients of the quotient tables are sparse here."""
+        if self.sparse is not True:
+            return bool(self.sparse)
+        # DistributedDataParallel asks torch's own embeddings alone whether their gradients are
+        # sparse, and fully_shard takes dense gradients only.
+        return not (torch.distributed.is_available() and torch.distributed.is_initialized())
+
     def extra_repr(self) -> str:
-        return super().extra_repr() + ("" if self.sparse else ", sparse=False")
+        return super().extra_repr() + ("" if self.sparse is True else f", sparse={self.sparse!r}")
 
 
 class HashedEmbeddingBag(HashedParameters):
@@ -115,9 +132,13 @@ class HashedEmbeddingBag(HashedParameters):
     1.
 
     Gradients of the quotient tables are sparse (``sparse=True``), because a dense gradient would be
-    as large as the table, 1.1 GB at ``dim=64``. SGD and Adagrad accept sparse gradients. For Adam,
-    give the quotient tables to ``torch.optim.SparseAdam`` and the remainder tables, whose gradients
-    are dense, to ``torch.optim.Adam``. Under ``torch.compile`` all gradients are dense.
+    as large as the table, 1.1 GB at ``dim=64``. SGD, with momentum too, and Adagrad accept sparse
+    gradients, and :func:`lirank_ext.nn.clip_grad_norm_` clips them. For Adam and AdamW, give the
+    quotient tables to ``torch.optim.SparseAdam`` and the remainder tables, whose gradients are
+    dense, to ``torch.optim.Adam``. Under ``torch.compile``, and where ``torch.distributed`` is
+    initialized, all gradients are dense, because DistributedDataParallel and ``fully_shard`` take
+    no sparse gradients of this module. ``sparse="always"`` is for code that adds up the sparse
+    gradients of the processes itself.
 
     Args:
         dim: width D.
@@ -127,7 +148,7 @@ class HashedEmbeddingBag(HashedParameters):
         seed: seed of the hash.
         include_last_offset: the last offset is the end of the last bag.
         prehashed: the ids are already hashes, such as those of ``hash_strings``.
-        sparse: sparse gradients for the quotient tables.
+        sparse: sparse gradients for the quotient tables: True, False or "always".
         device, dtype: device and dtype of the tables.
 
     Raises:
@@ -139,6 +160,7 @@ class HashedEmbeddingBag(HashedParameters):
     ) -> Tensor:
         """ids int64 or int32 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
+        refuse_weights(self, per_sample_weights)
         return hashed_embedding_bag(
             ids,
             offsets,
@@ -152,7 +174,7 @@ class HashedEmbeddingBag(HashedParameters):
             per_sample_weights,
             self.include_last_offset and offsets is not None,
             self.prehashed,
-            self.sparse,
+            self.gives_sparse(),
         )
 
     def quantize(self, bits: int = 8) -> QuantizedHashedEmbeddingBag:
@@ -263,6 +285,7 @@ class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
     ) -> Tensor:
         """ids int64 or int32 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
+        refuse_weights(self, per_sample_weights)
         return quantized_hashed_embedding_bag(
             ids,
             offsets,

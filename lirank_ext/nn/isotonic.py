@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.isotonic import isotonic_calibration
+from ._common import keep_axis
 
 
 class IsotonicParameters(nn.Module):
@@ -36,11 +37,15 @@ class IsotonicParameters(nn.Module):
             raise ValueError(f"{name}: num_features: wanted 0 or more, got {num_features}")
         self.lower, self.step, self.num_features = float(lower), float(step), num_features
         self.weight = nn.Parameter(torch.ones(buckets, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
         self.features = None
         if num_features:
             self.features = nn.Linear(num_features, buckets, bias=False, device=device, dtype=dtype)
             nn.init.zeros_(self.features.weight)
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        keep_axis(self, "bias", state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def added(self, features: Tensor | None, embedding: Tensor | None) -> Tensor | None:
         """The tensor to add to the weights of each sample: (B, k), or None."""

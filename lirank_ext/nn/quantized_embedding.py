@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..library.huge_pages import use_huge_pages
+from ..ops.bags import Bags
 from ..ops.quantized_embedding import quantized_embedding_bag
 from ..ops.quantized_embedding_layout import layout
 from ..ops.quantized_embedding_rows import dequantize_rows, pack_rows, quantize_rows, unpack_rows
-from ._common import check_positive, refuse
+from ._common import check_choice, check_positive, refuse
 from ._tagged import Tagged
 
 if TYPE_CHECKING:
@@ -139,6 +140,11 @@ class _QuantizedTable(Tagged, FollowsDtype):
         return {"rows_scheme": SCHEME, "bits": self.bits, "dim": dim, "rows": rows}
 
     @property
+    def weight(self) -> Tensor:
+        """The dequantized table, for code that reads ``module.weight``: a copy at every access."""
+        return self.dequantize_weight().to(self.output_dtype)
+
+    @property
     def num_embeddings(self) -> int:
         return self.packed.shape[0]
 
@@ -218,10 +224,11 @@ class QuantizedEmbedding(_QuantizedTable):
 
 
 class QuantizedEmbeddingBag(_QuantizedTable):
-    """``torch.nn.EmbeddingBag`` (sum, mean) over int8 or int4 rows, for inference.
+    """``torch.nn.EmbeddingBag`` over int8 or int4 rows, for inference.
 
     ``forward(input, offsets=None, per_sample_weights=None)`` takes the same arguments: ``input``
-    is (len,) with ``offsets`` (B,), or (B, L) without offsets.
+    is (len,) with ``offsets`` (B,), or (B, L) without offsets. Modes "sum" and "mean" read a row
+    once and hold none. Mode "max" holds the dequantized rows of all ids of the call.
     """
 
     def __init__(
@@ -232,34 +239,27 @@ class QuantizedEmbeddingBag(_QuantizedTable):
         mode: str = "mean",
         include_last_offset: bool = False,
         output_dtype: torch.dtype = torch.float32,
+        padding_idx: int | None = None,
     ) -> None:
         super().__init__(packed, embedding_dim, bits, output_dtype)
+        check_choice(type(self).__name__, "mode", mode, ("sum", "mean", "max"))
         self.mode, self.include_last_offset = mode, include_last_offset
+        self.padding_idx = padding_idx
 
     def meaning(self) -> dict[str, Any]:
-        return {**super().meaning(), "mode": self.mode}
+        return {**super().meaning(), "mode": self.mode, "padding_idx": self.padding_idx}
 
     @classmethod
     def from_float(cls, module: nn.EmbeddingBag, bits: int = 8) -> QuantizedEmbeddingBag:
         """Quantize an ``nn.EmbeddingBag``.
 
         Raises:
-            ValueError: the mode is "max", ``max_norm`` or ``padding_idx`` is set, or a row is not
-                finite.
+            ValueError: ``max_norm`` is set, or a row is not finite.
         """
         _refuse_max_norm("QuantizedEmbeddingBag", module)
-        if module.mode not in ("sum", "mean"):
-            raise ValueError(
-                f"QuantizedEmbeddingBag.from_float: mode: wanted 'sum' or 'mean', "
-                f"got '{module.mode}'"
-            )
-        if module.padding_idx is not None:
-            raise ValueError(
-                "QuantizedEmbeddingBag.from_float: padding_idx: wanted None, "
-                f"got {module.padding_idx}: leave padding out of the bags instead"
-            )
         packed, last = packed_weight(module.weight, bits), module.include_last_offset
-        return cls(packed, module.embedding_dim, bits, module.mode, last, module.weight.dtype)
+        rest = (module.mode, last, module.weight.dtype, module.padding_idx)
+        return cls(packed, module.embedding_dim, bits, *rest)
 
     @classmethod
     def from_fbgemm(
@@ -275,6 +275,7 @@ class QuantizedEmbeddingBag(_QuantizedTable):
             freeze=False,
             mode=self.mode,
             include_last_offset=self.include_last_offset,
+            padding_idx=self.padding_idx,
         )
 
     def forward(
@@ -288,20 +289,34 @@ class QuantizedEmbeddingBag(_QuantizedTable):
                 "QuantizedEmbeddingBag: offsets: wanted offsets with input of one dimension, "
                 "got None"
             )
-        return quantized_embedding_bag(
-            self.packed,
-            input,
-            offsets,
-            self.embedding_dim,
-            self.bits,
-            self.mode,
-            per_sample_weights,
-            self.include_last_offset and offsets is not None,
-            self.output_dtype,
-        )
+        refuse_weights(self, per_sample_weights)
+        last = self.include_last_offset and offsets is not None
+        table = (self.embedding_dim, self.bits)
+        if self.mode != "max" and self.padding_idx is None:
+            rest = (self.mode, per_sample_weights, last, self.output_dtype)
+            return quantized_embedding_bag(self.packed, input, offsets, *table, *rest)
+        bags = Bags(input, offsets, last)
+        keep = None if self.padding_idx is None else input != self.padding_idx
+        if self.mode == "max":
+            rows = quantized_embedding_bag(self.packed, input.reshape(-1), None, *table)
+            return bags.largest(rows, keep).to(self.output_dtype)
+        weights = keep.to(self.packed.device, torch.float32)
+        if per_sample_weights is not None:
+            weights = weights * per_sample_weights
+        rest = ("sum", weights, last, self.output_dtype)
+        out = quantized_embedding_bag(self.packed, input, offsets, *table, *rest)
+        if self.mode == "mean":
+            out = out / bags.sizes(keep).clamp(min=1).unsqueeze(1).to(out.dtype)
+        return out
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}"
+
+
+def refuse_weights(module: nn.Module, weights: Tensor | None) -> None:
+    if weights is not None and module.mode != "sum":
+        wanted = "mode 'sum' with weights; for a mean, divide them by their sum in each bag"
+        refuse(type(module).__name__, "per_sample_weights", wanted, f"mode {module.mode!r}")
 
 
 def _refuse_max_norm(name: str, module: nn.Module) -> None:

@@ -85,6 +85,12 @@ class QuantizedEmbeddingBagCollection(Tagged, FollowsDtype):
             ValueError: there is no table, modes or dtypes differ, or a table cannot be quantized.
         """
         made = {name: QuantizedEmbeddingBag.from_float(m, bits) for name, m in modules.items()}
+        for name, m in made.items():
+            if m.mode == "max" or m.padding_idx is not None:
+                raise ValueError(
+                    f"QuantizedEmbeddingBagCollection.from_float: '{name}': wanted mode 'sum' or "
+                    f"'mean' and no padding_idx, got mode {m.mode!r} and {m.padding_idx}"
+                )
         modes = {m.mode for m in made.values()}
         if len(modes) != 1:
             raise ValueError(

@@ -32,7 +32,7 @@ class ReferenceHashedEmbeddingBag(HashedParameters):
 
         b = (hashes & 0xFFFFFFFF) % self.num_buckets
         c = ((hashes >> 32) & 0xFFFFFFFF) % self.num_buckets
-        m, sparse = self.num_remainders, self.sparse
+        m, sparse = self.num_remainders, self.gives_sparse()
         return (
             pool(self.quotient_b, b // m, sparse)
             + pool(self.remainder_b, b % m, False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,17 @@ def arrange(t: Tensor, runs: Runs | None, dim: int) -> Tensor:
     """The columns of ``runs`` along ``dim``, one range behind the other. None takes all as is."""
     if runs is None:
         return t
+    if len(runs) > 2 and not torch.compiler.is_compiling():
+        return t.index_select(dim, _index(tuple(runs), t.device))
     parts = [t.narrow(dim, start, stop - start) for start, stop in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+@lru_cache(maxsize=64)
+def _index(runs: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """The columns of the ranges: one gather is faster than many narrow copies of each row."""
+    with torch.inference_mode(False):
+        return torch.cat([torch.arange(start, stop, device=device) for start, stop in runs])
 
 
 def inverse(runs: Runs) -> list[tuple[int, int]]:
@@ -165,7 +175,7 @@ def score_stacks(
         high += [*(arrange(k, runs, 1) for k in kernels), arrange(u, runs, 0), arrange(b, runs, 0)]
         options = (layer.initial_temperature, layer.token_dim, layer.skip)
         if layer.learn_temperature:
-            learned.append(layer.log_temperature)
+            learned.append(layer.log_temperature.reshape(()))
     if weight is not None and runs is not None:
         halves = weight.chunk(2, 1) if merge == 2 and low and high else [weight]
         weight = torch.cat([arrange(half, runs, 1) for half in halves], dim=1)

@@ -59,6 +59,29 @@ class Bags(NamedTuple):
         """Sum (mean) the row of every id into its bag."""
         return pool(rows, self.of_each_id(), self.count(), self.mode, self.weights)
 
+    def sizes(self, keep: Tensor) -> Tensor:
+        """(B,): how many ids of each bag are kept."""
+        if self.offsets is None:
+            return keep.sum(1)
+        upto = torch.nn.functional.pad(keep.long().cumsum(0), (1, 0))
+        starts = self.offsets[: self.count()].long()
+        if self.include_last:
+            ends = self.offsets[1:].long()
+        else:
+            ends = torch.cat([starts[1:], starts.new_full((1,), keep.shape[0])])[: len(starts)]
+        return upto[ends] - upto[starts]
+
+    def largest(self, rows: Tensor, keep: Tensor | None) -> Tensor:
+        """The largest value of each column among the rows of a bag; zeros for a bag without any."""
+        bag, count = self.of_each_id(), self.count()
+        bag = torch.where(bag >= 0, bag, count)
+        if keep is not None:
+            bag = torch.where(keep.reshape(-1), bag, count)
+        out = rows.new_full((count + 1, rows.shape[1]), -torch.inf)
+        index = bag.unsqueeze(1).expand_as(rows)
+        out = out.scatter_reduce(0, index, rows, "amax")[:count]
+        return torch.where(out == -torch.inf, 0.0, out)
+
 
 def pool(rows: Tensor, bag: Tensor, count: int, mode: str, weights: Tensor | None) -> Tensor:
     """Sum (mean) every row into its bag of ``count``; -1 is no bag."""

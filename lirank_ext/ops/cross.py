@@ -51,6 +51,11 @@ def _(a):
     return empty_like(a.x0)[0]
 
 
+@low_rank_cross.flops
+def _flops(a) -> int:
+    return 4 * a.x.numel() * a.v.shape[0]
+
+
 @op(internal=True)
 def low_rank_cross_train(
     x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None
@@ -62,6 +67,7 @@ def low_rank_cross_train(
 
 
 low_rank_cross_train.check(_check)
+low_rank_cross_train.flops(_flops)
 
 
 @low_rank_cross_train.fake
@@ -97,6 +103,12 @@ def low_rank_cross_backward(
 def _(a) -> None:
     check_cross("low_rank_cross_backward", a.x0, a.x, {"v": a.v}, a.u, a.bias)
     check_grad(a, a.x0)
+
+
+@low_rank_cross_backward.flops
+def _(a) -> int:
+    kept = 0 if a.hidden is None else a.hidden.shape[1]
+    return 2 * a.x.numel() * (6 * a.v.shape[0] - kept)
 
 
 @low_rank_cross_backward.fake

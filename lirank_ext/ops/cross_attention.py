@@ -67,6 +67,11 @@ _outer_attention.check(check_attention)
 _outer_attention.autocast("lower")
 
 
+@_outer_attention.flops
+def _(a) -> int:
+    return 4 * a.q.numel() * (a.q.shape[1] // a.token_dim)
+
+
 @_outer_attention.fake
 def _(a):
     return empty_like(a.q)[0]
@@ -85,6 +90,11 @@ def outer_attention_backward(
 def _(a) -> None:
     check_attention(a)
     check_grad(a, a.q)
+
+
+@outer_attention_backward.flops
+def _(a) -> int:
+    return 10 * a.q.numel() * (a.q.shape[1] // a.token_dim)
 
 
 @outer_attention_backward.fake
@@ -193,6 +203,12 @@ def _check(a) -> None:
 _attention_cross.autocast("lower")
 
 
+@_attention_cross.flops
+def _flops(a) -> int:
+    rank = a.v.shape[0]
+    return 8 * a.x.numel() * rank + 4 * a.x.shape[0] * rank * (rank // a.token_dim)
+
+
 @_attention_cross.fake
 def _(a):
     return empty_like(a.x0)[0]
@@ -219,6 +235,7 @@ def attention_cross_train(
 
 
 attention_cross_train.check(_check)
+attention_cross_train.flops(_flops)
 
 
 @attention_cross_train.fake
@@ -263,6 +280,15 @@ def attention_cross_backward(
 def _(a) -> None:
     _check_layer("attention_cross_backward", a)
     check_grad(a, a.x0)
+
+
+@attention_cross_backward.flops
+def _(a) -> int:
+    rank = a.v.shape[0]
+    again = (
+        0 if a.hidden is not None and a.mixed is not None else _flops(a) - 2 * a.x.numel() * rank
+    )
+    return again + 18 * a.x.numel() * rank + 10 * a.x.shape[0] * rank * (rank // a.token_dim)
 
 
 @attention_cross_backward.fake

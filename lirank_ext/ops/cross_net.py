@@ -64,13 +64,27 @@ residual_cross_net.check(check_net)
 residual_cross_net.autocast("lower")
 
 
+@residual_cross_net.flops
+def _(a) -> int:
+    total = sum(4 * a.x.numel() * v.shape[0] for v in a.low_rank[::3])
+    for q in a.attention[::5]:
+        rank = q.shape[0]
+        total += 8 * a.x.numel() * rank + 4 * a.x.shape[0] * rank * (rank // a.token_dim)
+    return total
+
+
 @residual_cross_net.fake
 def _(a):
     return a.x.new_empty(a.x.shape[0], a.x.shape[1] * (2 if a.merge == 2 else 1))
 
 
-@residual_cross_net.in_parts
-def _(a):
+def in_parts(a, low_rank: Callable[..., Tensor], attention: Callable[..., Tensor]) -> Tensor:
+    """Both stacks by functions for one layer; learned temperatures stay tensors."""
     layers = len(a.attention) // 5
     scales = [t.exp() for t in a.log_temperatures] or [a.temperature] * layers
-    return _stacks(a, scales, low_rank_cross, attention_cross)
+    return _stacks(a, scales, low_rank, attention)
+
+
+@residual_cross_net.in_parts
+def _(a):
+    return in_parts(a, low_rank_cross, attention_cross)

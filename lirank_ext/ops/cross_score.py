@@ -108,6 +108,9 @@ def check_counts(a: Any) -> None:
         refuse(a, "counts", f"{wanted}, got a sum of {sum(counts)}")
 
 
+residual_cross_score.autocast("lower")
+
+
 @residual_cross_score.check
 def _(a):
     check_floating(a, "request")

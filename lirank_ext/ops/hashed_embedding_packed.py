@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library.checks import check_device, check_output_dtype
+from ..library.checks import check_device, check_output_dtype, result_dtype
 from ..library.op import op
 from .bags import Bags, check_offsets
 from .hashed_embedding_backward import check_grad, dot_with_grad
@@ -34,7 +34,7 @@ def quantized_hashed_embedding_bag(
     per_sample_weights: Tensor | None = None,
     include_last_offset: bool = False,
     prehashed: bool = False,
-    output_dtype: torch.dtype = torch.float32,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """:func:`hashed_embedding_bag` over packed tables, for serving; summed in float32.
 
@@ -48,7 +48,7 @@ def quantized_hashed_embedding_bag(
         bits: 8 or 4.
         seed, mode, per_sample_weights, include_last_offset, prehashed: as
             :func:`hashed_embedding_bag`.
-        output_dtype: floating dtype of the result.
+        output_dtype: floating dtype of the result; None is float32.
 
     Returns:
         (B, D) of ``output_dtype``.
@@ -60,7 +60,7 @@ def quantized_hashed_embedding_bag(
     check_offsets("quantized_hashed_embedding_bag", bags, "ids")
     tables = (quotient_b, remainder_b, quotient_c, remainder_c)
     rows = _sum_of_rows(tables, ids, (num_buckets, seed, prehashed), dim, bits)
-    return bags.pool(rows).to(output_dtype)
+    return bags.pool(rows).to(output_dtype or torch.float32)
 
 
 def _sum_of_rows(
@@ -89,7 +89,7 @@ def _(a) -> None:
 
 @quantized_hashed_embedding_bag.fake
 def _(a):
-    return a.quotient_b.new_empty((Bags.of(a).count(), a.dim), dtype=a.output_dtype)
+    return a.quotient_b.new_empty((Bags.of(a).count(), a.dim), dtype=result_dtype(a))
 
 
 @op(family=FAMILY, internal=True)

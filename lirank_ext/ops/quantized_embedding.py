@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library.checks import check, check_output_dtype
+from ..library.checks import check, check_output_dtype, result_dtype
 from ..library.op import op
 from .bags import Bags, check_offsets, pool
 from .quantized_embedding_backward import (
@@ -38,7 +38,7 @@ def quantized_embedding_bag(
     mode: str = "sum",
     per_sample_weights: Tensor | None = None,
     include_last_offset: bool = False,
-    output_dtype: torch.dtype = torch.float32,
+    output_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """``torch.nn.functional.embedding_bag`` on a packed table, summed in float32.
 
@@ -55,7 +55,7 @@ def quantized_embedding_bag(
         mode: "sum" or "mean".
         per_sample_weights: floating, shape of ``indices``, mode "sum" only; differentiable.
         include_last_offset: ``offsets`` ends with the end of the last bag.
-        output_dtype: floating dtype of the result.
+        output_dtype: floating dtype of the result; None is float32.
 
     Returns:
         (B, D) of ``output_dtype``.
@@ -72,7 +72,7 @@ def quantized_embedding_bag(
     pooled = bag >= 0
     rows = look_up(packed, indices.reshape(-1)[pooled], dim, bits)
     weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)[pooled]
-    return pool(rows, bag[pooled], bags.count(), mode, weights).to(output_dtype)
+    return pool(rows, bag[pooled], bags.count(), mode, weights).to(output_dtype or torch.float32)
 
 
 @quantized_embedding_bag.check
@@ -83,7 +83,7 @@ def _(a) -> None:
 
 @quantized_embedding_bag.fake
 def _(a):
-    return a.packed.new_empty((Bags.of(a).count(), a.dim), dtype=a.output_dtype)
+    return a.packed.new_empty((Bags.of(a).count(), a.dim), dtype=result_dtype(a))
 
 
 @quantized_embedding_bag.backward(saves=("packed", "indices", "offsets"))
@@ -138,7 +138,7 @@ def _quantized_embedding_bags(
     bits: int = 8,
     mode: str = "sum",
     per_sample_weights: Tensor | None = None,
-    output_dtype: torch.dtype = torch.float32,
+    output_dtype: torch.dtype | None = None,
     total_dim: int = -1,
 ) -> Tensor:
     """T tables in one call; the results of a bag stand side by side.
@@ -177,7 +177,7 @@ def _quantized_embedding_bags(
         found = look_up(table, indices[mine], dim, bits)
         weights = None if per_sample_weights is None else per_sample_weights[mine]
         parts.append(pool(found, bag[mine] - t * each, each, mode, weights))
-    return torch.cat(parts, 1).to(output_dtype)
+    return torch.cat(parts, 1).to(output_dtype or torch.float32)
 
 
 @functools.wraps(_quantized_embedding_bags)
@@ -204,7 +204,7 @@ def _(a):
         each = torch.library.get_ctx().new_dynamic_size()
         torch._check(each == bags)
         bags = each
-    return a.packed.new_empty((bags, width), dtype=a.output_dtype)
+    return a.packed.new_empty((bags, width), dtype=result_dtype(a))
 
 
 @_quantized_embedding_bags.backward(saves=("packed", "rows", "dims", "indices", "offsets"))

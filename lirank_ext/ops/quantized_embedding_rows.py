@@ -42,6 +42,17 @@ def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor
         ValueError: a row holds NaN or Inf, or its range overflows float32; the row is named.
         ValueError, TypeError, RuntimeError: shapes, dtypes or ``bits`` do not fit.
     """
+    codes, scale, mid = rows_to_codes(weight, bits)
+    bad = ~(weight.detach().isfinite().all(1) & scale.isfinite() & mid.isfinite())
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        text = "wanted finite values in a range that float32 holds"
+        refuse("quantize_rows", "weight", f"{text}, got row {row} with NaN, Inf or a larger range")
+    return codes, scale, mid
+
+
+def rows_to_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition of :func:`quantize_rows` on finite rows."""
     w = weight.detach().float()
     half, steps = 2 ** (bits - 1), 2**bits - 1
     high, low = w.amax(1), w.amin(1)
@@ -49,11 +60,6 @@ def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor
     divisor = torch.full_like(high, steps)
     scale = (high - low) / divisor
     mid = (high * half + low * (half - 1)) / divisor
-    bad = ~(w.isfinite().all(1) & scale.isfinite() & mid.isfinite())
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        text = "wanted finite values in a range that float32 holds"
-        refuse("quantize_rows", "weight", f"{text}, got row {row} with NaN, Inf or a larger range")
     constant = scale == 0
     scale = torch.where(constant, torch.ones_like(scale), scale)
     mid = torch.where(constant, high, mid)

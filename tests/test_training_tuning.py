@@ -16,7 +16,14 @@ from test_training import make_config, weights, write_csv  # noqa: E402
 
 from lirank_ext.__main__ import main  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
-from lirank_ext.models import ConfigError  # noqa: E402
+from lirank_ext.models import (  # noqa: E402
+    Categorical,
+    ConfigError,
+    Embedding,
+    LiRankConfig,
+    Schema,
+    Task,
+)
 from lirank_ext.training import search, tuning  # noqa: E402
 from lirank_ext.training.defaults import ADAM_LR, flat  # noqa: E402
 from lirank_ext.training.metrics import difference_error, measure  # noqa: E402
@@ -122,6 +129,16 @@ def test_adam_is_tried_where_tables_are_small(monkeypatch):
     assert names[-1] == "ridge"
     ridge = tuning.trials(config, set())[-1].config.training
     assert (ridge.table_optimizer, ridge.table_lr, ridge.table_l2) == ("adam", ADAM_LR, 0.05)
+    assert tuning.trials(config, set())[-1].config.model.embedding.dim == 4  # as the user has it
+    for columns, dim in ((2, 64), (5, 64), (7, 32), (10, 32), (40, 16)):
+        schema = Schema(
+            categorical=[Categorical(f"c{i}") for i in range(columns)], tasks=[Task("y")]
+        )
+        wide = Config(LiRankConfig(schema, embedding=Embedding(dim=16, num_buckets=300)))
+        ridge = tuning.trials(wide, set())[-1].config.model
+        assert ridge.embedding.dim == dim
+        kept = tuning.trials(wide, {"model.embedding.dim"})[-1]
+        assert (kept.name, kept.config.model.embedding.dim) == ("ridge", 16)
     for key in ("table_optimizer", "table_lr", "table_l2"):  # they go together
         made = tuning.trials(config, {f"training.{key}"})
         assert [t.name for t in made] == names[:-1]

@@ -294,6 +294,18 @@ def few(monkeypatch):
     return space
 
 
+def test_a_search_with_adam_has_a_space_of_its_own(data, tmp_path):
+    pytest.importorskip("optuna")
+    config = config_for(tune="search")
+    usual = Search(config, set(), open_data(config, [data]), tmp_path).space
+    assert usual == search.SPACE
+    config = config_for(tune="search", table_optimizer="adam")
+    space = Search(config, {"model.mlp.dropout"}, open_data(config, [data]), tmp_path).space
+    assert set(usual) - set(space) == {"training.table_start", "model.mlp.dropout"}
+    assert {key: space[key] for key in search.ADAM_SPACE} == search.ADAM_SPACE
+    assert space["training.lr"] == usual["training.lr"]
+
+
 def test_a_search_keeps_the_best_and_goes_on_where_it_was_stopped(data, tmp_path, few, monkeypatch):
     config = config_for(epochs=1, tune="search", tune_trials=3, seed=1)
 

@@ -129,6 +129,12 @@ def test_adam_is_tried_where_tables_are_small(monkeypatch):
     assert names[-1] == "ridge"
     ridge = tuning.trials(config, set())[-1].config.training
     assert (ridge.table_optimizer, ridge.table_lr, ridge.table_l2) == ("adam", ADAM_LR, 0.05)
+    assert (ridge.schedule, ridge.epochs) == ("linear", 2)  # of the two that are asked for
+    long = tuning.trials(config_for(epochs=40), set())[-1].config.training
+    assert long.epochs == tuning.RIDGE_EPOCHS
+    assert (
+        tuning.trials(config_for(epochs=40), {"training.epochs"})[-1].config.training.epochs == 40
+    )
     assert tuning.trials(config, set())[-1].config.model.embedding.dim == 4  # as the user has it
     for columns, dim in ((2, 64), (5, 64), (7, 32), (10, 32), (40, 16)):
         schema = Schema(

@@ -326,10 +326,8 @@ def _refuse_slice(name: str, packed: Tensor, dim: int, bits: int) -> None:
     if whole is None or whole.dim() != 2 or packed.dim() != 2 or not layout(dim, bits).apart:
         return
     if whole.shape[1] == packed.shape[1] and whole.shape[0] != packed.shape[0]:
-        text = (
-            f"a whole table, not {packed.shape[0]} rows of {whole.shape[0]}: slice_rows takes rows"
-        )
-        refuse(name, "packed", text, f"shape {tuple(packed.shape)}")
+        got = f"{packed.shape[0]} of {whole.shape[0]} rows"
+        refuse(name, "packed", "a whole table; slice_rows takes rows out of one", got)
 
 
 def _refuse_max_norm(name: str, module: nn.Module) -> None:

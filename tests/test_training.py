@@ -10,7 +10,7 @@ import torch
 
 from lirank_ext.data.errors import DataError
 from lirank_ext.models import Categorical, ConfigError, History, LiRankConfig, Schema, Task
-from lirank_ext.training import Config, RowwiseAdagrad, Settings, learning_rate
+from lirank_ext.training import Config, RowwiseAdagrad, Settings, TableAdam, learning_rate
 
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("safetensors")
@@ -25,10 +25,10 @@ from lirank_ext.data.loader import Loader, Position, Split, ahead  # noqa: E402
 from lirank_ext.data.reading import Reading  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.library import files  # noqa: E402
-from lirank_ext.training import checkpoint  # noqa: E402
+from lirank_ext.training import checkpoint, optimizers  # noqa: E402
 from lirank_ext.training.calibrate import calibrate  # noqa: E402
 from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
-from lirank_ext.training.defaults import for_files  # noqa: E402
+from lirank_ext.training.defaults import ADAM_LR, TABLE_LR, for_files  # noqa: E402
 from lirank_ext.training.metrics import evaluate, measure  # noqa: E402
 from lirank_ext.training.session import load_model, open_trainer, save_model  # noqa: E402
 from lirank_ext.training.trainer import CHECKPOINT  # noqa: E402
@@ -107,6 +107,70 @@ def test_rowwise_adagrad_is_its_formula(l2):
 def test_rowwise_adagrad_refuses_vectors():
     with pytest.raises(ValueError, match=r"tables \(N, D\), got \(3,\)"):
         RowwiseAdagrad([torch.nn.Parameter(torch.zeros(3))])
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+def test_table_adam_is_its_formula(l2):
+    start = torch.randn(5, 3)
+    grads = [torch.randn(5, 3) for _ in range(4)]
+    for g in grads:
+        g[2] = 0  # only the penalty moves it
+    w = start.double()
+    m, v = torch.zeros_like(w), torch.zeros_like(w)
+    for t, g in enumerate(grads, 1):
+        step = g.double() + l2 * w
+        m, v = 0.9 * m + 0.1 * step, 0.999 * v + 0.001 * step.square()
+        w = w - 0.1 * m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+    for sparse in (False, True):
+        p = torch.nn.Parameter(start.clone())
+        optimizer = TableAdam([p], lr=0.1, l2=l2)
+        for g in grads:
+            rows = torch.tensor([4, 0, 1, 3, 4])
+            half = g[rows].clone()
+            half[[0, 4]] /= 2  # row 4 comes twice
+            sparse_grad = torch.sparse_coo_tensor(rows[None], half, (5, 3), check_invariants=True)
+            p.grad = sparse_grad if sparse else g.clone()
+            optimizer.step()
+        torch.testing.assert_close(p.detach().double(), w, rtol=1e-5, atol=1e-6)
+        assert torch.equal(p[2], start[2]) == (l2 == 0)
+        sums = v.mean(1) * 4 / (1 - 0.999**4)
+        torch.testing.assert_close(optimizer.rowwise_sums()[0], sums.float())
+
+
+def test_table_adam_refuses_large_tables(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="'l2': wanted 0 or more, got -1"):
+        TableAdam([torch.zeros(3, 2)], l2=-1)
+    monkeypatch.setattr(optimizers, "ADAM_ROWS", 100)
+    TableAdam([torch.zeros(60, 2), torch.zeros(40, 2)])
+    with pytest.raises(ValueError, match=r"at most 100 rows in all, .* got 101"):
+        TableAdam([torch.zeros(60, 2), torch.zeros(41, 2)])
+    path = write_csv(tmp_path / "a.csv", 200)
+    open_trainer(make_config(), [path])
+    with pytest.raises(ConfigError, match=r"may have 100 rows in all, .*: take adagrad"):
+        open_trainer(make_config(table_optimizer="adam"), [path])
+
+
+def test_the_optimizer_of_the_tables_is_a_setting(tmp_path):
+    path = write_csv(tmp_path / "a.csv", 200)
+    with pytest.raises(ConfigError, match="table_optimizer: wanted "):
+        make_config(table_optimizer="sgd")
+    assert isinstance(open_trainer(make_config(), [path]).optimizers[1], RowwiseAdagrad)
+    options = {"table_optimizer": "adam", "table_lr": 0.01, "table_l2": 0.2}
+    group = open_trainer(make_config(**options), [path]).optimizers[1].param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.2)
+    # The penalty holds rows that no id has: they shrink.
+    trainer = open_trainer(make_config(**options, epochs=4), [path])
+    before = [p.detach().clone() for p in trainer.model.table_parameters()]
+    trainer.fit()
+    pairs = zip(trainer.model.table_parameters(), before, strict=True)
+    moved = [(p != b).any(1).all() for p, b in pairs]
+    assert all(moved)
+    # Where Adam is asked for, the rate of ``train`` is Adam's.
+    given = {"training": {"table_optimizer": "adam"}}
+    assert for_files([path], ["click"], given).training.table_lr == ADAM_LR
+    assert for_files([path], ["click"]).training.table_lr == TABLE_LR
+    given["training"]["table_lr"] = 0.02
+    assert for_files([path], ["click"], given).training.table_lr == 0.02
 
 
 def test_learning_rate_warms_up_and_falls():
@@ -360,11 +424,14 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.parametrize("tables", ["adagrad", "adam"])
 @pytest.mark.parametrize("prefetch", [0, 3])
 @pytest.mark.parametrize("kill_at", [1, 8, 9, 12, 18])
-def test_killed_and_resumed_is_bit_equal(tmp_path, kill_at, prefetch):
+def test_killed_and_resumed_is_bit_equal(tmp_path, kill_at, prefetch, tables):
     path = write_csv(tmp_path / "a.csv")
     options = {"checkpoint_every": 4, "shuffle_rows": 256, "prefetch": prefetch}
+    if tables == "adam":
+        options |= {"table_optimizer": "adam", "table_lr": 0.01, "table_l2": 0.05, "ema": 0.9}
     config = make_config(**options)
     whole = open_trainer(config, [path])
     whole.fit()

@@ -15,6 +15,7 @@ from test_training import Killed, make_config, weights, write_csv  # noqa: E402
 from lirank_ext.__main__ import main  # noqa: E402
 from lirank_ext.training import checkpoint, incremental  # noqa: E402
 from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
+from lirank_ext.training.defaults import TABLE_LR  # noqa: E402
 from lirank_ext.training.incremental import (  # noqa: E402
     load_previous,
     save_increment,
@@ -132,6 +133,35 @@ def test_anchors_are_saved_and_loaded(days):
     file.unlink()
     with pytest.raises(CheckpointError, match="fisher_rows above 0"):
         load_previous(cold)
+
+
+def test_tables_of_adam_go_on_with_adagrad(days, tmp_path, capsys):
+    _, paths = days
+    adam = {"table_optimizer": "adam", "table_lr": 0.01, "table_l2": 0.05, "table_start": 10.0}
+    day = tmp_path / "adam"
+    trainer = finished(day, paths[0], **adam)
+    sums = load_previous(day).sums
+    start = 10.0 / trainer.settings.batch_size**2
+    for i, found in enumerate(trainer.optimizers[1].rowwise_sums()):
+        assert torch.equal(sums[str(i)], found + start)
+        assert found.max() > 0
+    with pytest.raises(CheckpointError, match="an increment trains its tables with adagrad"):
+        start_increment(open_trainer(make_config(**adam), [paths[1]]), load_previous(day))
+    # The command line changes the optimizer, and rows of ids that are not there stay.
+    out, options = tmp_path / "next", ["--set", "training.fisher_rows=0", "--epochs", "1"]
+    (tmp_path / "few.csv").write_text("".join(paths[1].open().readlines()[:4]))
+    few = [str(tmp_path / "few.csv"), "--valid", str(paths[2])]
+    assert main(["train", *few, "--from", str(day), "--output", str(out), *options]) == 0
+    model, config = load_model(out)
+    assert config.training.table_optimizer == "adagrad"
+    assert (config.training.table_lr, config.training.table_l2) == (TABLE_LR, 0.0)
+    pairs = zip(model.table_parameters(), load_model(day)[0].table_parameters(), strict=True)
+    same = torch.cat([(a == b).all(1) for a, b in pairs])
+    assert 0 < same.sum() < len(same)
+    capsys.readouterr()
+    options += ["--set", "training.table_optimizer=adam", "--overwrite"]
+    assert main(["train", *few, "--from", str(day), "--output", str(out), *options]) != 0
+    assert "training.table_optimizer: an increment trains" in capsys.readouterr().err
 
 
 def test_another_model_is_refused(days):

@@ -16,9 +16,16 @@ from test_training import make_config, weights, write_csv  # noqa: E402
 
 from lirank_ext.__main__ import main  # noqa: E402
 from lirank_ext.data.errors import DataError  # noqa: E402
-from lirank_ext.models import ConfigError  # noqa: E402
+from lirank_ext.models import (  # noqa: E402
+    Categorical,
+    ConfigError,
+    Embedding,
+    LiRankConfig,
+    Schema,
+    Task,
+)
 from lirank_ext.training import search, tuning  # noqa: E402
-from lirank_ext.training.defaults import flat  # noqa: E402
+from lirank_ext.training.defaults import ADAM_LR, flat  # noqa: E402
 from lirank_ext.training.metrics import difference_error, measure  # noqa: E402
 from lirank_ext.training.search import Search  # noqa: E402
 from lirank_ext.training.session import load_model, open_data, open_trainer  # noqa: E402
@@ -112,6 +119,36 @@ def test_what_the_user_gave_is_not_tried():
     keys = {k for changes in tuning.TRIALS.values() for k in changes}
     assert [t.name for t in tuning.trials(config, keys)] == ["middle"]
     assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+
+
+def test_adam_is_tried_where_tables_are_small(monkeypatch):
+    config = config_for()
+    rows = tuning.table_rows(config)
+    assert rows == 2 * (100 + 3)  # of 300 buckets by three remainders, twice
+    names = [t.name for t in tuning.trials(config, set())]
+    assert names[-1] == "ridge"
+    ridge = tuning.trials(config, set())[-1].config.training
+    assert (ridge.table_optimizer, ridge.table_lr, ridge.table_l2) == ("adam", ADAM_LR, 0.05)
+    assert tuning.trials(config, set())[-1].config.model.embedding.dim == 4  # as the user has it
+    for columns, dim in ((2, 64), (5, 64), (7, 32), (10, 32), (40, 16)):
+        schema = Schema(
+            categorical=[Categorical(f"c{i}") for i in range(columns)], tasks=[Task("y")]
+        )
+        wide = Config(LiRankConfig(schema, embedding=Embedding(dim=16, num_buckets=300)))
+        ridge = tuning.trials(wide, set())[-1].config.model
+        assert ridge.embedding.dim == dim
+        kept = tuning.trials(wide, {"model.embedding.dim"})[-1]
+        assert (kept.name, kept.config.model.embedding.dim) == ("ridge", 16)
+    for key in ("table_optimizer", "table_lr", "table_l2"):  # they go together
+        made = tuning.trials(config, {f"training.{key}"})
+        assert [t.name for t in made] == names[:-1]
+    monkeypatch.setattr(tuning, "ADAM_TRIAL_ROWS", rows)
+    assert [t.name for t in tuning.trials(config, set())] == names
+    monkeypatch.setattr(tuning, "ADAM_TRIAL_ROWS", rows - 1)
+    assert [t.name for t in tuning.trials(config, set())] == names[:-1]
+    config.model.embedding.enabled = False
+    monkeypatch.setattr(tuning, "ADAM_TRIAL_ROWS", 10**9)
+    assert "ridge" not in [t.name for t in tuning.trials(config, set())]
 
 
 def test_when_trials_are_trained():
@@ -255,6 +292,18 @@ def few(monkeypatch):
     space = {"model.mlp.dropout": (0.0, 0.6, False), "training.table_l2": (1e-8, 1e-4, True)}
     monkeypatch.setattr(search, "SPACE", space)
     return space
+
+
+def test_a_search_with_adam_has_a_space_of_its_own(data, tmp_path):
+    pytest.importorskip("optuna")
+    config = config_for(tune="search")
+    usual = Search(config, set(), open_data(config, [data]), tmp_path).space
+    assert usual == search.SPACE
+    config = config_for(tune="search", table_optimizer="adam")
+    space = Search(config, {"model.mlp.dropout"}, open_data(config, [data]), tmp_path).space
+    assert set(usual) - set(space) == {"training.table_start", "model.mlp.dropout"}
+    assert {key: space[key] for key in search.ADAM_SPACE} == search.ADAM_SPACE
+    assert space["training.lr"] == usual["training.lr"]
 
 
 def test_a_search_keeps_the_best_and_goes_on_where_it_was_stopped(data, tmp_path, few, monkeypatch):

@@ -22,6 +22,14 @@ from .settings import Config, Settings
 # factors, 0.8100 against 0.8090.
 INIT_NORM, TABLE_LR, TABLE_START = 0.03, 0.1, 10.0
 
+ADAGRAD = {
+    "table_optimizer": "adagrad",
+    "table_lr": TABLE_LR,
+    "table_start": TABLE_START,
+    "table_l2": 0.0,
+}
+# The rate of Adam, where that is asked for; it is also that of the dense weights.
+ADAM_LR = 1e-3
 
 # Rows of a batch for files of up to so many rows; few rows need small batches for enough steps.
 # AUC on held-back rows, one seed: made-up use of apps (see :func:`blocks`) 0.9408 with 512 and
@@ -83,7 +91,9 @@ def for_files(
         ConfigError: ``given`` does not fit.
     """
     given = given or {}
-    settings = Settings(table_lr=TABLE_LR, table_start=TABLE_START, ema=EMA, tolerance=TOLERANCE)
+    adam = given.get("training", {}).get("table_optimizer") == "adam"
+    rate = ADAM_LR if adam else TABLE_LR
+    settings = Settings(table_lr=rate, table_start=TABLE_START, ema=EMA, tolerance=TOLERANCE)
     base = LiRankConfig.preset(preset) if preset else blocks()
     quiet = dataclasses.replace(base.embedding, init_norm=INIT_NORM)
     base = dataclasses.replace(base, embedding=quiet)

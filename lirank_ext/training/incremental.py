@@ -18,6 +18,7 @@ from ..models import LiRank
 from ..nn.incremental import IncrementalPenalty
 from . import checkpoint
 from .checkpoint import CheckpointError
+from .optimizers import TableAdam
 from .session import load_model
 from .settings import Config
 from .trainer import Trainer
@@ -33,7 +34,8 @@ class PreviousRun:
         folder: where it stands.
         model, config: as :func:`load_model` gives them.
         anchors: state of its :class:`IncrementalPenalty`.
-        sums: accumulators of the tables' AdaGrad, one tensor a table.
+        sums: accumulators of the tables' AdaGrad, one tensor a table; of tables that Adam
+            trained, what they would about be.
     """
 
     folder: Path
@@ -111,9 +113,15 @@ def start_increment(
         cold: the cold start; None where the configuration's cold weight is 0.
 
     Raises:
-        CheckpointError: the models differ, or a cold weight has no cold start.
+        CheckpointError: the models differ, a cold weight has no cold start, or Adam is to train
+            the tables.
     """
     config, model = trainer.config, trainer.model
+    if config.training.table_optimizer == "adam":
+        raise CheckpointError(
+            "training.table_optimizer: an increment trains its tables with adagrad, because adam "
+            "would also move the rows of all ids that the new rows lack"
+        )
     weight = config.training.cold_weight
     if weight and cold is None:
         raise CheckpointError(f"cold_weight {weight}: name the cold start with --cold")
@@ -145,7 +153,11 @@ def _sums(trainer: Trainer) -> dict[str, Tensor]:
     tables = trainer.model.table_parameters()
     if not tables:
         return {}
-    state = trainer.optimizers[1].state
+    optimizer = trainer.optimizers[1]
+    if isinstance(optimizer, TableAdam):
+        start = trainer.settings.table_start / trainer.settings.batch_size**2
+        return {str(i): sums + start for i, sums in enumerate(optimizer.rowwise_sums())}
+    state = optimizer.state
     return {str(i): state[p]["sum"] for i, p in enumerate(tables)}
 
 

@@ -1,4 +1,4 @@
-"""What moves the weights: row-wise AdaGrad for tables, learning-rate schedules."""
+"""What moves the weights: AdaGrad or Adam for tables, learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models import ConfigError
 from ..nn._common import check_number
+from .settings import Settings
+
+# Rows that the tables may have in all for Adam, which moves every one of them at each step.
+ADAM_ROWS = 1_000_000
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -83,6 +88,71 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         p.index_add_(0, rows, (grad * scale.unsqueeze(1)).to(p.dtype))
 
 
+class TableAdam(torch.optim.Adam):
+    """Adam over whole embedding tables, with an L2 penalty of every row.
+
+    For a table w with gradient g, g + l2 * w is what Adam sees. Rows without a gradient move as
+    well: the penalty and the moments do not stop where a batch has no such id. A step takes time in
+    proportion to the table, and the state is 8 bytes a weight.
+
+    Args:
+        params: tables (N, D) of at most :data:`ADAM_ROWS` rows in all, with sparse or dense
+            gradients.
+        lr: learning rate.
+        l2: strength of the penalty ``l2 / 2 * |w|^2`` of all rows.
+
+    Raises:
+        ValueError: an option is out of range, or the tables have too many rows.
+
+    Source: Adam (arXiv 1412.6980). The penalty is part of the gradient, unlike that of AdamW.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, l2: float = 0.0) -> None:
+        tables = list(params)
+        check_number("TableAdam", "lr", lr, "0 or more", 0, float("inf"), "[)")
+        check_number("TableAdam", "l2", l2, "0 or more", 0, float("inf"), "[)")
+        rows = sum(len(p) for p in tables)
+        if rows > ADAM_ROWS:
+            raise ValueError(
+                f"TableAdam: wanted tables of at most {ADAM_ROWS:,} rows in all, as every step "
+                f"moves each row, got {rows:,}"
+            )
+        on_cpu = all(p.device.type == "cpu" for p in tables)
+        # None leaves the choice to PyTorch; its own on a CPU takes five passes over the tables.
+        super().__init__(tables, lr, weight_decay=l2, fused=on_cpu or None)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every row of every table that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.is_sparse:
+                    p.grad = p.grad.to_dense()
+        super().step()
+        return loss
+
+    def rowwise_sums(self) -> list[Tensor]:
+        """About what :class:`RowwiseAdagrad` would have added up by now, one tensor (N,) a table.
+
+        The average of the squares that Adam keeps, times the number of steps.
+        """
+        found = []
+        for group in self.param_groups:
+            decay = group["betas"][1]
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    found.append(torch.zeros(len(p), device=p.device))
+                    continue
+                steps = float(state["step"])
+                found.append(state["exp_avg_sq"].mean(1) * (steps / (1 - decay**steps)))
+        return found
+
+
 def _touched(grad: Tensor) -> tuple[Tensor, Tensor]:
     """Rows with a gradient, each once, and their gradients."""
     if grad.is_sparse:
@@ -93,6 +163,24 @@ def _touched(grad: Tensor) -> tuple[Tensor, Tensor]:
         rows, values = torch.arange(len(grad), device=grad.device), grad
         there = grad.ne(0).any(1)
     return rows[there], values[there]
+
+
+def table_optimizer(tables: list[Tensor], settings: Settings) -> torch.optim.Optimizer:
+    """What trains the tables of a model, by its settings.
+
+    Raises:
+        ConfigError: the tables have too many rows for Adam.
+    """
+    if settings.table_optimizer == "adagrad":
+        start = settings.table_start / settings.batch_size**2
+        return RowwiseAdagrad(tables, settings.table_lr, settings.table_l2, initial=start)
+    rows = sum(len(p) for p in tables)
+    if rows > ADAM_ROWS:
+        raise ConfigError(
+            f"training.table_optimizer: adam moves every row at each step, so that the tables may "
+            f"have {ADAM_ROWS:,} rows in all, and they have {rows:,}: take adagrad"
+        )
+    return TableAdam(tables, settings.table_lr, settings.table_l2)
 
 
 def learning_rate(step: int, steps: int, warmup: float, schedule: str) -> float:

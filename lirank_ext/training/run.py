@@ -14,7 +14,7 @@ from ..data.errors import DataError
 from ..data.infer import Column
 from . import check, incremental, summary, tuning
 from .checkpoint import save_text
-from .defaults import configuration, flat, merge
+from .defaults import ADAGRAD, configuration, flat, merge
 from .incremental import PreviousRun, load_previous, require_same_model
 from .options import Options
 from .search import Search
@@ -241,6 +241,9 @@ def _increment(options: Options, given: dict[str, Any], previous: PreviousRun) -
         raise DataError("--tune: an increment keeps the settings of the model it goes on from")
     data = previous.config.to_dict()
     data["training"]["cold"] = None  # that of the last run
+    if data["training"]["table_optimizer"] == "adam":
+        # It would move the rows of ids that are not in the new rows.
+        data["training"].update(ADAGRAD)
     merge(data, given)
     data["training"].update(tune="off", start_from=str(previous.folder))
     config = Config.from_dict(data)

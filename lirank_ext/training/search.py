@@ -33,6 +33,12 @@ SPACE: dict[str, tuple[float, float, bool] | list[int]] = {
     "training.weight_decay": (1e-4, 1.0, True),
     "training.label_smoothing": (0.0, 0.1, False),
 }
+# What is searched otherwise where Adam trains the tables.
+ADAM_SPACE: dict[str, tuple[float, float, bool] | list[int]] = {
+    "model.embedding.dim": [16, 32, 64],
+    "training.table_lr": (2e-4, 5e-3, True),
+    "training.table_l2": (1e-4, 0.2, True),
+}
 
 
 class Search(Tuner):
@@ -65,7 +71,11 @@ class Search(Tuner):
         super().__init__(config, fixed, data, output, device, bar)
         self.optuna = need("optuna", "tune")
         self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
-        self.space = {key: values for key, values in SPACE.items() if key not in fixed}
+        space = dict(SPACE)
+        if config.training.table_optimizer == "adam":
+            space.pop("training.table_start", None)
+            space |= ADAM_SPACE
+        self.space = {key: values for key, values in space.items() if key not in fixed}
         if not self.space:
             raise ConfigError("--tune search: every setting that it could search is given")
         self.trials = [self._trial("given", {})]

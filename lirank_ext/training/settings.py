@@ -35,6 +35,9 @@ class Settings:
         lr: of AdamW, which trains the dense parameters; ``table_lr`` of the row-wise AdaGrad of
             the tables (AdaGrad for sparse features is the paper's). Much lower rates leave pairs
             of ids unlearned.
+        table_optimizer: "adagrad", or "adam" for tables of at most a million rows in all: it moves
+            every row at each step, and ``table_l2`` then holds every row. Its ``table_lr`` should
+            be about ``lr``. For few rows with ids alone.
         table_start: AdaGrad's accumulators start at ``table_start / batch_size^2``. Until a row
             has gathered as much, it moves in proportion to its gradients, so that an id seen once
             or twice stays near its start; at 0 its first step is a whole ``table_lr``.
@@ -45,7 +48,8 @@ class Settings:
         negatives: share of the rows with label 0 to train on, for data where they are many. The
             logits are corrected in training for those left out, so that the model's
             probabilities are those of all rows. Needs a single task.
-        weight_decay: of AdamW. ``table_l2``: penalty of the table rows that a batch touches.
+        weight_decay: of AdamW. ``table_l2``: penalty of the table rows that a batch touches, or of
+            all with Adam.
         calibration_l2: pull of the calibration's weights to 1, the identity.
         clip: largest norm of the dense gradients (AdaGrad scales the tables' itself); 0: none.
         amp: bfloat16 autocast: "auto" where there is a GPU, "on", "off".
@@ -83,6 +87,7 @@ class Settings:
     # Validation AUC, best of twelve epochs, one seed, on made-up clicks by latent factors: 0.699,
     # and 0.585 with 0.02. UCI Adult after two epochs: 0.9358, and 0.9355 with 0.02.
     table_lr: float = 0.3
+    table_optimizer: Literal["adagrad", "adam"] = "adagrad"
     table_start: float = 0.0
     lr_scale: float = 1.0
     warmup: float = 0.05

@@ -24,7 +24,7 @@ from .average import WeightAverage
 from .checkpoint import CheckpointError, Progress
 from .events import Events
 from .metrics import GROUPED, MONITORS, Metrics, evaluate, mean
-from .optimizers import RowwiseAdagrad, learning_rate
+from .optimizers import learning_rate, table_optimizer
 from .settings import Config
 from .signals import Interrupted, StopSignals
 
@@ -82,10 +82,7 @@ class Trainer:
             torch.optim.AdamW(dense, options.lr, weight_decay=options.weight_decay)
         ]
         if tables:
-            start = options.table_start / options.batch_size**2
-            self.optimizers.append(
-                RowwiseAdagrad(tables, options.table_lr, options.table_l2, initial=start)
-            )
+            self.optimizers.append(table_optimizer(tables, options))
         self.rates = [options.lr, options.table_lr]
         on = options.amp == "on" or (options.amp == "auto" and self.device.type == "cuda")
         self.amp = on

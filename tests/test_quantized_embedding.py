@@ -578,6 +578,17 @@ def test_rows_are_taken_and_joined_bit_for_bit(dim, bits):
         lirank_ext.slice_rows(packed, torch.tensor([10]), dim, bits)
 
 
+def test_a_module_refuses_rows_cut_out_of_a_table():
+    """At 64 columns the scales of all rows stand behind the codes of all rows."""
+    packed = pack_rows(*quantize_rows(torch.randn(10, 64)))
+    for rows in (packed[:5], packed[2:], packed[::2]):
+        with pytest.raises(ValueError, match="slice_rows takes rows out of one"):
+            QuantizedEmbeddingBag(rows, 64, 8)
+    QuantizedEmbeddingBag(packed, 64, 8)
+    QuantizedEmbeddingBag(packed[:], 64, 8)
+    QuantizedEmbeddingBag(lirank_ext.slice_rows(packed, slice(5), 64), 64, 8)
+
+
 def test_fbgemm_rows_have_eight_bits():
     layer = QuantizedEmbedding.from_float(torch.nn.Embedding(4, 8), 4)
     with pytest.raises(ValueError, match="to_fbgemm: bits: wanted 8, got 4"):

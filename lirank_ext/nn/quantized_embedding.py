@@ -104,6 +104,7 @@ class _QuantizedTable(Tagged, FollowsDtype):
         output_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        _refuse_slice(type(self).__name__, packed, embedding_dim, bits)
         self.embedding_dim, self.bits = embedding_dim, bits
         self.register_buffer("packed", packed)
         self.follow(output_dtype)
@@ -317,6 +318,16 @@ def refuse_weights(module: nn.Module, weights: Tensor | None) -> None:
     if weights is not None and module.mode != "sum":
         wanted = "mode 'sum' with weights; for a mean, divide them by their sum in each bag"
         refuse(type(module).__name__, "per_sample_weights", wanted, f"mode {module.mode!r}")
+
+
+def _refuse_slice(name: str, packed: Tensor, dim: int, bits: int) -> None:
+    """``packed[:5]`` of a table whose scales stand behind all codes reads codes as scales."""
+    whole = packed._base
+    if whole is None or whole.dim() != 2 or packed.dim() != 2 or not layout(dim, bits).apart:
+        return
+    if whole.shape[1] == packed.shape[1] and whole.shape[0] != packed.shape[0]:
+        got = f"{packed.shape[0]} of {whole.shape[0]} rows"
+        refuse(name, "packed", "a whole table; slice_rows takes rows out of one", got)
 
 
 def _refuse_max_norm(name: str, module: nn.Module) -> None:

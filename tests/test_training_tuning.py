@@ -126,7 +126,11 @@ def test_adam_is_tried_where_tables_are_small(monkeypatch):
     rows = tuning.table_rows(config)
     assert rows == 2 * (100 + 3)  # of 300 buckets by three remainders, twice
     names = [t.name for t in tuning.trials(config, set())]
-    assert names[-1] == "ridge"
+    assert names[-2:] == ["ridge", "linear ridge"]
+    plain = tuning.trials(config, set())[-2].config.training
+    assert (plain.schedule, plain.epochs) == (config.training.schedule, config.training.epochs)
+    kept = [t.name for t in tuning.trials(config, {"training.schedule"})]
+    assert kept == names[:-1]
     ridge = tuning.trials(config, set())[-1].config.training
     assert (ridge.table_optimizer, ridge.table_lr, ridge.table_l2) == ("adam", ADAM_LR, 0.05)
     assert (ridge.schedule, ridge.epochs) == ("linear", 2)  # of the two that are asked for
@@ -144,14 +148,14 @@ def test_adam_is_tried_where_tables_are_small(monkeypatch):
         ridge = tuning.trials(wide, set())[-1].config.model
         assert ridge.embedding.dim == dim
         kept = tuning.trials(wide, {"model.embedding.dim"})[-1]
-        assert (kept.name, kept.config.model.embedding.dim) == ("ridge", 16)
+        assert (kept.name, kept.config.model.embedding.dim) == ("linear ridge", 16)
     for key in ("table_optimizer", "table_lr", "table_l2"):  # they go together
         made = tuning.trials(config, {f"training.{key}"})
-        assert [t.name for t in made] == names[:-1]
+        assert [t.name for t in made] == names[:-2]
     monkeypatch.setattr(tuning, "ADAM_TRIAL_ROWS", rows)
     assert [t.name for t in tuning.trials(config, set())] == names
     monkeypatch.setattr(tuning, "ADAM_TRIAL_ROWS", rows - 1)
-    assert [t.name for t in tuning.trials(config, set())] == names[:-1]
+    assert [t.name for t in tuning.trials(config, set())] == names[:-2]
     config.model.embedding.enabled = False
     monkeypatch.setattr(tuning, "ADAM_TRIAL_ROWS", 10**9)
     assert "ridge" not in [t.name for t in tuning.trials(config, set())]

@@ -101,7 +101,7 @@ def _murmur_hash(ids, out, n, seed: tl.int64, BLOCK: tl.constexpr):
 def murmur_hash(a) -> Tensor:
     """The op on a GPU."""
     ids = a.ids.contiguous()
-    out, n = torch.empty_like(ids), ids.numel()
+    out, n = torch.empty_like(ids, dtype=torch.int64), ids.numel()
     launch(_murmur_hash, (cdiv(n, 1024),), ids, out, n, a.seed, BLOCK=1024, num_warps=4)
     return out
 

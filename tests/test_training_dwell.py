@@ -107,7 +107,7 @@ def test_the_window_moves_from_training_to_training(tmp_path):
 
 def test_trials_and_resumed_trainings_have_the_same_thresholds(tmp_path):
     path, *_ = write_times(tmp_path / "a.csv")
-    config = make_config([path], checkpoint_every=2)
+    config = make_config([path], checkpoint_every=2, epochs=6)
     whole = open_trainer(config, [path])
     assert whole.fit().best > 0.55
     out = tmp_path / "out"

@@ -277,7 +277,7 @@ def rows_by(divide: Callable, split: Callable) -> Callable:
     """The row rule with another division or another way to take the halves."""
 
     def rows_of(ids, num_buckets, num_remainders, seed, prehashed):
-        hashes = ids if prehashed else hashing.murmur(ids, seed)
+        hashes = ids if prehashed else hashing.murmur(ids.long(), seed)
         rows = []
         for half in split(hashes):
             bucket = half % num_buckets

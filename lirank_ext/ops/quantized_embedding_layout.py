@@ -46,8 +46,10 @@ def pack(codes: Tensor, scale: Tensor, mid: Tensor, bits: int) -> Tensor:
     stored = torch.nn.functional.pad(stored, (0, form.code_bytes - stored.shape[1]))
     pairs = torch.stack([scale, mid], 1).contiguous().view(torch.uint8).reshape(rows, 8)
     if form.apart:
-        flat = torch.cat([stored.reshape(-1), pairs.reshape(-1)])
-        return flat.view(rows, form.row_bytes)
+        # Not a view of another tensor: modules tell rows cut out of a table by that.
+        whole = stored.new_empty(rows, form.row_bytes)
+        whole.view(-1).copy_(torch.cat([stored.reshape(-1), pairs.reshape(-1)]))
+        return whole
     row = torch.cat([stored, pairs], 1)
     return torch.nn.functional.pad(row, (0, form.row_bytes - row.shape[1])).contiguous()
 

@@ -72,4 +72,4 @@ gpu-kit: $(VENV)/installed
 	$(KIT_VENV)/bin/python -m lirank_ext.benchmarks.gpu.kit --out .kit --fbgemm $(ARGS)
 
 clean:
-	rm -rf $(VENV) .kit build *.egg-info lirank_ext/*.so
+	rm -rf $(VENV) .kit build *.egg-info lirank_ext/*.so lirank_ext/_not_built.txt

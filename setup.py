@@ -30,7 +30,14 @@ ISAS = (0, 256, 512)
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off"
 FLAGS += " -Wall -Wno-psabi -Wno-maybe-uninitialized"
 WITHOUT = "or set LIRANK_NO_BUILD=1 to install without compiled parts"
-PROBE = "#include <optional>\nint main() { return std::optional<int>(0).value(); }\n"
+# C++17, and the newest instruction sets for which code is compiled.
+PROBE = """
+#include <optional>
+#if defined(__x86_64__)
+__attribute__((target("avx512bf16,amx-tile,amx-bf16"))) void newest() {}
+#endif
+int main() { return std::optional<int>(0).value(); }
+"""
 
 
 def stop(text):
@@ -60,8 +67,8 @@ def check_compiler(command):
     if done.returncode:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
         stop(
-            f"the compiler {shlex.join(command)!r} cannot compile C++17 ({said}): lirank_ext needs "
-            "GCC 10 or clang 12, or newer. Name such a compiler in CXX"
+            f"the compiler {shlex.join(command)!r} cannot compile C++17 for AMX ({said}): "
+            "lirank_ext needs GCC 11 or clang 12, or newer. Name such a compiler in CXX"
         )
     include = Path(sysconfig.get_paths()["include"])
     if not (include / "Python.h").is_file():
@@ -153,11 +160,16 @@ class NinjaBuild(build_ext):
         package.mkdir(parents=True, exist_ok=True)
         reason = package / "_not_built.txt"
         reason.unlink(missing_ok=True)
+        self.stale = None
         switched_off = os.environ.get("LIRANK_NO_BUILD") == "1"
         compiler = [] if switched_off else find_compiler()
         if not compiler:
             why = "LIRANK_NO_BUILD was set" if switched_off else "no C++ compiler was found"
-            reason.write_text(f"not built: {why} when the package was installed\n")
+            if not self.inplace:  # those of an earlier build would be shipped
+                for old in package.glob("*.so"):
+                    old.unlink()
+            if not any(package.glob("*.so")):
+                reason.write_text(f"not built: {why} when the package was installed\n")
             print(f"lirank_ext: {why}: installing as pure Python, which is slower.")
             self.extensions = []
             return
@@ -168,6 +180,9 @@ class NinjaBuild(build_ext):
         (work / "build.ninja").write_text(self.ninja_file(compiler, package.resolve(), work))
         if subprocess.call([sys.executable, "-m", "ninja", "-C", str(work)]):
             stop("compiling failed, see the first 'error:' above: mend it")
+        if self.stale is not None and self.stale.is_file():
+            print(f"lirank_ext: removing {self.stale.name} of an earlier build with CUDA.")
+            self.stale.unlink()
 
     def ninja_file(self, compiler, package, work):
         import pybind11
@@ -213,7 +228,7 @@ class NinjaBuild(build_ext):
 
         cuda = package / "liblirank_cuda.so"
         if not wants_cuda(nvcc, torch.version.cuda is not None):
-            cuda.unlink(missing_ok=True)  # an earlier build's, which may not fit the rest
+            self.stale = cuda  # an earlier build's, which may not fit the rest
             return "\n".join(file.lines) + "\n"
         toolkit = toolkit_of(nvcc)
         named = f"-DLIRANK_CUDA_ARCHITECTURES='\"{' '.join(ARCHITECTURES)}\"'"

@@ -1,7 +1,7 @@
 """Benchmarks of requests with many candidates: a cross net, and the Feed and Jobs models.
 
 The joined providers get the rows ``[request_r; item_i]`` ready made. In a server these rows have to
-be written first, which takes about 4 % of the net's time.
+be written first.
 """
 
 from __future__ import annotations

@@ -121,9 +121,11 @@ inline void check_together(const char* op, const char* argument, const Tensor& t
   throw std::runtime_error(text.str());
 }
 
-// A copy that PyTorch makes. Its own message would name a line of its source.
+// A copy that PyTorch makes. On a CPU only want of memory keeps it from one, and its own message
+// would name a line of its source; on a GPU it may be the first to hear of an earlier failure.
 template <typename Copy>
 Tensor copied(const Tensor& t, ScalarType type, const Copy& copy) {
+  if (t.is_cuda()) return copy();
   try {
     return copy();
   } catch (const std::exception&) {

@@ -240,6 +240,8 @@ Tensor join_rows(const ScoreArguments& a, const std::vector<int64_t>& counts,
 template <typename T>
 Tensor score(const ScoreArguments& a, const std::vector<int64_t>& counts) {
   const int64_t wide = a.weight ? a.weight->size(0) : a.out_dim();
+  // An empty weight has no memory, and would be taken for none.
+  if (wide == 0) return new_tensor({a.items.size(0), 0}, a.request.scalar_type());
   const ScoreShape shape = shape_of<T>(a);
   std::vector<Plan> plans;
   int64_t joined = 0;
@@ -283,8 +285,8 @@ Tensor residual_cross_score(const Tensor& request, const Tensor& items, const Te
                             log_temperatures, token_dim, skip,   merge,    weight,    bias};
   check_score(a);
   const std::vector<int64_t> numbers = read_counts(counts, items.size(0));
-  // Products of bfloat16 are several times as fast as float's: the net takes whole rows.
-  if (request.scalar_type() == ScalarType::BFloat16 && bf16_products() != Bf16Products::none) {
+  // Where the net would take so many rows in products of bfloat16, it takes them whole.
+  if (takes_bf16_products(items)) {
     Plan joined;
     joined.joined = true;
     const std::vector<Plan> plans(numbers.size(), joined);

@@ -68,9 +68,6 @@ struct PreparedScore {
         held.emplace_back(one);
         layers[stack].push_back(held.back().layer);
       }
-      LIRANK_CHECK((int64_t)layers[stack].size() <= kMostLayers, kOp,
-                   stack ? "attention" : "low_rank", "wanted at most ", kMostLayers,
-                   " layers, got ", layers[stack].size());
       net.layers[stack] = layers[stack].data();
       net.counts[stack] = (int64_t)layers[stack].size();
       net.first[stack] = stack ? net.counts[0] : 0;

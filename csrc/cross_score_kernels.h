@@ -1,5 +1,6 @@
 // What residual_cross_score hands to its kernels, and the kernels: see simd/cross_score.h.
 #pragma once
+#include "cross_score_plan.h"
 #include "cross_kernels.h"
 
 #include <cstdint>
@@ -33,8 +34,8 @@ struct Folded {
   T* constant;        // (m,)
 };
 
-// Layers of one stack, at most, and rows of a matrix that are folded at a time.
-constexpr int64_t kMostLayers = 64, kFoldRows = 48;
+// Rows of a matrix that are folded at a time.
+constexpr int64_t kFoldRows = 48;
 
 LIRANK_EACH_ISA(template <typename T> struct CrossScore {
   static int64_t lanes();

@@ -12,6 +12,9 @@ namespace lirank {
 // Up to so many candidates of a request take the kernel for few samples, which pads nothing.
 constexpr int64_t kFew = 24;
 
+// Stacks of more layers take joined rows: the kernels have room for the places of so many.
+constexpr int64_t kMostLayers = 64;
+
 struct StackShape {
   int64_t layers = 0, rank = 0, projections = 1;
 };
@@ -72,6 +75,7 @@ inline Plan plan_of(const ScoreShape& s, int64_t n) {
   Plan best;
   best.joined = true;
   if (n <= 1) return best;  // nothing to share
+  if (s.stacks[0].layers > kMostLayers || s.stacks[1].layers > kMostLayers) return best;
   double least = joined_cost(s) * (double)n;
   for (int choice = 0; choice < 8; ++choice) {
     Plan plan;

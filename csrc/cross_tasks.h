@@ -120,7 +120,7 @@ class PackedWeights {
       for (int64_t s = 0; s < n; ++s)
         all.push_back({layer.in[s], r, d, n * r, s * r, false, to + at_in_straight_});
     }
-    const int64_t count = (int64_t)all.size() * kParts, grain = 1 + kParts * kTransposed / (d * r);
+    const int64_t count = (int64_t)all.size() * kParts, grain = 1 + kParts * kPacked / (d * r);
     torch::stable::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)
         LIRANK_DISPATCH(CrossRows<T>::pack, all[i / kParts], i % kParts, kParts);
@@ -129,9 +129,8 @@ class PackedWeights {
   WeightPanels<T> weights{};
 
  private:
-  static constexpr int64_t kParts = 8;  // of one matrix: shared out evenly on threads
-  static constexpr int64_t kTransposed = 1
-                                         << 16;  // weights a thread packs in about 10 microseconds
+  static constexpr int64_t kParts = 8;         // of one matrix: shared out evenly on threads
+  static constexpr int64_t kPacked = 1 << 16;  // weights a thread packs in about 10 microseconds
 
   int64_t plan(const Layer<T>& layer, bool projections, bool backward) {
     const int64_t d = layer.d, r = layer.r, n = layer.projections;

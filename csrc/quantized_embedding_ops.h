@@ -103,6 +103,7 @@ struct QuantizedBagsOps {
 
   static Tensor weight_gradient(const Device& on, const Tables& tables, const BagTensors& bags,
                                 const Tensor& grad, const Tensor& packed) {
+    check_floating(on.op, "grad", grad);
     LIRANK_CHECK(
         grad.dim() == 2 && grad.size(0) == bags.view.bag_count && grad.size(1) == tables.width,
         on.op, "grad", "wanted shape (", bags.view.bag_count, ", ", tables.width, "), got ",

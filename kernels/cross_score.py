@@ -8,9 +8,8 @@ of all earlier layers. The same kernel applies the weight after the net. Attenti
 candidates' states are the kernels of ``cross_attention`` and ``cross_expand``.
 
 The counts are read on the host, once a call, to cut the tiles. Requests with on average fewer
-candidates than three quarters of the rank, and float64, take joined rows: a fold would cost more
-than it saves. Written and checked in Triton's interpreter; no timing on a GPU stands behind the
-sizes of the tiles.
+candidates than three quarters of the rank, and float64, take joined rows. Written and checked in
+Triton's interpreter; no timing on a GPU stands behind that rule or the sizes of the tiles.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from .cross import _attention as _attention_layer
 from .cross import _low_rank, _second_half, residual_cross_net
 from .cross_tiles import keep, precision, tile, turned
 from .launch import cdiv, dot, launch
+from .launch import rows as with_rows
 
 ROWS, COLUMNS, DEPTH = 32, 32, 32
 
@@ -54,9 +54,9 @@ def _fold(
     DEPTH: tl.constexpr,
 ):
     """out[q] (n, r) = factor * v (n, d) diag(request[q]) u (d, r), for a tile and request q."""
-    q = tl.program_id(2).to(tl.int64)
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    q = tl.program_id(0).to(tl.int64)  # the first axis of a grid has no limit that matters
+    row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(2).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, d, DEPTH):
         k = (start + tl.arange(0, DEPTH)).to(tl.int64)
@@ -115,7 +115,7 @@ def _folded(v: Tensor, u: Tensor, request: Tensor, factor: float = 1.0) -> Tenso
     """v (n, d_u) diag(request) u (d_u, r) of every request, (R, n, r) in float32."""
     (n, d), r, count = v.shape, u.shape[1], request.shape[0]
     out = torch.empty(count, n, r, dtype=torch.float32, device=v.device)
-    grid = (cdiv(n, ROWS), cdiv(r, COLUMNS), count)
+    grid = (count, cdiv(n, ROWS), cdiv(r, COLUMNS))
     sizes = (n, r, d, v.stride(0), u.stride(0), r, factor)
     launch(_fold, grid, v, u, request, out, *sizes, precision(), ROWS, COLUMNS, DEPTH)
     return out
@@ -149,7 +149,7 @@ class _Stack:
         self.state = a.items
         self.p: list[Tensor] = []
         self.u: list[Tensor] = []  # the request's half of the u so far
-        self.bias = torch.zeros_like(a.request[0]) if len(a.request) else a.request.new_zeros(())
+        self.bias = a.request.new_zeros(self.width)
         for i in range(0, len(layers), each):
             self._layer(i)
 
@@ -165,7 +165,7 @@ class _Stack:
         temperature = a.temperature
         if self.each == 5 and a.log_temperatures:
             kernels[0], temperature = kernels[0] / a.log_temperatures[i // 5].exp(), 1.0
-        v = kernels[0] if len(kernels) == 1 else torch.cat(kernels)
+        v = with_rows(kernels[0]) if len(kernels) == 1 else torch.cat(kernels)
         p, before = self.joined()
         shift = (a.request * (1 + self.bias)) @ v[:, :width].T
         m = _folded(v[:, :width], before, a.request)
@@ -191,19 +191,26 @@ def residual_cross_score(a) -> Tensor:
     _check_counts(counts, a.items.shape[0])
     ranks = [layer.shape[1] for layer in (*a.low_rank[1::3], *a.attention[3::5])]
     few = 4 * a.items.shape[0] < 3 * len(counts) * max(ranks)
-    rows = torch.arange(len(counts), device=a.items.device)
-    rows = torch.repeat_interleave(rows, a.counts, output_size=a.items.shape[0])
-    if few or a.request.dtype == torch.float64 or not a.items.shape[0]:
-        out = _on_joined_rows(a, rows)
+    empty = not a.items.shape[0] or (a.weight is not None and not a.weight.shape[0])
+    if few or empty or a.request.dtype == torch.float64:
+        out = _on_joined_rows(a, _rows(a))
         return out if a.weight is None else torch.nn.functional.linear(out, a.weight, a.bias)
-    a = a._replace(request=a.request.contiguous(), items=a.items.contiguous())
+    weight = None if a.weight is None else with_rows(a.weight)
+    a = a._replace(request=a.request.contiguous(), items=a.items.contiguous(), weight=weight)
     tiles = _tiles(counts, a.items.device)
     stacks = [_Stack(a, tiles, a.low_rank, 3)] if a.low_rank else []
     stacks += [_Stack(a, tiles, a.attention, 5)] if a.attention else []
     if a.weight is None:
+        rows = _rows(a)
         states = [stack.whole(rows) for stack in stacks]
         return _merged(states, a.merge)
     return _weighted(a, stacks, tiles)
+
+
+def _rows(a) -> Tensor:
+    """The request of each candidate, (N,)."""
+    requests = torch.arange(a.counts.shape[0], device=a.items.device)
+    return torch.repeat_interleave(requests, a.counts, output_size=a.items.shape[0])
 
 
 def _merged(states: list[Tensor], merge: int) -> Tensor:

@@ -11,7 +11,7 @@ from rankers import PRESETS, make_features, small
 import lirank_ext
 from lirank_ext import nn
 from lirank_ext.conversion.swap import use_references
-from lirank_ext.library.op import OPS
+from lirank_ext.library.op import OPS, _python_error
 from lirank_ext.models import LiRank
 
 HALF = (torch.bfloat16, torch.float16)
@@ -103,6 +103,7 @@ def test_gradients_reach_float32_weights():
     layer(x, x).square().sum().backward()
     for found, wanted in zip(exact, (x.grad, *(p.grad for p in layer.parameters())), strict=True):
         assert found.dtype == torch.float32
+        # Two products and the square, each rounded to bfloat16's 8 bits.
         torch.testing.assert_close(found, wanted, rtol=0, atol=0.05 * float(wanted.abs().max()))
 
 
@@ -159,3 +160,13 @@ def test_compiled_layers_do_the_same():
         wanted = mlp(x)
         found = torch.compile(mlp, fullgraph=True, backend="aot_eager")(x)
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_failure_under_autocast_is_not_taken_for_a_wrong_dtype(monkeypatch):
+    """The checks look at the arguments as the op got them."""
+    op, failure = OPS["low_rank_cross"], RuntimeError("something else")
+    x0, x = torch.randn(3, 8), torch.randn(3, 8).bfloat16()
+    args = (x0, x, torch.randn(2, 8), torch.randn(8, 2), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _python_error(op, failure, args, {}) is failure
+    assert isinstance(_python_error(op, failure, args, {}), TypeError)

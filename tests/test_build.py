@@ -112,7 +112,7 @@ def test_what_was_built_is_not_compiled_again_after_the_checkout_moved(checkout,
 @pytest.mark.parametrize(
     ("cxx", "words"),
     [
-        ("OLD", ("cannot compile C++17", "unrecognized option", "GCC 10")),
+        ("OLD", ("cannot compile C++17", "unrecognized option", "GCC 11")),
         ("no-such-compiler", ("CXX is 'no-such-compiler'", "not a program")),
     ],
 )
@@ -137,6 +137,7 @@ def test_missing_headers_of_python_are_said_before_anything_is_compiled(checkout
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 1  # the probe
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on PATH")
 def test_code_that_does_not_compile_ends_in_a_sentence(checkout):
     (checkout / "csrc/errors_of_mine.cpp").write_text("#error not code\n")
     for source in (checkout / "csrc").rglob("*.cpp"):

@@ -63,6 +63,7 @@ def test_presets_become_plain_aten(name, quantized):
         assert spaces == {"aten"}
         for rows in (1, 9):
             given = make_features(config, rows)
+            # The same float32 products and sums in another order, through a dozen layers.
             torch.testing.assert_close(plain.module()(given), model(given), rtol=1e-4, atol=1e-4)
 
 

@@ -48,6 +48,7 @@ def test_every_command_runs_a_quantized_model(trained, tmp_path, capsys, bits):
         assert run("evaluate", folder, data, "--json", out) == 0
         scores[folder] = json.loads(out.read_text())["click"]["auc"]
         assert run("predict", folder, data, "--output", tmp_path / f"{folder.name}.csv") == 0
+    # On a few hundred rows a rounded score changes the order of some; int4 is among the cases.
     assert scores[small] == pytest.approx(scores[model], abs=0.02)
     texts = {(tmp_path / f"{folder.name}.csv").read_text() for folder in (model, small)}
     assert len(texts) == 2

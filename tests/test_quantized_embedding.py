@@ -589,6 +589,31 @@ def test_a_module_refuses_rows_cut_out_of_a_table():
     QuantizedEmbeddingBag(lirank_ext.slice_rows(packed, slice(5), 64), 64, 8)
 
 
+@pytest.mark.parametrize("offsets", [[2, 3], [0, 9], [0, 3, 1]])
+def test_a_maximum_refuses_offsets_as_a_sum_does(offsets):
+    for mode in ("sum", "max"):
+        module = QuantizedEmbeddingBag.from_float(torch.nn.EmbeddingBag(5, 8, mode=mode))
+        with pytest.raises(ValueError, match="argument 'offsets': wanted"):
+            module(torch.arange(4), torch.tensor(offsets))
+
+
+def test_a_mean_without_padding_is_divided_before_it_is_rounded():
+    table = torch.nn.EmbeddingBag(4, 8, mode="mean", padding_idx=0).half()
+    with torch.no_grad():
+        table.weight.fill_(30000.0)  # three of them leave float16's range
+    module = QuantizedEmbeddingBag.from_float(table)
+    assert (module(torch.tensor([1, 2, 3, 0]), torch.tensor([0])) == 30000).all()
+
+
+def test_a_negative_padding_idx_counts_from_the_last_row():
+    module = QuantizedEmbeddingBag(
+        pack_rows(*quantize_rows(torch.randn(5, 8))), 8, 8, "sum", padding_idx=-1
+    )
+    ids, offsets = torch.tensor([0, 4, 1]), torch.tensor([0])
+    assert torch.equal(module(ids, offsets), module(torch.tensor([0, 1]), offsets))
+    torch.testing.assert_close(module(ids, offsets), module.dequantize()(ids, offsets))
+
+
 def test_fbgemm_rows_have_eight_bits():
     layer = QuantizedEmbedding.from_float(torch.nn.Embedding(4, 8), 4)
     with pytest.raises(ValueError, match="to_fbgemm: bits: wanted 8, got 4"):

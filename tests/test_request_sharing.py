@@ -158,6 +158,20 @@ def test_half_precision(dtype):
     assert error(got.double(), wanted) <= 16 * torch.finfo(dtype).eps
 
 
+@torch.no_grad()
+def test_a_weight_without_outputs_gives_none():
+    net = shaken(ResidualCrossNet(40, 8))
+    request, items, rows = inputs(40, 25, dtype=torch.float32)
+    assert net.score(request, items, COUNTS, torch.empty(0, 40)).shape == (len(rows), 0)
+
+
+@torch.no_grad()
+def test_more_layers_than_the_kernels_hold_take_joined_rows():
+    net = shaken(LowRankCrossNet(20, 2, 65).double(), 0.01)
+    request, items, rows = inputs(20, 12, torch.tensor([40]))
+    assert error(net.score(request, items, torch.tensor([40])), net(rows)) <= EXACT
+
+
 def test_strided_inputs_and_weights():
     net = shaken(ResidualCrossNet(40, 8).double())
     request, items, rows = inputs(40, 25)

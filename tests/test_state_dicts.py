@@ -105,6 +105,22 @@ def test_a_table_of_another_meaning_is_refused(name):
     assert all(torch.equal(before[k], v) for k, v in mine.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", [torch.nn.Parameter, torch.Tensor.numpy, torch.Tensor.tolist])
+def test_a_tag_is_read_whatever_holds_its_bytes(kind):
+    state = bag(dim=16, bits=4).state_dict()
+    tag = state["_extra_state"]
+    state["_extra_state"] = kind(tag) if kind is not torch.nn.Parameter else kind(tag, False)
+    with pytest.raises(RuntimeError, match="bits 8, dim 8, got bits 4, dim 16"):
+        bag().load_state_dict(state)
+
+
+def test_a_damaged_tag_is_refused():
+    state = bag().state_dict()
+    state["_extra_state"] = state["_extra_state"][:-3]
+    with pytest.raises((RuntimeError, ValueError), match="the tag of a table is damaged"):
+        bag().load_state_dict(state)
+
+
 @pytest.mark.parametrize("make", [bag, hashed, lambda: hashed(4), collection])
 def test_state_dicts_with_and_without_tags_load(make, tmp_path):
     first, second, third = make(), make(), make()

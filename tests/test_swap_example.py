@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lirank_ext import swap
+from lirank_ext.conversion import example
 from lirank_ext.nn import FullRankCrossNet, LowRankCross, LowRankCrossNet, MixtureCrossNet
 from lirank_ext.nn.reference_cross import ReferenceLowRankCross, ReferenceResidualCrossNet
 
@@ -143,6 +144,7 @@ def test_names_order_checkpoints_and_optimizer_states_survive(name):
     assert [*model.state_dict()] == [*original.state_dict()]
     model.load_state_dict(original.state_dict())
     averaged.update_parameters(model)
+    # Sums of float32 in another order.
     torch.testing.assert_close(model(x), original(x), rtol=1e-4, atol=1e-5)
     model(x).sum().backward()
     for (key, p), q in zip(model.named_parameters(), original.parameters(), strict=True):
@@ -170,6 +172,7 @@ def test_torch_rechub_itself():
     model = ranker(layers.CrossNetMix(8))
     original, x = copy.deepcopy(model), torch.randn(5, 8)
     assert len(swap(model, example=x).replaced) == 1
+    # Sums of float32 in another order.
     torch.testing.assert_close(model(x), original(x), rtol=1e-4, atol=1e-5)
 
 
@@ -213,6 +216,22 @@ class Stack(nn.Module):
         for layer in self.layers:
             y = layer(x, y)
         return self.dropout(y)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "words"),
+    [
+        (torch.tensor([100_001]), torch.tensor([100_000]), "values off by up to 1"),
+        (torch.tensor([1.0]), torch.tensor([1.0]).double(), "torch.float32"),
+        (torch.tensor([1.0001]).double(), torch.tensor([1.0]).double(), "values off"),
+        (torch.tensor([torch.nan]), torch.tensor([1.0]), "values off"),
+        (torch.tensor([torch.inf]), torch.tensor([-torch.inf]), "values off"),
+        (torch.tensor([torch.nan, torch.inf]), torch.tensor([torch.nan, torch.inf]), ""),
+    ],
+)
+def test_only_rounding_makes_no_difference(found, wanted, words):
+    said = example.differ(found, wanted)
+    assert words in said and bool(said) == bool(words)
 
 
 def test_what_differs_on_the_example_is_taken_back():

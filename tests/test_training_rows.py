@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from test_training_cli import SMALL, refused, run  # noqa: E402
 
 from lirank_ext.data.broken import BadRows  # noqa: E402
 from lirank_ext.models import Categorical, ConfigError, Schema, Task  # noqa: E402
-from lirank_ext.training import Config  # noqa: E402
+from lirank_ext.training import Config, check  # noqa: E402
 from lirank_ext.training.average import WeightAverage  # noqa: E402
 from lirank_ext.training.events import Events  # noqa: E402
 from lirank_ext.training.grouped import Grouped  # noqa: E402
@@ -277,6 +278,30 @@ def test_check_says_where_the_ranker_is_behind(data, tmp_path, capsys):
     assert "--check: there are no rows to validate on" in text
 
 
+def test_a_check_of_one_class_has_no_figures_and_is_json(capsys):
+    from lirank_ext.cli.results import print_check
+
+    logits, labels = np.array([0.1, 0.2, 0.3]), np.zeros(3)
+    figures = check._figures(logits, logits, labels, None)
+    assert figures["auc"] is None and figures["log_loss"] > 0
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    print_check({"rows": 3, "sample": 9, "tasks": {"click": {"ranker": figures}}, "warnings": []})
+    assert "nan" not in capsys.readouterr().out
+    one = np.array([0.0, 0.0, 1.0])  # a single positive has no error
+    rival = check._figures(logits[::-1].copy(), logits, one, None)
+    assert rival["error"] is None and not check._warnings("click", {"ranker": rival, "a": rival})
+
+
+def test_trees_read_the_same_columns_of_both_parts():
+    def rows(lengths):
+        bags = {"ids/a": (np.arange(3), np.ones(3, int))}
+        bags["ids/list"] = (np.arange(sum(lengths)), np.array(lengths))
+        return SimpleNamespace(bags=bags, numeric=np.zeros((3, 0)), __len__=lambda: 3)
+
+    sample, valid = check._tables(rows([1, 1, 1]), rows([0, 2, 1]))
+    assert sample.ids.shape == valid.ids.shape == (3, 1)
+
+
 def test_importance_finds_the_columns_that_matter(data, tmp_path, capsys):
     file = with_column(data, "noise", np.random.default_rng(0).integers(0, 5, 600))
     out = tmp_path / "m"
@@ -385,6 +410,26 @@ def test_tensorboard_shows_norms(data, tmp_path, monkeypatch):
     dense = torch.cat([p.detach().flatten() for p in trainer.dense]).norm().item()
     assert written["norms/dense"] == pytest.approx(dense, rel=1e-4)
     assert written["norms/gradient"] > 0
+
+
+def test_tensorboard_itself_takes_the_events(tmp_path):
+    pytest.importorskip("tensorboard")
+    events = Events.open(tmp_path / "events", 0)
+    events.writer.add_scalar("training/loss", 0.5, 3)
+    events.writer.flush()
+    assert any(path.stat().st_size for path in (tmp_path / "events").iterdir())
+
+
+def test_events_change_no_gradient_that_is_not_clipped(data):
+    def trained(events):
+        trainer = open_trainer(make_config(clip=0.0, epochs=1), [data])
+        if events:
+            trainer.events = SimpleNamespace(gradient_norm=None, write=lambda *a: None)
+        trainer.fit()
+        return weights(trainer)
+
+    plain, watched = trained(False), trained(True)
+    assert all(torch.equal(plain[k], watched[k]) for k in plain)
 
 
 def test_small_gains_are_kept_and_do_not_count(data, monkeypatch):

@@ -61,6 +61,14 @@ def _double(value):
     return value.double() if floating else value
 
 
+def _turned(value):
+    """Matrices column after column in memory."""
+    if isinstance(value, list):
+        return [_turned(t) for t in value]
+    matrix = isinstance(value, torch.Tensor) and value.dim() == 2
+    return value.t().contiguous().t() if matrix else value
+
+
 def main() -> None:
     assert launch.INTERPRETED, "set TRITON_INTERPRET=1"
     failures, launched, call = [], [], cross_score.launch
@@ -70,8 +78,9 @@ def main() -> None:
         call(kernel, *args, **constants)
 
     cross_score.launch = counted
-    for case in CASES:
+    for case, strided in [*((case, False) for case in CASES), (CASES[1], True), (CASES[3], True)]:
         args = _arguments(case)
+        args = tuple(map(_turned, args)) if strided else args
         got, wanted = gpu.launcher(OP)(*args), OP.reference(*map(_double, args))
         largest = float(wanted.abs().max()) if wanted.numel() else 0.0
         error = float((got.double() - wanted).abs().max()) if wanted.numel() else 0.0

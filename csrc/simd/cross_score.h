@@ -85,7 +85,7 @@ int64_t CrossScore<T>::most_vectors() {
 }
 template <typename T>
 int64_t CrossScore<T>::fold_scratch(const ScoreNet<T>& net) {
-  return (kFoldRows > 4 ? kFoldRows : 4) * net.d_u + net.m + 64;
+  return kFoldRows * net.d_u + net.m + 64;
 }
 
 template <typename T>

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group-by",
         metavar="COLUMN",
         help="score the rows that follow each other with the same value in it as the candidates of "
-        "one request: the same probabilities in less time",
+        "one request: what the request alone decides is computed once",
     )
     add(
         "--request",

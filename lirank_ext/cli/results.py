@@ -47,7 +47,8 @@ def print_check(check: Mapping[str, Any]) -> None:
     for task, models in check["tasks"].items():
         for name, v in models.items():
             gain = f"{v['gain']:+.4f} ± {v['error']:.4f}" if v["error"] else ""
-            rows.append([task, name, f"{v['auc']:.4f}", f"{v['log_loss']:.4f}", gain])
+            figures = ["-" if v[n] is None else f"{v[n]:.4f}" for n in ("auc", "log_loss")]
+            rows.append([task, name, *figures, gain])
     title = f"Check, on {check['rows']:,} rows to validate on; rivals saw {check['sample']:,} rows"
     print_table(title, ("task", "model", ">AUC", ">log-loss", ">AUC above the ranker"), rows)
     for sentence in check["warnings"]:

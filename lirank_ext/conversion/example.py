@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+
+from ..nn.cross import LowRankCross
+from ..nn.cross_net import LowRankCrossNet
+from .surgery import Leave
 
 # Largest difference that counts as rounding, as a share of the largest value.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 4e-3}
@@ -79,19 +84,17 @@ def differ(found: Any, wanted: Any) -> str:
             if type(one) is not type(other):
                 return f"{type(one).__name__} instead of {type(other).__name__}"
             continue
-        if one.shape != other.shape:
-            return f"shape {tuple(one.shape)} instead of {tuple(other.shape)}"
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            kinds = (f"{t.dtype} of shape {tuple(t.shape)}" for t in (one, other))
+            return " instead of ".join(kinds)
         if not one.numel():
             continue
-        gap = (one.double() - other.double()).abs().max().item()
+        same = (one == other) | (one.isnan() & other.isnan())
+        gap = (one.double() - other.double()).masked_fill(same, 0).abs().max().item()
         size = other.double().abs().nan_to_num(0, 0, 0).max().item()
-        if not gap <= ROUNDING.get(other.dtype, 0.0) * max(size, 1.0) and not _both_nan(one, other):
+        if not gap <= ROUNDING.get(other.dtype, 0.0) * max(size, 1.0):
             return f"values off by up to {gap:.2g}, where the largest is {size:.2g}"
     return ""
-
-
-def _both_nan(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def _copied(value: Any) -> Any:
@@ -156,3 +159,27 @@ def offers(calls: Mapping[nn.Module, Call]) -> dict[nn.Module, str]:
         else:
             found[module] = f"{form}: swap.register({name}, swap.low_rank) replaces it"
     return found
+
+
+def low_rank(module: nn.Module) -> nn.Module:
+    """A ``convert`` for a cross layer of two ``nn.Linear``: d to r without a bias, then r to d."""
+    layers = linear_layers(module)
+    if len(layers) != 2:
+        raise Leave("it does not consist of two linear layers, d to r without bias and r to d")
+    down, up = layers
+    if _takes_one(module):
+        return LowRankCrossNet.on(module, _of_linears)
+    with torch.device("meta"):
+        made = LowRankCross(down.in_features, down.out_features)
+    made.v, made.u, made.bias = down.weight, up.weight, up.bias
+    return made
+
+
+def _of_linears(module: nn.Module) -> list[tuple[Tensor | None, ...]]:
+    down, up = linear_layers(module)
+    return [(down.weight, up.weight, up.bias)]
+
+
+def _takes_one(module: nn.Module) -> bool:
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(p.default is p.empty for p in parameters) == 1

@@ -283,7 +283,7 @@ def _report(
 def _largest_error(weight: Tensor, packed: Tensor, bits: int) -> tuple[float, int]:
     """The largest difference to the dequantized table, and its row."""
     if weight.is_meta:
-        return 0.0, 0
+        return float("nan"), 0  # nothing to measure
     # The whole table is unpacked, because the place of a row's scale depends on the number of rows.
     codes, scale, mid = unpack_rows(packed, weight.shape[1], bits)
     worst, row = 0.0, 0

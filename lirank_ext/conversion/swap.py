@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from .._table import plain_table
-from ..nn.cross import LowRankCross
-from ..nn.cross_net import LowRankCrossNet
-from .example import Call, differ, difference, linear_layers, offers, record, run
+from .example import Call, differ, difference, linear_layers, low_rank, offers, record, run
 from .sources import CANDIDATE, FOREIGN, NOTES, TWINS, known_base, name_of
 from .surgery import Found, Leave, exchange, find, refuse_hooks, type_name
 
@@ -262,30 +259,6 @@ def register(
     return convert
 
 
-def low_rank(module: nn.Module) -> nn.Module:
-    """A ``convert`` for a cross layer of two ``nn.Linear``: d to r without a bias, then r to d."""
-    layers = linear_layers(module)
-    if len(layers) != 2:
-        raise Leave("it does not consist of two linear layers, d to r without bias and r to d")
-    down, up = layers
-    if _takes_one(module):
-        return LowRankCrossNet.on(module, _of_linears)
-    with torch.device("meta"):
-        made = LowRankCross(down.in_features, down.out_features)
-    made.v, made.u, made.bias = down.weight, up.weight, up.bias
-    return made
-
-
-def _of_linears(module: nn.Module) -> list[tuple[Tensor | None, ...]]:
-    down, up = linear_layers(module)
-    return [(down.weight, up.weight, up.bias)]
-
-
-def _takes_one(module: nn.Module) -> bool:
-    parameters = inspect.signature(module.forward).parameters.values()
-    return sum(p.default is p.empty for p in parameters) == 1
-
-
 swap.register = register
 swap.low_rank = low_rank
 swap.Leave = Leave
@@ -383,12 +356,17 @@ def _refuse_unknown_to_data_parallel(
     held = {id(p) for p in module.parameters()}
     if all(id(p) in held for p in made.parameters()):
         return
-    outer = [m for path, m in model.named_modules() if any(f"{p}.".startswith(path) for p in paths)]
+    outer = [m for path, m in model.named_modules() if _holds(path, paths)]
     if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in outer):
         raise Leave(
             "its replacement has new parameters, which DistributedDataParallel would not "
             "synchronize: swap the model before it is wrapped"
         )
+
+
+def _holds(path: str, paths: tuple[str, ...]) -> bool:
+    """Whether the module at a path holds the one at these paths."""
+    return not path or any(f"{p}.".startswith(f"{path}.") for p in paths)
 
 
 def _leave_candidate(module: nn.Module, is_model: bool) -> None:

@@ -41,7 +41,7 @@ def _tell_counter(op: Op) -> None:
 class _Waiting(importlib.abc.MetaPathFinder):
     """Tells the counter the formulas when it is imported.
 
-    Importing it here would take a tenth of the time of ``import lirank_ext``.
+    Importing it here would make ``import lirank_ext`` longer for all who count nothing.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:

@@ -202,6 +202,11 @@ def op(function=None, *, name=None, family=None, internal=False):
 
 def _python_error(op: Op, error: Exception, args: tuple, kwargs: dict) -> Exception:
     """The error that the reference would raise. C++ ops can only raise RuntimeError."""
+    devices = [a.device.type for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+    if devices and devices[0] in autocast.KEYS:  # the checks see what the op saw
+        args = autocast.cast(args, devices[0], op.autocast_rule)
+        named = autocast.cast(kwargs.values(), devices[0], op.autocast_rule)
+        kwargs = dict(zip(kwargs, named, strict=True))
     try:
         op.bind(*args, **kwargs)
     except (TypeError, ValueError) as refusal:

@@ -113,7 +113,8 @@ class ConstantBuffers(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        given = (t.device for k, t in state_dict.items() if k.startswith(prefix))
+        held = (t for k, t in state_dict.items() if k.startswith(prefix))
+        given = (t.device for t in held if isinstance(t, Tensor))
         self._fill_constants(next(given, None))
 
     def _fill_constants(self, device: torch.device | None) -> None:

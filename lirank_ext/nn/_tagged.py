@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 FORMAT = 1  # of the tag, and of the packed layout
 EXTRA = "_extra_state"  # the key that PyTorch gives to a module's extra state
@@ -55,9 +56,12 @@ class Tagged(nn.Module):
 
 def read_tag(state: Any) -> dict[str, Any]:
     """The content of a tag; empty if there is none, or if it has no values, as a fake tensor."""
-    if type(state) is not Tensor or state.is_meta:
+    if state is None or (isinstance(state, Tensor) and (state.is_meta or is_fake(state))):
         return {}
-    return json.loads(bytes(state.tolist()))
+    try:
+        return json.loads(bytes(torch.as_tensor(state).tolist()))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError("the tag of a table is damaged: it is no JSON") from error
 
 
 def tags_in(state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,16 @@ from ..ops.cross import low_rank_cross
 from ..ops.cross_attention import attention_cross
 from ..ops.cross_net import residual_cross_net
 from ._common import keep_axis
-from .request_sharing import Rows, Runs, arrange, check_counts, check_widths, inverse, score_stacks
+from .request_sharing import (
+    Rows,
+    Runs,
+    arrange,
+    check_counts,
+    check_widths,
+    explicit_temperatures,
+    inverse,
+    score_stacks,
+)
 from .request_sharing import tensors_of as _tensors
 
 MERGES = ("sum", "mean", "concat")
@@ -238,8 +247,7 @@ class ResidualCrossNet(ResidualCrossParameters):
                 learned.append(layer.log_temperature.reshape(()))
         merge = MERGES.index(self.merge)
         if not learned and torch.compiler.is_compiling():
-            # AOTInductor takes no empty list of tensors.
-            learned = [x.new_full((), math.log(layer.initial_temperature))] * len(attention)
+            learned = explicit_temperatures(second, layer.initial_temperature)
         options = (layer.initial_temperature, learned, layer.token_dim, layer.skip, merge)
         return residual_cross_net(x, first, second, *options)
 
@@ -299,7 +307,8 @@ def score_net(
     """
     stacks, merge = stacks_of(net)
     layers = [*stacks[0], *stacks[1]]
-    if layers and all(map(_is_plain, layers)):
+    # The op takes a bias of every layer; a layer that swap made of two linear ones may have none.
+    if layers and all(_is_plain(x) and x._parameters.get("bias") is not None for x in layers):
         check_widths(type(net).__name__, request, items, layers[0].dim)
         return score_stacks(*stacks, merge, request, items, counts, weight, bias, runs)
     out = net(joined(type(net).__name__, request, items, counts, runs))

@@ -37,6 +37,7 @@ class _Net(nn.Module):
         made._parameters.update(source._parameters)
         made._buffers.update(source._buffers)
         made._modules.update(source._modules)
+        made._non_persistent_buffers_set |= source._non_persistent_buffers_set
         made.held = held
         for name, value in attributes.items():
             setattr(made, name, value)

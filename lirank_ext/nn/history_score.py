@@ -56,9 +56,10 @@ def score_histories(
         return _encode(encoder, *spread, candidate, of_items, False)
     done = []
     begin = 0
+    # Valid steps stand first; the others are no keys. An empty history keeps one.
+    steps_kept = valid.sum(1).clamp(min=1).tolist()
     for request, number in enumerate(numbers):
-        # Valid steps stand first; the others are no keys. An empty history keeps one.
-        kept = max(1, int(valid[request].sum()))
+        kept = steps_kept[request]
         one = [t[request : request + 1, :kept] for t in (steps, of_steps, valid)]
         block = max(1, BLOCK // (kept * encoder.width))
         for start in range(begin, begin + number, block):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..library.huge_pages import use_huge_pages
-from ..ops.bags import Bags
+from ..ops.bags import Bags, check_offsets
 from ..ops.quantized_embedding import quantized_embedding_bag
 from ..ops.quantized_embedding_layout import layout
 from ..ops.quantized_embedding_rows import dequantize_rows, pack_rows, quantize_rows, unpack_rows
@@ -245,7 +245,9 @@ class QuantizedEmbeddingBag(_QuantizedTable):
         super().__init__(packed, embedding_dim, bits, output_dtype)
         check_choice(type(self).__name__, "mode", mode, ("sum", "mean", "max"))
         self.mode, self.include_last_offset = mode, include_last_offset
-        self.padding_idx = padding_idx
+        # As nn.EmbeddingBag does, a negative number counts from the last row.
+        from_end = padding_idx is not None and padding_idx < 0
+        self.padding_idx = padding_idx + packed.shape[0] if from_end else padding_idx
 
     def meaning(self) -> dict[str, Any]:
         return {**super().meaning(), "mode": self.mode, "padding_idx": self.padding_idx}
@@ -299,16 +301,19 @@ class QuantizedEmbeddingBag(_QuantizedTable):
         bags = Bags(input, offsets, last)
         keep = None if self.padding_idx is None else input != self.padding_idx
         if self.mode == "max":
+            check_offsets("quantized_embedding_bag", bags, "indices")
             rows = quantized_embedding_bag(self.packed, input.reshape(-1), None, *table)
             return bags.largest(rows, keep).to(self.output_dtype)
         weights = keep.to(self.packed.device, torch.float32)
         if per_sample_weights is not None:
             weights = weights * per_sample_weights
-        rest = ("sum", weights, last, self.output_dtype)
+        # A mean is rounded once, after the division: a sum of halves may leave their range.
+        dtype = torch.float32 if self.mode == "mean" else self.output_dtype
+        rest = ("sum", weights, last, dtype)
         out = quantized_embedding_bag(self.packed, input, offsets, *table, *rest)
         if self.mode == "mean":
-            out = out / bags.sizes(keep).clamp(min=1).unsqueeze(1).to(out.dtype)
-        return out
+            out = out / bags.sizes(keep).clamp(min=1).unsqueeze(1)
+        return out.to(self.output_dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}"

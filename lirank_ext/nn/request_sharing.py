@@ -6,7 +6,6 @@ has; the candidates stand in one tensor, request by request.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -145,6 +144,18 @@ def tensors_of(layer: nn.Module, names: Iterable[str]) -> list[Tensor]:
         return [getattr(layer, name) for name in names]
 
 
+def explicit_temperatures(attention: list[Tensor], temperature: float) -> list[Tensor]:
+    """Logarithms of temperatures for layers whose temperature is fixed.
+
+    AOTInductor hands an empty list of tensors to an op as None. The temperature goes into the
+    queries' kernels in ``attention``, (q, k, v, u, bias) per layer, as its logarithm in half
+    precision would be another number.
+    """
+    if temperature != 1:
+        attention[::5] = [q / temperature for q in attention[::5]]
+    return [attention[0].new_zeros(())] * (len(attention) // 5)
+
+
 def score_stacks(
     low_rank: Iterable[nn.Module],
     attention: Iterable[nn.Module],
@@ -181,9 +192,7 @@ def score_stacks(
         weight = torch.cat([arrange(half, runs, 1) for half in halves], dim=1)
     temperature, token_dim, skip = options
     if high and not learned and torch.compiler.is_compiling():
-        # AOTInductor hands an empty list of tensors to an op as None.
-        fixed = high[0].new_full((), math.log(temperature))
-        learned = [fixed] * (len(high) // 5)
+        learned = explicit_temperatures(high, temperature)
     return residual_cross_score(
         request, items, counts, low, high, temperature, learned, token_dim, skip, merge, weight,
         bias,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,10 +67,15 @@ residual_cross_net.autocast("lower")
 
 @residual_cross_net.flops
 def _(a) -> int:
-    total = sum(4 * a.x.numel() * v.shape[0] for v in a.low_rank[::3])
+    return net_flops(a, *a.x.shape)
+
+
+def net_flops(a: Any, rows: int, width: int) -> int:
+    """Floating-point operations of both stacks of ``a`` on rows of that width."""
+    total = sum(4 * rows * width * v.shape[0] for v in a.low_rank[::3])
     for q in a.attention[::5]:
         rank = q.shape[0]
-        total += 8 * a.x.numel() * rank + 4 * a.x.shape[0] * rank * (rank // a.token_dim)
+        total += 8 * rows * width * rank + 4 * rows * rank * (rank // a.token_dim)
     return total
 
 

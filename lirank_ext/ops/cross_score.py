@@ -14,6 +14,7 @@ from ..library.op import OPS, op
 from .cross import low_rank_cross
 from .cross_attention import attention_cross
 from .cross_checks import check_layers
+from .cross_net import net_flops
 
 
 @op(family="cross", internal=True)
@@ -156,3 +157,11 @@ def _(a):
     layers = len(a.attention) // 5
     scales = [t.exp() for t in a.log_temperatures] or [a.temperature] * layers
     return _joined(a, scales, low_rank_cross, attention_cross)
+
+
+@residual_cross_score.flops
+def _(a) -> int:
+    # As on joined rows; what the kernels share depends on the counts.
+    rows, width = a.items.shape[0], a.request.shape[1] + a.items.shape[1]
+    outer = 0 if a.weight is None else 2 * rows * a.weight.numel()
+    return net_flops(a, rows, width) + outer

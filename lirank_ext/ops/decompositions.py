@@ -40,10 +40,10 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
         torch.onnx.export(program, dynamo=True)
 
     The functions check shapes and dtypes when they are traced. What only the data tells (ids out of
-    range, offsets that fall) is not checked when they run. Three ops are not among them, because
+    range, offsets that fall) is not checked when they run. Four ops are not among them, because
     their loops or sizes are data: ``hash_strings`` and ``vocabulary_lookup``, which belong before
-    the model, and ``quantized_embedding_bags``, for which ``quantized_embedding_bag`` per table
-    does the same.
+    the model; ``quantized_embedding_bags``, for which ``quantized_embedding_bag`` per table does
+    the same; and ``residual_cross_score``, for which ``forward`` on joined rows does.
 
     Returns:
         A new dict from op to function, for ``torch.export.ExportedProgram.run_decompositions``.

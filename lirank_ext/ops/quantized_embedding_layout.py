@@ -48,7 +48,9 @@ def pack(codes: Tensor, scale: Tensor, mid: Tensor, bits: int) -> Tensor:
     if form.apart:
         # Not a view of another tensor: modules tell rows cut out of a table by that.
         whole = stored.new_empty(rows, form.row_bytes)
-        whole.view(-1).copy_(torch.cat([stored.reshape(-1), pairs.reshape(-1)]))
+        flat = whole.view(-1)
+        flat[: stored.numel()] = stored.reshape(-1)
+        flat[stored.numel() :] = pairs.reshape(-1)
         return whole
     row = torch.cat([stored, pairs], 1)
     return torch.nn.functional.pad(row, (0, form.row_bytes - row.shape[1])).contiguous()

@@ -43,7 +43,8 @@ def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor
         ValueError, TypeError, RuntimeError: shapes, dtypes or ``bits`` do not fit.
     """
     codes, scale, mid = rows_to_codes(weight, bits)
-    bad = ~(weight.detach().isfinite().all(1) & scale.isfinite() & mid.isfinite())
+    _, _, raw_scale, raw_mid = _middle_and_step(weight.detach().float(), bits)
+    bad = ~(weight.detach().isfinite().all(1) & raw_scale.isfinite() & raw_mid.isfinite())
     if bad.any():
         row = int(bad.nonzero()[0])
         text = "wanted finite values in a range that float32 holds"
@@ -53,19 +54,23 @@ def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor
 
 def rows_to_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """The definition of :func:`quantize_rows` on finite rows."""
-    w = weight.detach().float()
-    half, steps = 2 ** (bits - 1), 2**bits - 1
-    high, low = w.amax(1), w.amin(1)
-    # A tensor: on a GPU PyTorch multiplies by the reciprocal of a number, which rounds differently.
-    divisor = torch.full_like(high, steps)
-    scale = (high - low) / divisor
-    mid = (high * half + low * (half - 1)) / divisor
+    w, half = weight.detach().float(), 2 ** (bits - 1)
+    high, _, scale, mid = _middle_and_step(w, bits)
     constant = scale == 0
     scale = torch.where(constant, torch.ones_like(scale), scale)
     mid = torch.where(constant, high, mid)
     codes = torch.round((w - mid.unsqueeze(1)) / scale.unsqueeze(1)).clamp(-half, half - 1)
     codes = torch.where(constant.unsqueeze(1), torch.zeros_like(codes), codes)
     return codes.to(torch.int8), scale, mid
+
+
+def _middle_and_step(w: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Largest, smallest, scale and mid of each row, before constant rows get a scale of 1."""
+    half, steps = 2 ** (bits - 1), 2**bits - 1
+    high, low = w.amax(1), w.amin(1)
+    # A tensor: on a GPU PyTorch multiplies by the reciprocal of a number, which rounds differently.
+    divisor = torch.full_like(high, steps)
+    return high, low, (high - low) / divisor, (high * half + low * (half - 1)) / divisor
 
 
 @quantize_rows.check

@@ -23,7 +23,7 @@ STRENGTHS = (0.1, 1.0, 10.0)  # C of the logistic regression
 LEAVES = (15, 63)  # of a tree
 RANKER, REGRESSION, TREES = "ranker", "logistic regression", "boosted trees"
 
-Figures = dict[str, float]
+Figures = dict[str, float | None]
 
 
 @dataclass
@@ -60,13 +60,15 @@ def compare(trainer: Trainer) -> dict[str, Any]:
     memory = Memory(valid, converter, trainer.settings.batch_size)
     ranked = score(trainer.model, memory, trainer.device).logits
     tasks, warnings = {}, []
-    matrices, tables = _one_hot(sample, valid), [_table(sample, sample), _table(valid, sample)]
+    matrices, tables = _one_hot(sample, valid), _tables(sample, valid)
+    # Among the rows left by ``negatives`` the odds are higher than those of all rows.
+    shift = math.log(trainer.settings.negatives)
     for t, name in enumerate(trainer.model.task_names):
         labels, truth = sample.labels[:, t], valid.labels[:, t]
         logits = {RANKER: ranked[:, t]}
         if 0 < labels.sum() < len(labels) and 0 < truth.sum() < len(truth):
-            logits[REGRESSION] = _regression(matrices, labels, sample.weights)
-            logits[TREES] = _trees(*tables, labels, sample.weights)
+            logits[REGRESSION] = _regression(matrices, labels, sample.weights) + shift
+            logits[TREES] = _trees(*tables, labels, sample.weights) + shift
         tasks[name] = {
             model: _figures(values, ranked[:, t], truth, valid.weights)
             for model, values in logits.items()
@@ -78,11 +80,13 @@ def compare(trainer: Trainer) -> dict[str, Any]:
 def _figures(
     logits: np.ndarray, ranked: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
 ) -> Figures:
-    own, ranker = measure(logits, labels, weights), measure(ranked, labels, weights)
-    one_class = math.isnan(own.auc)
-    error = 0.0 if one_class else difference_error(logits, ranked, labels, "auc")
-    gain = 0.0 if one_class else own.auc - ranker.auc
-    return {"auc": own.auc, "log_loss": own.log_loss, "gain": gain, "error": error}
+    """AUC, log-loss, AUC above the ranker's, and its standard error; None where there is none."""
+    own = measure(logits, labels, weights)
+    found = {"auc": own.auc, "log_loss": own.log_loss, "gain": 0.0, "error": 0.0}
+    if logits is not ranked:
+        found["gain"] = own.auc - measure(ranked, labels, weights).auc
+        found["error"] = difference_error(logits, ranked, labels, "auc")
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _warnings(task: str, models: dict[str, Figures]) -> list[str]:
@@ -90,7 +94,7 @@ def _warnings(task: str, models: dict[str, Figures]) -> list[str]:
         f"warning: a {name} ranks '{task}' better than this model: AUC {v['auc']:.4f} against "
         f"{models[RANKER]['auc']:.4f}: try --tune on, or look at the columns"
         for name, v in models.items()
-        if name != RANKER and v["gain"] > v["error"]
+        if name != RANKER and v["gain"] and v["error"] and v["gain"] > v["error"]
     ]
 
 
@@ -103,12 +107,14 @@ def _best(
     fit: Callable[[Any, np.ndarray], Any],
     logits: Callable[[Any, np.ndarray], np.ndarray],
     labels: np.ndarray,
+    weights: np.ndarray | None,
 ) -> Any:
     """The setting with the lowest log-loss on the part of the sample that is held back."""
     held = _held_back(len(labels))
     if not 0 < labels[~held].sum() < (~held).sum() or not held.any():
         return settings[0]
-    losses = [measure(logits(fit(s, ~held), held), labels[held]).log_loss for s in settings]
+    own = None if weights is None else weights[held]
+    losses = [measure(logits(fit(s, ~held), held), labels[held], own).log_loss for s in settings]
     return settings[int(np.argmin(losses))]
 
 
@@ -123,7 +129,9 @@ def _regression(
         own = None if weights is None else weights[rows]
         return model(C=strength, max_iter=300).fit(train[rows], labels[rows], own)
 
-    chosen = _best(STRENGTHS, fit, lambda m, rows: m.decision_function(train[rows]), labels)
+    chosen = _best(
+        STRENGTHS, fit, lambda m, rows: m.decision_function(train[rows]), labels, weights
+    )
     return fit(chosen, np.ones(len(labels), bool)).decision_function(valid)
 
 
@@ -146,7 +154,7 @@ def _trees(
         options = {"max_leaf_nodes": leaves, "early_stopping": True, "random_state": 0}
         return model(**options).fit(train[rows], labels[rows], own)
 
-    chosen = _best(LEAVES, fit, lambda m, rows: m.decision_function(train[rows]), labels)
+    chosen = _best(LEAVES, fit, lambda m, rows: m.decision_function(train[rows]), labels, weights)
     return fit(chosen, np.ones(len(labels), bool)).decision_function(scored)
 
 
@@ -179,9 +187,12 @@ def _present(numbers: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(numbers).all(0), 0.0, numbers)
 
 
-def _table(rows: Rows, sample: Rows) -> Table:
-    """The rows with those id columns that hold one id a row throughout the sample."""
-    single = [key for key, (_, lengths) in sample.bags.items() if (lengths == 1).all()]
-    columns = [rows.bags[key] for key in single]
-    ids = [values for values, lengths in columns if (lengths == 1).all()]
-    return Table(rows.numeric, np.stack(ids, 1) if ids else np.zeros((len(rows), 0), np.int64))
+def _tables(sample: Rows, valid: Rows) -> tuple[Table, Table]:
+    """Both with those id columns that hold one id in every row of either."""
+    single = [k for k in sample.bags if all((r.bags[k][1] == 1).all() for r in (sample, valid))]
+
+    def table(rows: Rows) -> Table:
+        ids = [rows.bags[key][0] for key in single]
+        return Table(rows.numeric, np.stack(ids, 1) if ids else np.zeros((len(rows), 0), np.int64))
+
+    return table(sample), table(valid)

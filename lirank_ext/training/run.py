@@ -130,10 +130,11 @@ class Plan:
         self._prepare_folder()
         result = (self._tune if self._tunes(data) else self._train)(data, broken, tell)
         tell(summary.ending(result.trainer))
-        if self.options.check:
+        self._save(result)
+        if self.options.check:  # a rival that fails costs no training
             tell("check: training a logistic regression and boosted trees on a sample")
             result.report["check"] = check.compare(result.trainer)
-        self._save(result)
+            self._report(result)
         return result
 
     def _prepare_folder(self) -> None:
@@ -206,10 +207,13 @@ class Plan:
             "broken_rows": result.broken.count,
             "evaluations": progress.evaluations,
         }
-        save_text(self.output / REPORT, json.dumps(result.report, indent=1) + "\n")
+        self._report(result)
         tuning.remove(self.output)
         if trainer.config.training.fisher_rows:
             incremental.save_increment(trainer, self.output)
+
+    def _report(self, result: Result) -> None:
+        save_text(self.output / REPORT, json.dumps(result.report, indent=1) + "\n")
 
 
 def _previous(folder: str | None, output: Path) -> PreviousRun | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,11 @@ import torch
 
 from ..data.packages import need
 from ..models import ConfigError
-from ..models._parse import override
 from .checkpoint import CheckpointError
 from .session import Data
 from .settings import Config
 from .trainer import Trainer
-from .tuning import STATE, Trial, Tuner, read_state
+from .tuning import STATE, Trial, Tuner, read_state, trial_of
 
 # What is searched: the lowest and the highest value, and whether its logarithm is what counts; or
 # a list to choose from.
@@ -78,7 +75,7 @@ class Search(Tuner):
         self.space = {key: values for key, values in space.items() if key not in fixed}
         if not self.space:
             raise ConfigError("--tune search: every setting that it could search is given")
-        self.trials = [self._trial("given", {})]
+        self.trials = [trial_of(config, "given", {})]
 
     def run(self) -> tuple[Trainer, Trial]:
         """The trainer of the best trial, with its best weights, and the trial.
@@ -91,15 +88,10 @@ class Search(Tuner):
         self._read()
         self._write()
         while True:
-            trial = self.trials[-1]
-            if trial.best is None:
-                began = time.monotonic()
-                self._train(len(self.trials) - 1, trial)
-                trial.seconds = time.monotonic() - began
-                self._tidy()
+            self._do(len(self.trials) - 1, self.trials[-1])
             if self._enough():
                 break
-            self.trials.append(self._trial(f"search {len(self.trials)}", self._propose()))
+            self.trials.append(trial_of(self.config, f"search {len(self.trials)}", self._propose()))
             self._write()
         self._write()
         return self.kept()
@@ -113,13 +105,6 @@ class Search(Tuner):
         if settings.tune_seconds is not None and spent >= settings.tune_seconds:
             return True
         return len(self.trials) > settings.tune_trials
-
-    def _trial(self, name: str, changes: dict[str, Any]) -> Trial:
-        data = self.config.to_dict()
-        for key, value in changes.items():
-            override(data, key, json.dumps(value))
-        data["training"].update(tune="off", tune_seconds=None)
-        return Trial(name, changes, Config.from_dict(data))
 
     def _propose(self) -> dict[str, Any]:
         """The next setting, given the results of all that were trained."""
@@ -147,7 +132,7 @@ class Search(Tuner):
         if state is None:
             return
         for i, kept in enumerate(state["trials"]):
-            trial = self._trial(kept["name"], kept["changes"])
+            trial = trial_of(self.config, kept["name"], kept["changes"])
             if (kept["name"] == "given") != (i == 0) or not set(kept["changes"]) <= set(self.space):
                 where = self.output / STATE
                 raise CheckpointError(f"{where}: trials of another list: give --overwrite")

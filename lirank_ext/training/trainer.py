@@ -97,6 +97,7 @@ class Trainer:
         self.signals = StopSignals()
         self._unread_loss: Tensor | None = None
         self.events: Events | None = None
+        self.events_folder: Path | None = None  # "events" in the output, where none is named
 
     def fit(self) -> Progress:
         """Train to the end; afterwards the model has its best weights.
@@ -106,7 +107,8 @@ class Trainer:
             Interrupted: a signal came; a checkpoint was written first.
         """
         if self.settings.tensorboard and self.output is not None:
-            self.events = Events.open(self.output / "events", self.progress.step)
+            folder = self.events_folder or self.output / "events"
+            self.events = Events.open(folder, self.progress.step)
         with self.signals, self._bar() as bar:
             while not self.progress.done:
                 self._epoch(bar)
@@ -203,14 +205,22 @@ class Trainer:
         # Set explicitly: PyTorch warns about sparse gradients otherwise.
         with torch.sparse.check_sparse_tensor_invariants(False):
             total.backward()
-            if settings.clip or self.events is not None:
-                norm = torch.nn.utils.clip_grad_norm_(self.dense, settings.clip or math.inf)
-                if self.events is not None:
-                    self.events.gradient_norm = norm
+            norm = self._clip()
+            if self.events is not None:
+                self.events.gradient_norm = norm
             for optimizer in self.optimizers:
                 optimizer.step()
         self.average.update(step)
         self._record_loss(loss.detach())
+
+    def _clip(self) -> Tensor | None:
+        """Clip the dense gradients and return their norm, where either is wanted."""
+        if self.settings.clip:
+            return torch.nn.utils.clip_grad_norm_(self.dense, self.settings.clip)
+        if self.events is None:
+            return None
+        gradients = [p.grad for p in self.dense if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         smoothing = self.settings.label_smoothing

@@ -27,15 +27,12 @@ from .trainer import CHECKPOINT, Trainer
 
 FOLDER = "trials"
 STATE = "trials/trials.json"
-# Trials see no more rows than these; of more rows, a sample. The trials of 34,189 rows of UCI Adult
-# took 95 s of one core, so these take some ten minutes however large the files are.
+# Trials see no more rows than these; of more rows, a sample, so that their time is bounded.
 MAX_ROWS, MAX_VALID = 200_000, 50_000
 
 # How strongly ids and dense layers are held; the first is what the configuration says. Two of them
-# drop whole columns: of two columns of ids (MovieLens-100K) that brought 0.004 of AUC, and of ten
-# it cost as much. Tried and left out: ids that start at norm 1 and learn at rate 0.3 without a head
-# start; worst on UCI Adult (test AUC 0.9260, 0.9268 against 0.9284 of "middle") and on MovieLens,
-# no better on pairs of latent factors.
+# drop whole columns, which helps where there are two and costs where there are ten. Tried and left
+# out: ids that start at norm 1 and learn at rate 0.3 without a head start.
 RIDGE: dict[str, Any] = {
     "training.table_optimizer": "adam",
     "training.table_lr": ADAM_LR,
@@ -53,19 +50,15 @@ TRIALS: dict[str, dict[str, Any]] = {
     "ridge": RIDGE,
     "linear ridge": {**RIDGE, "training.schedule": "linear"},
 }
-# Rows of all tables up to which Adam is tried, as it moves each of them at every step. AUC and
-# log-loss on held-back rows, one seed, with the plateau schedule: MovieLens-100K 0.7949, 0.541
-# against 0.7862 of "middle", and made-up use of apps (ten columns of ids) 0.9433, 0.279 against
-# 0.9409, 0.334. A penalty of 0.02 or 0.1 was 0.001 worse on the former with embeddings of 32; 0.01
-# on the latter gave 0.9437, 0.293.
+# Rows of all tables up to which Adam is tried, as it moves each of them at every step. What it
+# brings: benchmarks/results/quality. Penalties from 0.01 to 0.1 were within what one seed can tell.
 ADAM_TRIAL_ROWS = 200_000
-# Under that penalty wide embeddings are better: MovieLens-100K 0.7865 with 16, 0.7920 with 32 and
-# 0.7949 with 64. This is the width of the columns together, which keeps the time of a step in
+# Under that penalty wide embeddings are better (16, 32 and 64 on validation rows of MovieLens-100K;
+# one seed, by hand). This is the width of the columns together, which keeps the time of a step in
 # bounds, and the width of one at most.
 RIDGE_WIDTH, RIDGE_DIM = 320, 64
 # Epochs over which the rates of "linear ridge" fall. The plateau divides them at a dip of the first
-# evaluations, which suits one kind of data and not the other. AUC on the rows to validate on, one
-# seed, plateau and linear: MovieLens-100K 0.7907, 0.8036; made-up use of apps 0.9555, 0.9513.
+# evaluations, which suits one kind of data and not the other (benchmarks/results/quality).
 RIDGE_EPOCHS = 12
 
 
@@ -128,14 +121,19 @@ def trials(config: Config, fixed: set[str]) -> list[Trial]:
             if "training.schedule" in changes:
                 changes["training.epochs"] = min(RIDGE_EPOCHS, config.training.epochs)
         kept = {key: value for key, value in changes.items() if key not in fixed}
-        data = config.to_dict()
-        for key, value in kept.items():
-            override(data, key, json.dumps(value))
-        data["training"].update(tune="off", tune_seconds=None)
-        trial = Trial(name, kept, Config.from_dict(data))
+        trial = trial_of(config, name, kept)
         if all(trial.config != other.config for other in different):
             different.append(trial)
     return different
+
+
+def trial_of(config: Config, name: str, changes: dict[str, Any]) -> Trial:
+    """The trial that changes these values of a configuration."""
+    data = config.to_dict()
+    for key, value in changes.items():
+        override(data, key, json.dumps(value))
+    data["training"].update(tune="off", tune_seconds=None)
+    return Trial(name, changes, Config.from_dict(data))
 
 
 def _ridge_dim(config: Config) -> int:
@@ -210,13 +208,19 @@ class Tuner:
         self._read()
         self._write()
         for i, trial in enumerate(self.trials):
-            if trial.best is None:
-                began = time.monotonic()
-                self._train(i, trial)
-                trial.seconds = time.monotonic() - began
-                self._write()
-            self._tidy()
+            self._do(i, trial)
         return self.kept()
+
+    def _do(self, number: int, trial: Trial) -> None:
+        """Train a trial that is not yet; what an interrupted process spent on it counts too."""
+        if trial.best is None:
+            began = time.monotonic()
+            try:
+                self._train(number, trial)
+            finally:
+                trial.seconds += time.monotonic() - began
+                self._write()
+        self._tidy()
 
     def kept(self) -> tuple[Trainer, Trial]:
         """The trainer of the best trial and the trial, once all are trained."""
@@ -272,7 +276,9 @@ class Tuner:
         folder = self.folder / str(number)
         folder.mkdir(exist_ok=True)
         bar = f"{trial.name} ({number + 1} of {self.expected()})" if self.bar else False
-        return trainer_on(self.data, trial.config, folder, self.device, bar)
+        trainer = trainer_on(self.data, trial.config, folder, self.device, bar)
+        trainer.events_folder = self.output / "events" / trial.name  # the trials' own are deleted
+        return trainer
 
     def expected(self) -> int:
         """How many trials there will be, at most."""

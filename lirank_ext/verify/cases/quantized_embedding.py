@@ -62,6 +62,7 @@ def _row_cases(generator) -> list[Case]:
         quantize("NaN", weight=w, bits=8, raises="got row 3"),
         quantize("Inf", weight=far * torch.inf, bits=8, raises="got row 0"),
         quantize("range overflows", weight=far, bits=8, raises="got row 1"),
+        quantize("constant beyond", weight=far[1:, 1:], bits=8, raises="got row 0"),
         quantize("width 0", weight=w[:, :0], bits=8, raises="'weight'"),
         quantize("float64", weight=w.double(), bits=8, raises="'weight'"),
         quantize("5 bits", weight=w, bits=5, raises="'bits'"),

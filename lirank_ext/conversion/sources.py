@@ -143,7 +143,7 @@ def _of_cross_layers(module: nn.Module) -> list[tuple[Tensor, ...]]:
 
 
 def _full_rank_linears(module: nn.Module) -> nn.Module:
-    """FuxiCTR's CrossNetV2: cross_layers are Linear(d, d). Ours takes one pass over a result."""
+    """FuxiCTR's CrossNetV2: cross_layers are Linear(d, d). Ours takes about the same time."""
     for layer in _linears(module, "cross_layers"):
         square = layer.in_features == layer.out_features
         _expect(square and layer.bias is not None, "layers that are not square or lack a bias")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from lirank_ext import isotonic_calibration, low_rank_cross, outer_attention
+from lirank_ext import capture, isotonic_calibration, low_rank_cross, outer_attention
+from lirank_ext.benchmarks.bench_request_sharing import make_model, model_inputs, plain
 from lirank_ext.benchmarks.gpu.target import Place, Target
 from lirank_ext.nn import ResidualCrossNet
 from lirank_ext.nn.reference_cross import ReferenceResidualCrossNet
@@ -262,6 +263,35 @@ def score(place: Place) -> Iterator[Target]:
             peers={"lirank forward": on_joined(ours), "eager": on_joined(eager)},
             compiled={"compile": lambda net=eager: on_joined(torch.compile(net, dynamic=False))},
             captured=False,  # the counts are read on the host
+        )
+
+
+def ranker(place: Place) -> Iterator[Target]:
+    """The whole feed model on candidates of one member, with what each call costs the host."""
+    model = make_model("feed", device=place.device).requires_grad_(False)
+    eager = plain(model)
+    wide = copy.deepcopy(eager).double()
+    for rows in (place.size(512), place.size(4096)):
+        sets = [(model_inputs(model, 1, rows, place.device)[3],) for _ in range(2)]
+        compiled = {"compile": lambda: torch.compile(eager, dynamic=False)}
+        if place.device == "cuda":
+            compiled["compile, CUDA graphs"] = lambda: torch.compile(
+                eager, dynamic=False, mode="reduce-overhead"
+            )
+        yield Target(
+            "LiRank",
+            f"feed model, float32, {rows} rows",
+            sets,
+            model if place.device == "cpu" else capture(model, *(s[0] for s in sets)),
+            lambda features, wide=wide: wide(
+                {k: v.double() if v.is_floating_point() else v for k, v in features.items()}
+            ),
+            tolerance=1e-3,
+            # the features, and the weights beside the tables
+            bytes=sum(t.nbytes for t in (*sets[0][0].values(), *model.head.parameters())),
+            peers={"lirank, not captured": model, "eager": eager},
+            compiled=compiled,
+            captured=False,  # what the host does is part of it
         )
 
 

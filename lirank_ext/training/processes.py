@@ -1,0 +1,419 @@
+"""One training by several processes: who this process is, and what all of them agree on."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..data.errors import DataError
+from ..errors import UserError
+from ..models import LiRank
+from ..nn.hashed_embedding import HashedParameters
+from .global_norms import share_statistics
+
+T = TypeVar("T")
+
+# How long a process waits for the others: rank 0 may sort many rows for a metric, or write large
+# tables, before it comes to the next exchange. A process that dies is noticed at once.
+TIMEOUT = timedelta(minutes=30)
+# What a process whose exchange failed gives the others to say why.
+SECONDS_TO_EXPLAIN = 3.0
+STARTED, FAILED, SAID = "lirank_ext/started", "lirank_ext/failed", "lirank_ext/said"
+
+
+class ProcessLost(UserError):
+    """Another process of the training is gone."""
+
+    exit_code = 1
+
+
+class Processes:
+    """A training by one process, which has nobody to agree with.
+
+    Attributes:
+        rank, size: the number of this process, from 0 on, and of all.
+        going_on: this launch has begun the training before, and a process of it was lost.
+    """
+
+    rank, size, going_on = 0, 1, False
+
+    @property
+    def first(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    def prepare(self, model: LiRank) -> None:
+        """Make a model compute over the batches of all processes."""
+
+    def seed(self, seed: int, step: int) -> None:
+        """Set the random numbers of a step."""
+
+    def sum_gradients(
+        self, parameters: Sequence[Tensor], loss: Tensor, received: int = 0
+    ) -> Tensor:
+        """Add up the gradients of all processes; gives the sum of their losses.
+
+        Args:
+            parameters: with this process's gradients, dense or sparse.
+            loss: this process's share.
+            received: number of a signal that it received, or 0.
+        """
+        return loss
+
+    def agreed(self, received: int) -> int:
+        """The signal that all processes know of; 0 for none."""
+        return received
+
+    def check_equal(self, model: LiRank, received: int = 0) -> None:
+        """Refuse to go on with models that are not the same in all processes.
+
+        Raises:
+            DataError: they are not.
+        """
+
+    def require_same(self, what: str, value: Any) -> None:
+        """Wait for all processes, and refuse values that differ between them.
+
+        Raises:
+            DataError: they do.
+        """
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+
+    def takes(self, number: int) -> bool:
+        """Whether this process scores the batch of that number."""
+        return True
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        return values
+
+    def from_first(self, call: Callable[[], T]) -> T:
+        """What ``call`` gives in the first process, which alone calls it."""
+        return call()
+
+    def load_from_first(
+        self, call: Callable[[], tuple[dict[str, Tensor], Any]]
+    ) -> tuple[dict[str, Tensor], Any]:
+        """:meth:`from_first` for tensors by name and plain values."""
+        return call()
+
+    def note_started(self) -> None:
+        """Note that the folder of the run is this launch's."""
+
+    def leave(self) -> None:
+        """End the exchange, where only the first process has something left to do."""
+
+
+ONE = Processes()
+
+
+class SeveralProcesses(Processes):
+    """The processes of ``torchrun``, or of another launcher that sets the same variables.
+
+    As a context manager it sees to it that of the processes that fail one says why, and that all
+    others end with its exit code.
+
+    Args:
+        backend: "gloo", or "cpu:gloo,cuda:nccl" for models on GPUs.
+        timeout: how long a process waits for the others.
+    """
+
+    def __init__(self, backend: str = "gloo", timeout: timedelta = TIMEOUT) -> None:
+        from torch.distributed.rendezvous import rendezvous
+
+        # The launcher's store outlives a process that is lost; its other keys are of one attempt.
+        self._launch, self.rank, self.size = next(rendezvous("env://", timeout=timeout))
+        self.going_on = self._launch.check([STARTED])
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = dist.PrefixStore(f"lirank_ext/attempt {attempt}", self._launch)
+        self._signal, self._timeout = 0, timeout
+        dist.init_process_group(
+            backend, store=self._store, rank=self.rank, world_size=self.size, timeout=timeout
+        )
+        if not self.first:
+            warnings.simplefilter("ignore")  # the first process gives the same ones
+
+    # Errors
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.leave()
+        elif not isinstance(error, SystemExit):
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Let the first process that fails say why, and end the others with its exit code."""
+        code = error.exit_code if isinstance(error, UserError) else 1
+        try:
+            number = self._store.add(FAILED, 1)
+            if number == 1:
+                self._store.set(f"{FAILED} code", str(code))
+                atexit.register(self._store.set, SAID, "")
+            elif isinstance(error, UserError):
+                # A launcher stops all processes when one ends: the other has to speak first.
+                self._store.wait([f"{FAILED} code", SAID], timedelta(seconds=10))
+                code = int(self._store.get(f"{FAILED} code"))
+        except RuntimeError:
+            return  # the launcher is gone: each process speaks for itself
+        if number > 1 and isinstance(error, UserError):
+            raise SystemExit(code)
+
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Turns the failure of an exchange into a sentence."""
+        try:
+            yield
+        except RuntimeError as error:
+            self._await_reason()
+            reason = str(error).strip().splitlines()[0] if str(error) else "no answer"
+            raise ProcessLost(
+                f"process {self.rank} of {self.size} lost another one, which was killed, ran out "
+                f"of memory or did not answer within {self._timeout.total_seconds():.0f} s "
+                f"({reason})"
+            ) from None
+
+    def _await_reason(self) -> None:
+        end = time.monotonic() + SECONDS_TO_EXPLAIN
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < end and not self._store.check([FAILED]):
+                time.sleep(0.05)
+
+    # Exchanges
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(...) -> (size, ...), the values of all processes by rank."""
+        values = values.contiguous()
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        with self._exchange():
+            dist.all_gather(parts, values)
+        return torch.stack(parts)
+
+    def sum(self, values: Tensor) -> Tensor:
+        with self._exchange():
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        self.gather(torch.zeros(1))
+
+    def from_first(self, call: Callable[[], T]) -> T:
+        box = [call() if self.first else None]
+        with self._exchange():
+            dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+        return box[0]  # type: ignore[return-value]
+
+    def load_from_first(
+        self, call: Callable[[], tuple[dict[str, Tensor], Any]]
+    ) -> tuple[dict[str, Tensor], Any]:
+        tensors, content = call() if self.first else ({}, None)
+        kinds = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+        kinds, content = self.from_first(lambda: (kinds, content))
+        if not self.first:
+            tensors = {name: torch.empty(*kind[:1], dtype=kind[1]) for name, kind in kinds.items()}
+        for tensor in tensors.values():
+            if tensor.numel():
+                with self._exchange():
+                    dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0)
+        return tensors, content
+
+    def note_started(self) -> None:
+        if self.first:
+            self._launch.set(STARTED, "")
+
+    def leave(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    # A training
+
+    def prepare(self, model: LiRank) -> None:
+        share_statistics(model, self.gather, self.sum)
+        for module in model.modules():
+            if isinstance(module, HashedParameters) and module.sparse is True:
+                module.sparse = "always"  # they are added up by sum_gradients
+
+    def seed(self, seed: int, step: int) -> None:
+        # By the step and not by what was drawn before: a training goes on from a checkpoint, which
+        # knows nothing of the processes, as if it had not been stopped.
+        digest = hashlib.blake2b(f"{seed} {step} {self.rank}".encode(), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    def takes(self, number: int) -> bool:
+        return number % self.size == self.rank
+
+    @torch.no_grad()
+    def sum_gradients(
+        self, parameters: Sequence[Tensor], loss: Tensor, received: int = 0
+    ) -> Tensor:
+        # On the CPU even of a GPU's training: sizes are needed there, and a GPU is not waited for.
+        sizes = self.gather(torch.tensor([received, *map(_size, parameters)]))
+        self._signal = int(sizes[:, 0].max())
+        most = sizes[:, 1:].max(0).values.tolist()
+        sparse = [p for p, n in zip(parameters, most, strict=True) if n >= 0]
+        self._sum_sparse(sparse, sizes[:, 1:][:, [n >= 0 for n in most]])
+        dense = [p for p, n in zip(parameters, most, strict=True) if n == DENSE]
+        parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in dense]
+        flat = self.sum(torch.cat([loss.detach().float().reshape(1), *parts]))
+        pieces = flat[1:].split([p.numel() for p in dense])
+        for p, piece in zip(dense, pieces, strict=True):
+            p.grad = piece.view_as(p).to(p.dtype)
+        return flat[0]
+
+    def _sum_sparse(self, tables: Sequence[Tensor], sizes: Tensor) -> None:
+        """Add up sparse gradients: the rows of all processes by rank, each row then once.
+
+        The order is the same in every process, and so is the sum to the last bit.
+
+        Args:
+            tables: parameters.
+            sizes: (processes, tables), rows of each gradient.
+        """
+        if not tables:
+            return
+        sizes = sizes.clamp(min=0)
+        counts = sizes * torch.tensor([p.shape[1] for p in tables])
+        own = [_coalesced(p) for p in tables]
+        rows = self._gather_uneven([g.indices()[0] for g in own], sizes)
+        values = self._gather_uneven([g.values().reshape(-1) for g in own], counts)
+        for p, r, v in zip(tables, rows, values, strict=True):
+            p.grad = torch.sparse_coo_tensor(r[None], v.view(-1, p.shape[1]), p.shape).coalesce()
+
+    def _gather_uneven(self, parts: list[Tensor], sizes: Tensor) -> list[Tensor]:
+        """For each of some tensors (n,), those of all processes one after the other."""
+        own = torch.cat(parts)
+        padded = own.new_zeros(int(sizes.sum(1).max()))
+        padded[: len(own)] = own
+        found = self.gather(padded)
+        pieces = [
+            row[: sum(lengths)].split(lengths)
+            for row, lengths in zip(found, sizes.tolist(), strict=True)
+        ]
+        return [torch.cat(of_one) for of_one in zip(*pieces, strict=True)]
+
+    def agreed(self, received: int) -> int:
+        return self._signal
+
+    def check_equal(self, model: LiRank, received: int = 0) -> None:
+        state = model.state_dict()
+        sums = self.gather(torch.tensor([received, *map(_checksum, state.values())]))
+        self._signal = int(sums[:, 0].max())
+        for name, column in zip(state, sums[:, 1:].T, strict=True):
+            self._refuse_difference(f"weights '{name}'", column)
+
+    def require_same(self, what: str, value: Any) -> None:
+        text = json.dumps(value, sort_keys=True, default=str)
+        self._refuse_difference(what, self.gather(torch.tensor([zlib.crc32(text.encode())]))[:, 0])
+
+    def _refuse_difference(self, what: str, numbers: Tensor) -> None:
+        other = numbers.ne(numbers[0]).nonzero()
+        if len(other):
+            raise DataError(
+                f"process {int(other[0])} of {self.size} has other {what} than process 0: all need "
+                "the same files, options, packages and kind of machine"
+            )
+
+
+DENSE, NONE = -1, -2  # a gradient without a number of rows
+
+
+def _size(p: Tensor) -> int:
+    """The number of rows of a sparse gradient; or DENSE or NONE."""
+    if p.grad is None:
+        return NONE
+    if not p.grad.is_sparse:
+        return DENSE
+    p.grad = p.grad.coalesce()
+    return p.grad._nnz()
+
+
+def _coalesced(p: Tensor) -> Tensor:
+    """The sparse gradient of a table; without rows where it has none."""
+    if p.grad is not None:
+        return p.grad.coalesce()
+    rows = torch.zeros(1, 0, dtype=torch.int64, device=p.device)
+    return torch.sparse_coo_tensor(rows, p.new_zeros(0, p.shape[1]), p.shape).coalesce()
+
+
+def _checksum(values: Tensor) -> int:
+    """The sum of the bits in whole numbers, which does not depend on the order."""
+    flat = values.detach().contiguous().reshape(-1)
+    kind = torch.int32 if flat.element_size() % 4 == 0 else torch.uint8
+    return int(flat.view(kind).sum(dtype=torch.int64)) if flat.numel() else 0
+
+
+def from_environment(device: str | None = None) -> Processes:
+    """The processes that a launcher such as ``torchrun`` started; :data:`ONE` where none did.
+
+    Args:
+        device: "cpu", "cuda", or None for the GPU of this process where there is one.
+
+    Raises:
+        UserError: a variable is missing, or there are more processes than GPUs.
+    """
+    if size_of_launch() == 1:
+        return ONE
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise UserError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {name} is not set: start several "
+                "processes with torchrun"
+            )
+    if device == "cpu" or not torch.cuda.is_available():
+        return SeveralProcesses("gloo")
+    local, there = local_rank(), torch.cuda.device_count()
+    if local >= there:
+        raise UserError(
+            f"wanted a CUDA device for each process, got {there} devices for process {local + 1} "
+            "of this machine: start fewer, or give --device cpu"
+        )
+    torch.cuda.set_device(local)
+    return SeveralProcesses("cpu:gloo,cuda:nccl")
+
+
+def size_of_launch() -> int:
+    """The number of processes that were started together."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ["RANK"])
+
+
+def threads_of_each() -> int:
+    """CPU threads for each of the processes of this machine."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or size_of_launch()))

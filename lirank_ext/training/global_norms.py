@@ -66,7 +66,7 @@ class _Normalize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, eps: float, gather: Exchange, add: Exchange
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = x.float()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         rows = x.new_full((x.shape[1],), len(x))
         mean = x.sum(0) / rows.clamp(min=1)
         parts = gather(torch.stack([rows, mean, (x - mean).square().sum(0)]))

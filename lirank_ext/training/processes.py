@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -12,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -46,10 +48,9 @@ class Processes:
 
     Attributes:
         rank, size: the number of this process, from 0 on, and of all.
-        going_on: this launch has begun the training before, and a process of it was lost.
     """
 
-    rank, size, going_on = 0, 1, False
+    rank, size = 0, 1
 
     @property
     def first(self) -> bool:
@@ -124,8 +125,12 @@ class Processes:
         """:meth:`from_first` for tensors by name and plain values."""
         return call()
 
-    def note_started(self) -> None:
-        """Note that the folder of the run is this launch's."""
+    def note_started(self, folder: Path) -> None:
+        """Note that this launch has begun the run in a folder."""
+
+    def has_started(self, folder: Path) -> bool:
+        """Whether this launch has begun the run in a folder, and then lost a process."""
+        return False
 
     def leave(self) -> None:
         """End the exchange, where only the first process has something left to do."""
@@ -145,13 +150,15 @@ class SeveralProcesses(Processes):
         timeout: how long a process waits for the others.
     """
 
+    _trainings = itertools.count()
+
     def __init__(self, backend: str = "gloo", timeout: timedelta = TIMEOUT) -> None:
         from torch.distributed.rendezvous import rendezvous
 
-        # The launcher's store outlives a process that is lost; its other keys are of one attempt.
         self._launch, self.rank, self.size = next(rendezvous("env://", timeout=timeout))
-        self.going_on = self._launch.check([STARTED])
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        # The launcher's store outlives the processes, and what an earlier attempt or training left
+        # in it would lead nowhere.
+        attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(self._trainings)}"
         self._store = dist.PrefixStore(f"lirank_ext/attempt {attempt}", self._launch)
         self._signal, self._timeout = 0, timeout
         dist.init_process_group(
@@ -248,9 +255,11 @@ class SeveralProcesses(Processes):
                     dist.broadcast(tensor.reshape(-1).view(torch.uint8), 0)
         return tensors, content
 
-    def note_started(self) -> None:
-        if self.first:
-            self._launch.set(STARTED, "")
+    def note_started(self, folder: Path) -> None:
+        self._launch.set(f"{STARTED} {folder.resolve()}", "")
+
+    def has_started(self, folder: Path) -> bool:
+        return self._launch.check([f"{STARTED} {folder.resolve()}"])
 
     def leave(self) -> None:
         if dist.is_initialized():

@@ -100,7 +100,7 @@ class Plan:
         there = next((file for file in files if file.exists()), None)
         if options.resume and there is None:
             raise DataError(f"--resume: {files[0]}: no such file")
-        if options.resume or (processes.going_on and there is not None):
+        if options.resume or (there is not None and processes.has_started(output)):
             return _going_on(options, given, device, processes)
         if there is not None and not options.overwrite:
             raise DataError(
@@ -167,7 +167,7 @@ class Plan:
         if self.columns:
             read = [asdict(column) for column in self.columns]
             save_text(self.output / COLUMNS, json.dumps(read, indent=1) + "\n")
-        self.processes.note_started()
+        self.processes.note_started(self.output)
 
     def _tunes(self, data: Data) -> bool:
         """Whether there are settings to try, or to go on with."""

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -48,11 +49,12 @@ import json, os, signal, sys
 from lirank_ext.cli import main
 from lirank_ext.data.errors import DataError
 from lirank_ext.training import trainer
-RANK, ATTEMPT = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-def at(rank, step, attempt, act):
+RANK, ATTEMPT = int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+def at(rank, step, act, folder="o"):
     before = trainer.Trainer._step
     def step_(self, batch):
-        if (RANK, self.progress.step, ATTEMPT) == (rank, step, attempt):
+        here = (RANK, self.progress.step, ATTEMPT, self.output.name)
+        if here == (rank, step, 0, folder):
             act()
         before(self, batch)
     trainer.Trainer._step = step_
@@ -114,15 +116,14 @@ def launch(count, commands, before="", restarts=0) -> subprocess.Popen:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += [f"--nproc-per-node={count}", f"--max-restarts={restarts}", "--no-python"]
     driver = [sys.executable, "-c", DRIVER, before, json.dumps(commands)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return start([*torchrun, *driver])
+
+
+def start(words, **variables) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    return subprocess.Popen(
-        [*torchrun, *driver],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, env=environment, text=True, **pipes)
 
 
 def ended(process) -> tuple[int, str, str]:
@@ -200,24 +201,16 @@ def test_several_processes_compute_the_steps_of_one(data, tmp_path, count):
         assert_same(together[name], alone[name], **TOLERANCE)
 
 
-def undisturbed(data, tmp_path, count, config):
-    """The folder of a training that nothing stopped."""
-    folder = tmp_path / "undisturbed"
-    code, _, err = run(count, [command(data, config, folder)])
-    assert code == 0, err
-    return folder
-
-
 def test_a_killed_process_restarts_all_from_the_last_checkpoint(data, tmp_path):
     """With dropout: the draws of a step do not depend on what was drawn before."""
     config = write_config(tmp_path / "c.yaml", with_dropout, checkpoint_every=3)
-    wanted, folder = undisturbed(data, tmp_path, 2, config), tmp_path / "killed"
-    kill = "at(1, 8, 0, lambda: os.kill(os.getpid(), signal.SIGKILL))"
-    code, out, err = run(2, [command(data, config, folder)], kill, restarts=2)
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
+    kill = "at(1, 8, lambda: os.kill(os.getpid(), signal.SIGKILL), 'killed')"
+    commands = [command(data, config, undisturbed), command(data, config, folder)]
+    code, _, err = run(2, commands, kill, restarts=1)
     assert code == 0, err
     assert "process 0 of 2 lost another one" in err
-    assert out.count("training: 2 epochs are done") == 1
-    assert_same(folder, wanted)
+    assert_same(folder, undisturbed)
 
 
 def with_dropout(model):
@@ -240,7 +233,7 @@ def test_a_restart_leaves_an_older_run_alone(data, tmp_path):
 def test_an_error_of_one_process_ends_all_with_its_sentence(data, tmp_path):
     config = write_config(tmp_path / "c.yaml")
     began = time.monotonic()
-    code, _, err = run(2, [command(data, config, tmp_path / "o")], "at(1, 3, 0, fail)")
+    code, _, err = run(2, [command(data, config, tmp_path / "o")], "at(1, 3, fail)")
     assert code != 0
     assert time.monotonic() - began < 50
     assert err.count("lirank-ext train: this process cannot go on") == 1
@@ -253,7 +246,7 @@ def test_sigterm_writes_a_checkpoint_that_any_number_of_processes_resumes(data, 
     alone, folder = tmp_path / "alone", tmp_path / "stopped"
     assert main(command(data, config, alone)) == 0
     # The signal comes to one process; all of them stop after the same step.
-    stop = "at(1, 9, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))"
+    stop = "at(1, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))"
     code, _, err = run(2, [command(data, config, folder)], stop)
     assert code != 0
     assert err.count(f"stopped after step 10; --resume goes on from {folder}") == 1
@@ -312,6 +305,39 @@ def test_processes_on_different_data_are_refused(data, tmp_path):
     code, _, err = run(2, [command(data, config, tmp_path / "o")], other)
     assert code != 0
     assert err.count("process 1 of 2 has other data than process 0") == 1
+
+
+def test_a_process_that_does_not_answer_is_given_up(data, tmp_path):
+    """Without torchrun, which would wait half a minute for the process that stands still."""
+    config = write_config(tmp_path / "c.yaml")
+    before = """
+import functools, datetime
+from lirank_ext.training import processes
+processes.SeveralProcesses = functools.partial(
+    processes.SeveralProcesses, timeout=datetime.timedelta(seconds=10)
+)
+at(1, 4, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+"""
+    words = [
+        sys.executable,
+        "-c",
+        DRIVER,
+        before,
+        json.dumps([command(data, config, tmp_path / "o")]),
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = (start(words, RANK=str(rank), **variables) for rank in range(2))
+    try:
+        code, _, err = ended(first)
+    finally:
+        second.kill()
+        second.communicate()
+    assert code == 1
+    assert "process 0 of 2 lost another one" in err
+    assert "did not answer within 10 s" in err
 
 
 @pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR"])
@@ -399,7 +425,7 @@ def differ(self=None):
     import gc
     model = next(o for o in gc.get_objects() if isinstance(o, trainer.Trainer)).model
     model.calibration[0].bias.data += 1e-7
-at(1, 3, 0, differ)
+at(1, 3, differ)
 """
     code, _, err = run(2, [command(data, config, tmp_path / "o")], before)
     assert code != 0

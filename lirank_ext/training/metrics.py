@@ -160,10 +160,14 @@ def score(
 
 
 def evaluate(
-    model: LiRank, batches: Iterable[Batch], device: torch.device | str = "cpu"
+    model: LiRank,
+    batches: Iterable[Batch],
+    device: torch.device | str = "cpu",
+    processes: Processes = ONE,
 ) -> dict[str, Metrics]:
-    """Metrics of every task on all rows."""
-    return score(model, batches, device).metrics(model.task_names)
+    """Metrics of every task on all rows; those of several processes are the first one's."""
+    scored = score(model, batches, device, processes)
+    return processes.from_first(lambda: scored.metrics(model.task_names))
 
 
 def difference_error(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, name: str) -> float:

@@ -25,6 +25,7 @@ from ..data.errors import DataError
 from ..errors import UserError
 from ..models import LiRank
 from ..nn.hashed_embedding import HashedParameters
+from .global_gradients import sum_gradients
 from .global_norms import share_statistics
 
 T = TypeVar("T")
@@ -282,54 +283,11 @@ class SeveralProcesses(Processes):
     def takes(self, number: int) -> bool:
         return number % self.size == self.rank
 
-    @torch.no_grad()
     def sum_gradients(
         self, parameters: Sequence[Tensor], loss: Tensor, received: int = 0
     ) -> Tensor:
-        # On the CPU even of a GPU's training: sizes are needed there, and a GPU is not waited for.
-        sizes = self.gather(torch.tensor([received, *map(_size, parameters)]))
-        self._signal = int(sizes[:, 0].max())
-        most = sizes[:, 1:].max(0).values.tolist()
-        sparse = [p for p, n in zip(parameters, most, strict=True) if n >= 0]
-        self._sum_sparse(sparse, sizes[:, 1:][:, [n >= 0 for n in most]])
-        dense = [p for p, n in zip(parameters, most, strict=True) if n == DENSE]
-        parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in dense]
-        flat = self.sum(torch.cat([loss.detach().float().reshape(1), *parts]))
-        pieces = flat[1:].split([p.numel() for p in dense])
-        for p, piece in zip(dense, pieces, strict=True):
-            p.grad = piece.view_as(p).to(p.dtype)
-        return flat[0]
-
-    def _sum_sparse(self, tables: Sequence[Tensor], sizes: Tensor) -> None:
-        """Add up sparse gradients: the rows of all processes by rank, each row then once.
-
-        The order is the same in every process, and so is the sum to the last bit.
-
-        Args:
-            tables: parameters.
-            sizes: (processes, tables), rows of each gradient.
-        """
-        if not tables:
-            return
-        sizes = sizes.clamp(min=0)
-        counts = sizes * torch.tensor([p.shape[1] for p in tables])
-        own = [_coalesced(p) for p in tables]
-        rows = self._gather_uneven([g.indices()[0] for g in own], sizes)
-        values = self._gather_uneven([g.values().reshape(-1) for g in own], counts)
-        for p, r, v in zip(tables, rows, values, strict=True):
-            p.grad = torch.sparse_coo_tensor(r[None], v.view(-1, p.shape[1]), p.shape).coalesce()
-
-    def _gather_uneven(self, parts: list[Tensor], sizes: Tensor) -> list[Tensor]:
-        """For each of some tensors (n,), those of all processes one after the other."""
-        own = torch.cat(parts)
-        padded = own.new_zeros(int(sizes.sum(1).max()))
-        padded[: len(own)] = own
-        found = self.gather(padded)
-        pieces = [
-            row[: sum(lengths)].split(lengths)
-            for row, lengths in zip(found, sizes.tolist(), strict=True)
-        ]
-        return [torch.cat(of_one) for of_one in zip(*pieces, strict=True)]
+        total, self._signal = sum_gradients(parameters, loss, received, self.gather, self.sum)
+        return total
 
     def agreed(self, received: int) -> int:
         return self._signal
@@ -352,27 +310,6 @@ class SeveralProcesses(Processes):
                 f"process {int(other[0])} of {self.size} has other {what} than process 0: all need "
                 "the same files, options, packages and kind of machine"
             )
-
-
-DENSE, NONE = -1, -2  # a gradient without a number of rows
-
-
-def _size(p: Tensor) -> int:
-    """The number of rows of a sparse gradient; or DENSE or NONE."""
-    if p.grad is None:
-        return NONE
-    if not p.grad.is_sparse:
-        return DENSE
-    p.grad = p.grad.coalesce()
-    return p.grad._nnz()
-
-
-def _coalesced(p: Tensor) -> Tensor:
-    """The sparse gradient of a table; without rows where it has none."""
-    if p.grad is not None:
-        return p.grad.coalesce()
-    rows = torch.zeros(1, 0, dtype=torch.int64, device=p.device)
-    return torch.sparse_coo_tensor(rows, p.new_zeros(0, p.shape[1]), p.shape).coalesce()
 
 
 def _checksum(values: Tensor) -> int:

@@ -23,7 +23,7 @@ from . import checkpoint
 from .average import WeightAverage
 from .checkpoint import CheckpointError, Progress
 from .events import Events
-from .metrics import MONITORS, check_usable, mean, score
+from .metrics import MONITORS, check_usable, evaluate, mean
 from .optimizers import learning_rate, table_optimizer
 from .processes import ONE, Processes
 from .settings import Config
@@ -309,8 +309,7 @@ class Trainer:
     def _measure(self, record: dict[str, Any], bar: ProgressBar) -> None:
         """Measure the model, and keep its weights where they are the best so far."""
         progress, settings, loss = self.progress, self.settings, record["training_loss"]
-        scored = score(self.model, self.valid_loader, self.device, self.processes)
-        metrics = self.processes.from_first(lambda: scored.metrics(self.model.task_names))
+        metrics = evaluate(self.model, self.valid_loader, self.device, self.processes)
         check_usable(metrics, settings.monitor)
         record["tasks"] = {name: m.as_json() for name, m in metrics.items()}
         if self.events is not None:

@@ -243,7 +243,7 @@ def test_an_error_of_one_process_ends_all_with_its_sentence(data, tmp_path):
 
 def test_sigterm_writes_a_checkpoint_that_any_number_of_processes_resumes(data, tmp_path):
     config = write_config(tmp_path / "c.yaml", epochs=3)
-    alone, folder = tmp_path / "alone", tmp_path / "stopped"
+    alone, folder = tmp_path / "alone", tmp_path / "o"
     assert main(command(data, config, alone)) == 0
     # The signal comes to one process; all of them stop after the same step.
     stop = "at(1, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))"

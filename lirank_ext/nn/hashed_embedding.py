@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.hashed_embedding import hashed_embedding_bag
 from ..ops.hashed_embedding_packed import quantized_hashed_embedding_bag
+from ..ops.hashed_embedding_update import hashed_embedding_bag_update  # noqa: F401
 from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
 from ._common import check_choice, check_positive, refuse
 from ._tagged import Tagged

@@ -37,8 +37,9 @@ struct HashedUpdateOps {
                      const Tensor& remainder_b, const Tensor& quotient_c, const Tensor& remainder_c,
                      const OptionalTensor& sum_quotient_b, const OptionalTensor& sum_remainder_b,
                      const OptionalTensor& sum_quotient_c, const OptionalTensor& sum_remainder_c,
-                     const Tensor& lr, int64_t num_buckets, int64_t seed, std::string mode,
+                     const Tensor& lr, int64_t num_buckets, int64_t seed, bool mean,
                      bool include_last_offset, bool prehashed, double l2, double eps) {
+    const std::string mode = mean ? "mean" : kSum;
     const Device on("hashed_embedding_bag_update", "quotient_b", quotient_b);
     const FourTables tables = {quotient_b, remainder_b, quotient_c, remainder_c};
     check_rule(on.op, num_buckets, seed);
@@ -102,7 +103,7 @@ void define_hashed_update(Library& m) {
       "per_sample_weights, Tensor(a4!) quotient_b, Tensor(a5!) remainder_b, Tensor(a6!) "
       "quotient_c, Tensor(a7!) remainder_c, Tensor(a8!)? sum_quotient_b, Tensor(a9!)? "
       "sum_remainder_b, Tensor(a10!)? sum_quotient_c, Tensor(a11!)? sum_remainder_c, Tensor lr, "
-      "int num_buckets, int seed, str mode, bool include_last_offset, bool prehashed, float l2, "
+      "int num_buckets, int seed, bool mean, bool include_last_offset, bool prehashed, float l2, "
       "float eps) -> ()");
 }
 

@@ -205,8 +205,11 @@ __device__ inline void move_row(const UpdateParams& u, int64_t row, const SumOf<
       if (pass == 1) write_row<E>(u, row, first, weight, grad, rate);
     }
     if (!moves) return;
-    if (pass == 0 && u.sums)
-      rate = next_rate(u, rate, row, ((const Sum*)u.sums)[row], warp_sum(squares), lane == 0);
+    if (pass == 0 && u.sums) {
+      const Sum old = ((const Sum*)u.sums)[row];
+      const Sum whole = warp_sum(squares);  // now every lane has read the old sum
+      rate = next_rate(u, rate, row, old, whole, lane == 0);
+    }
   }
 }
 

@@ -41,7 +41,7 @@ def hashed_embedding_bag_update(
     lr: Tensor,
     num_buckets: int,
     seed: int,
-    mode: str,
+    mean: bool,
     include_last_offset: bool,
     prehashed: bool,
     l2: float,
@@ -66,10 +66,13 @@ def hashed_embedding_bag_update(
             float32, or float64 for float64 tables; moved in place. All of them, or None for SGD.
         lr: the learning rate, () float32 or float64, on the device of the tables or on the CPU.
             A CUDA graph reads the first anew in every replay and keeps the second as a constant.
+        mean: the bags are means. It is no ``mode``, because PyTorch cannot functionalize an op that
+            changes tensors and has an argument of that name.
         l2: strength of the penalty of the rows that move.
         eps: added to the root.
     """
-    bags = Bags(ids, offsets, include_last_offset, mode, per_sample_weights)
+    pooling = "mean" if mean else "sum"
+    bags = Bags(ids, offsets, include_last_offset, pooling, per_sample_weights)
     check_offsets("hashed_embedding_bag_update", bags, "ids")
     each = gradients_of_ids(grad, bags)
     rows = rows_of(ids.reshape(-1), num_buckets, remainder_b.shape[0], seed, prehashed)

@@ -12,6 +12,7 @@ from ...ops.hashed_embedding_update import SUMS
 from ...ops.quantized_embedding_rows import pack_rows, quantize_rows
 from . import Case, cases_of
 
+UPDATE = "hashed_embedding_bag_update"
 SMALL = (10_007, 100)  # num_buckets, not a multiple of num_remainders
 
 
@@ -233,16 +234,18 @@ def _step(
     grad = torch.randn(count, first.shape[1], generator=generator).to(first.dtype)
     totals = [None if start is None else torch.full((len(tables[n]),), start) for n in TABLES]
     sums = [total if total is None else total.to(wide) for total in totals]
-    made = {"per_sample_weights": None, "seed": 0, "mode": "sum", "prehashed": False}
+    made = {"per_sample_weights": None, "seed": 0, "mean": False, "prehashed": False}
     made |= {"grad": grad, "lr": torch.tensor(0.1), "l2": 0.0, "eps": 1e-8}
     return made | dict(zip(SUMS, sums, strict=True)) | bags | {"include_last_offset": last} | tables
 
 
 def _update_cases(generator) -> list[Case]:
-    make, made = cases_of("hashed_embedding_bag_update"), []
+    made = []
 
-    def add(label: str, step: dict[str, Any], **change: Any) -> None:
-        made.append(make(label, **step | change))
+    # The op has an argument `grad`, which is an option of cases_of.
+    def add(label: str, step: dict[str, Any], big: bool = False, **change: Any) -> None:
+        tolerance = 1024.0 if big else 64.0
+        made.append(Case(UPDATE, label, step | change, tolerance=tolerance, big=big))
 
     for i, dim in enumerate((1, 7, 30, 64, 131, 200)):
         bags = _bags(generator, 9, 8, torch.int32 if i % 2 else torch.int64)
@@ -255,7 +258,7 @@ def _update_cases(generator) -> list[Case]:
     step = _step(generator, tables, bags)
     weights = torch.randn(len(ids), generator=generator)
     add("weights, seed, penalty", step, per_sample_weights=weights, seed=7, l2=0.5)
-    add("mean", step, mode="mean")
+    add("mean", step, mean=True)
     add("prehashed", step, prehashed=True)
     add("strided ids", step, ids=torch.stack([ids, ids], 1)[:, 0])
     add("strided gradient", step, grad=step["grad"].t().contiguous().t())
@@ -269,7 +272,7 @@ def _update_cases(generator) -> list[Case]:
     add("sums from 0", _step(generator, tables, bags, 0.0))
     add("plain look-up", _step(generator, tables, _plain(ids)))
     matrix = _plain(ids[: len(ids) // 3 * 3].view(-1, 3))
-    add("bags of 3", _step(generator, tables, matrix), mode="mean")
+    add("bags of 3", _step(generator, tables, matrix), mean=True)
     none = torch.empty(0, dtype=torch.int64)
     add("no bags", _step(generator, tables, {"ids": none, "offsets": none}))
     add("no bags, no offsets", _step(generator, tables, _plain(none)))
@@ -282,7 +285,7 @@ def _update_cases(generator) -> list[Case]:
         add(label, _step(generator, _tables(generator, 3, *rule), _plain(ids)))
     long = {"ids": _ids(generator, 300), "offsets": torch.tensor([0, 63, 64, 65, 129, 130, 290])}
     long["ids"][::3] = 5
-    add("long bags, one id often", _step(generator, tables, long), mode="mean")
+    add("long bags, one id often", _step(generator, tables, long), mean=True)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         for dim in (16, 13):
             other = _tables(generator, dim, *SMALL, dtype)
@@ -290,18 +293,17 @@ def _update_cases(generator) -> list[Case]:
     large = {"ids": _ids(generator, 40_000), "offsets": torch.arange(0, 40_000, 20)}
     large["ids"][::3] = 5  # one row takes a third of all
     for dim in (16, 150):
-        big = {"tolerance": 1024.0, "big": True}
-        tables_of_dim = _tables(generator, dim, *SMALL)
-        add(f"several tasks, dim {dim}", _step(generator, tables_of_dim, large), **big)
-        add(f"several tasks, SGD, dim {dim}", _step(generator, tables_of_dim, large, None), **big)
+        tables = _tables(generator, dim, *SMALL)
+        add(f"several tasks, dim {dim}", _step(generator, tables, large), big=True)
+        add(f"several tasks, SGD, dim {dim}", _step(generator, tables, large, None), big=True)
     return made + _update_refused(step)
 
 
 def _update_refused(step: dict[str, Any]) -> list[Case]:
-    make, made = cases_of("hashed_embedding_bag_update"), []
+    made = []
 
     def refuse(label: str, name: str, **change: Any) -> None:
-        made.append(make(label, **step | change, raises=f"'{name}'"))
+        made.append(Case(UPDATE, label, step | change, raises=f"'{name}'"))
 
     grad, table, total = step["grad"], step["quotient_c"], step["sum_quotient_c"]
     refuse("int16 ids", "ids", ids=step["ids"].short())
@@ -317,7 +319,8 @@ def _update_refused(step: dict[str, Any]) -> list[Case]:
     refuse("strided sums", "sum_quotient_c", sum_quotient_c=torch.stack([total, total], 1)[:, 0])
     refuse("whole rate", "lr", lr=torch.tensor(1))
     refuse("many rates", "lr", lr=torch.ones(2))
-    refuse("mode max", "mode", mode="max")
+    weighted = {"per_sample_weights": torch.ones(len(step["ids"])), "mean": True}
+    refuse("weighted mean", "per_sample_weights", **weighted)
     refuse("0 buckets", "num_buckets", num_buckets=0)
     refuse("large seed", "seed", seed=1 << 32)
     return made

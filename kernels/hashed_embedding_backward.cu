@@ -89,14 +89,14 @@ __global__ void __launch_bounds__(kBlock) add_counts_kernel(const RunsParams p) 
   if (threadIdx.x == kBlock - 1) p.starts[chunks] = before;
 }
 
-// One warp a chunk; 128 columns at a time, so that loads of a row are whole lines. Each lane looks
-// up two entries, which go round by shuffle, and the gradients of four entries are asked for before
-// the first is added.
-template <typename E>
+// One warp a chunk; 32 lanes of columns at a time. Each lane looks up two entries, which go round
+// by shuffle, and the gradients of several entries are asked for before the first is added.
+template <typename E, int columns, bool packed>
 __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p) {
   using Sum = SumOf<E>;
-  const int lane = threadIdx.x % 32;
-  const int64_t n = p.count, warps = (int64_t)gridDim.x * kWarps;
+  using Columns = Lane<columns, packed>;
+  constexpr int kAhead = kEntriesAhead<Sum, columns>;
+  const int64_t n = p.count, warps = (int64_t)gridDim.x * kWarps, start = Columns::start();
   for (int64_t chunk = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; chunk * kChunk < n;
        chunk += warps) {
     const int64_t begin = chunk * kChunk, end = begin + kChunk < n ? begin + kChunk : n;
@@ -104,25 +104,22 @@ __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p)
     const Entries<Sum> entries = read_entries<Sum>(p, begin, end);
     const bool goes_past = end < n && !is_head(p, end);
     Sum* parts = (Sum*)p.partials + chunk * 2 * p.dim;
-    for (int64_t first = lane; first - lane < p.dim; first += 32 * kRunColumns) {
-      Sum total[kRunColumns] = {};
+    for (int64_t first = start; first - start < p.dim; first += Columns::kBlockOfColumns) {
+      Sum total[columns] = {};
       bool before = !(entries.heads & 1);
       int64_t line = p.starts ? p.starts[chunk] - 1 : 0;
 #pragma unroll 1
-      for (int j = 0; j < count; j += kRunEntries) {
-        Sum grad[kRunEntries][kRunColumns], scale[kRunEntries];
+      for (int j = 0; j < count; j += kAhead) {
+        Sum grad[kAhead][columns], scale[kAhead];
 #pragma unroll
-        for (int k = 0; k < kRunEntries; ++k) {
+        for (int k = 0; k < kAhead; ++k) {
           const int from = (j + k) % 32;
           const int64_t bag = __shfl_sync(kWarp, j < 32 ? entries.bag[0] : entries.bag[1], from);
           scale[k] = __shfl_sync(kWarp, j < 32 ? entries.scale[0] : entries.scale[1], from);
-          const E* row = (const E*)p.grad + bag * p.dim + first;
-#pragma unroll
-          for (int c = 0; c < kRunColumns; ++c)
-            grad[k][c] = bag >= 0 && first + c * 32 < p.dim ? (Sum)widen(row[c * 32]) : (Sum)0;
+          Columns::load((const E*)p.grad + bag * p.dim, first, p.dim, bag >= 0, grad[k]);
         }
 #pragma unroll
-        for (int k = 0; k < kRunEntries; ++k) {
+        for (int k = 0; k < kAhead; ++k) {
           const int at = j + k;
           if (at >= count) break;
           if (p.starts && entries.heads >> at & 1) {
@@ -130,19 +127,19 @@ __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p)
             if (first == 0) p.found[line] = p.sorted[begin + at] & p.row_bits;
           }
 #pragma unroll
-          for (int c = 0; c < kRunColumns; ++c)
-            total[c] = multiply_add(grad[k][c], scale[k], total[c]);
+          for (int c = 0; c < columns; ++c) total[c] = multiply_add(grad[k][c], scale[k], total[c]);
           const bool last = at + 1 == count;
           const bool goes_on = last ? goes_past : !(entries.heads >> (at + 1) & 1);
           if (goes_on && !last) continue;
-          if (before || goes_on)
-            write_out(total, parts + (before ? 0 : p.dim), first, p.dim);
-          else
-            write_out(total,
-                      (E*)p.out +
-                          (p.starts ? line : (int64_t)(p.sorted[begin + at] & p.row_bits)) * p.dim,
-                      first, p.dim);
+          if (before || goes_on) {
+            Columns::store(total, parts + (before ? 0 : p.dim), first, p.dim);
+          } else {
+            const int64_t row = p.starts ? line : (int64_t)(p.sorted[begin + at] & p.row_bits);
+            Columns::store(total, (E*)p.out + row * p.dim, first, p.dim);
+          }
           before = false;
+#pragma unroll
+          for (int c = 0; c < columns; ++c) total[c] = 0;
         }
       }
     }
@@ -155,9 +152,9 @@ __global__ void __launch_bounds__(kBlock, 2) join_runs_kernel(const RunsParams p
   using Sum = SumOf<E>;
   join_runs<Sum>(
       p,
-      [&](int64_t chunk, int64_t first, Sum(&total)[kRunColumns]) {
+      [&](int64_t chunk, int64_t first, Sum(&total)[kJoinColumns]) {
         const int64_t row = p.starts ? p.starts[chunk + 1] - 1 : last_row(p, chunk);
-        write_out(total, (E*)p.out + row * p.dim, first, p.dim);
+        JoinLane::store(total, (E*)p.out + row * p.dim, first, p.dim);
       },
       [](int64_t) {});
 }
@@ -167,8 +164,12 @@ __global__ void __launch_bounds__(kBlock, 2) join_runs_kernel(const RunsParams p
 template <typename E>
 cudaError_t sum_runs(const RunsParams& p, cudaStream_t stream) {
   const int64_t chunks = (p.count + kChunk - 1) / kChunk;
-  const dim3 grid(blocks_for(chunks, kBlock / 32));
-  const cudaError_t status = launch(sum_runs_kernel<E>, grid, stream, p);
+  const dim3 grid(blocks_for(chunks, kWarps));
+  const bool narrow = p.dim <= 64 && packs<E, 2>(p);
+  const cudaError_t status = launch(narrow           ? sum_runs_kernel<E, 2, true>
+                                    : packs<E, 4>(p) ? sum_runs_kernel<E, 4, true>
+                                                     : sum_runs_kernel<E, 4, false>,
+                                    grid, stream, p);
   return status == cudaSuccess ? launch(join_runs_kernel<E>, grid, stream, p) : status;
 }
 

@@ -38,41 +38,21 @@ __device__ inline Sum next_rate(const UpdateParams& u, Sum lr, int64_t row, Sum 
   return lr / (root(sum) + (Sum)u.eps);
 }
 
-// Columns of a row of the table, from `first` on, 32 apart.
-template <typename E, typename Sum>
-__device__ inline void read_row(const UpdateParams& u, int64_t row, int64_t first, bool wanted,
-                                Sum (&to)[kRunColumns]) {
-  const E* from = (const E*)u.runs.out + row * u.runs.dim + first;
-#pragma unroll
-  for (int c = 0; c < kRunColumns; ++c)
-    to[c] = wanted && first + c * 32 < u.runs.dim ? (Sum)widen(from[c * 32]) : (Sum)0;
-}
-
-template <typename E, typename Sum>
-__device__ inline void write_row(const UpdateParams& u, int64_t row, int64_t first,
-                                 const Sum (&weight)[kRunColumns], const Sum (&grad)[kRunColumns],
-                                 Sum rate) {
-  E* to = (E*)u.runs.out + row * u.runs.dim + first;
-#pragma unroll
-  for (int c = 0; c < kRunColumns; ++c)
-    if (first + c * 32 < u.runs.dim) put(to + c * 32, weight[c] - rate * grad[c]);
-}
-
 // Whether a gradient has a number that is not 0, in the columns of any lane.
-template <typename Sum>
-__device__ inline bool any_of(const Sum (&grad)[kRunColumns]) {
+template <int columns, typename Sum>
+__device__ inline bool any_of(const Sum (&grad)[columns]) {
   bool mine = false;
 #pragma unroll
-  for (int c = 0; c < kRunColumns; ++c) mine = mine || grad[c] != (Sum)0;
+  for (int c = 0; c < columns; ++c) mine = mine || grad[c] != (Sum)0;
   return __ballot_sync(kWarp, mine) != 0;
 }
 
 // Adds the penalty's share to a gradient; returns the lane's squares.
-template <typename Sum>
-__device__ inline Sum penalize(Sum l2, const Sum (&weight)[kRunColumns], Sum (&grad)[kRunColumns]) {
+template <int columns, typename Sum>
+__device__ inline Sum penalize(Sum l2, const Sum (&weight)[columns], Sum (&grad)[columns]) {
   Sum squares = 0;
 #pragma unroll
-  for (int c = 0; c < kRunColumns; ++c) {
+  for (int c = 0; c < columns; ++c) {
     if (l2 != (Sum)0) grad[c] = multiply_add(l2, weight[c], grad[c]);
     squares = multiply_add(grad[c], grad[c], squares);
   }
@@ -85,6 +65,13 @@ __device__ inline uint64_t inner_ends(uint64_t heads, int count, bool goes_past,
   return heads & 1 ? *ends : *ends & (*ends - 1);
 }
 
+// weight - rate * grad, in place of the weight.
+template <int columns, typename Sum>
+__device__ inline void step(Sum rate, const Sum (&grad)[columns], Sum (&weight)[columns]) {
+#pragma unroll
+  for (int c = 0; c < columns; ++c) weight[c] = weight[c] - rate * grad[c];
+}
+
 // What the wide kernel keeps of the runs of a chunk: a lane has those that end at its number and 32
 // further on.
 template <typename Sum>
@@ -93,13 +80,14 @@ struct Measures {
   uint64_t moves;
 };
 
-template <typename E, bool wide>
+template <typename E, int columns, bool packed, bool wide>
 __global__ void __launch_bounds__(kBlock, 2) move_runs_kernel(const UpdateParams u) {
   using Sum = SumOf<E>;
-  constexpr int kAhead = sizeof(Sum) == 8 ? 2 : 4;  // entries whose numbers are asked for at once
+  using Columns = Lane<columns, packed>;
+  constexpr int kAhead = kEntriesAhead<Sum, columns>;
   const RunsParams& p = u.runs;
   const int lane = threadIdx.x % 32;
-  const int64_t n = p.count, warps = (int64_t)gridDim.x * kWarps;
+  const int64_t n = p.count, warps = (int64_t)gridDim.x * kWarps, start = Columns::start();
   const Sum lr = rate_of<Sum>(u), l2 = (Sum)u.l2;
   for (int64_t chunk = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; chunk * kChunk < n;
        chunk += warps) {
@@ -111,25 +99,23 @@ __global__ void __launch_bounds__(kBlock, 2) move_runs_kernel(const UpdateParams
     Sum* parts = (Sum*)p.partials + chunk * 2 * p.dim;
     Measures<Sum> measures{{0, 0}, 0};
     for (int pass = wide ? 0 : 1; pass < 2; ++pass) {
-      for (int64_t first = lane; first - lane < p.dim; first += 32 * kRunColumns) {
-        Sum total[kRunColumns] = {};
+      for (int64_t first = start; first - start < p.dim; first += Columns::kBlockOfColumns) {
+        Sum total[columns] = {};
         bool before = !(entries.heads & 1);
 #pragma unroll 1
         for (int j = 0; j < count; j += kAhead) {
-          Sum grad[kAhead][kRunColumns], scale[kAhead];
-          Sum weight[kAhead][kRunColumns], old[kAhead];
+          Sum grad[kAhead][columns], scale[kAhead];
+          Sum weight[kAhead][columns], old[kAhead];
 #pragma unroll
           for (int k = 0; k < kAhead; ++k) {
             const int from = (j + k) % 32;
             const int64_t bag = __shfl_sync(kWarp, j < 32 ? entries.bag[0] : entries.bag[1], from);
             scale[k] = __shfl_sync(kWarp, j < 32 ? entries.scale[0] : entries.scale[1], from);
             const int64_t row = __shfl_sync(kWarp, j < 32 ? entries.row[0] : entries.row[1], from);
-            const E* at = (const E*)p.grad + bag * p.dim + first;
-#pragma unroll
-            for (int c = 0; c < kRunColumns; ++c)
-              grad[k][c] = bag >= 0 && first + c * 32 < p.dim ? (Sum)widen(at[c * 32]) : (Sum)0;
+            Columns::load((const E*)p.grad + bag * p.dim, first, p.dim, bag >= 0, grad[k]);
             const bool moves = inner >> (j + k) & 1;
-            read_row<E>(u, row, first, moves && (pass == 1 || l2 != (Sum)0), weight[k]);
+            Columns::load((const E*)p.out + row * p.dim, first, p.dim,
+                          moves && (pass == 1 || l2 != (Sum)0), weight[k]);
             old[k] = !wide && moves && u.sums ? ((const Sum*)u.sums)[row] : (Sum)0;
           }
 #pragma unroll
@@ -137,12 +123,12 @@ __global__ void __launch_bounds__(kBlock, 2) move_runs_kernel(const UpdateParams
             const int at = j + k;
             if (at >= count) break;
 #pragma unroll
-            for (int c = 0; c < kRunColumns; ++c)
+            for (int c = 0; c < columns; ++c)
               total[c] = multiply_add(grad[k][c], scale[k], total[c]);
             const bool stops = ends >> at & 1;
             if (!stops && at + 1 < count) continue;
             if (!(inner >> at & 1)) {  // a part: the run goes on, or was there before the chunk
-              if (pass == 1) write_out(total, parts + (before ? 0 : p.dim), first, p.dim);
+              if (pass == 1) Columns::store(total, parts + (before ? 0 : p.dim), first, p.dim);
             } else if (wide) {
               if (pass == 0 && any_of(total)) measures.moves |= (uint64_t)1 << at;
               const Sum squares = penalize(l2, weight[k], total);
@@ -155,7 +141,10 @@ __global__ void __launch_bounds__(kBlock, 2) move_runs_kernel(const UpdateParams
                     __shfl_sync(kWarp, at < 32 ? measures.value[0] : measures.value[1], at % 32);
                 const int64_t row =
                     __shfl_sync(kWarp, at < 32 ? entries.row[0] : entries.row[1], at % 32);
-                if (measures.moves >> at & 1) write_row<E>(u, row, first, weight[k], total, rate);
+                if (measures.moves >> at & 1) {
+                  step(rate, total, weight[k]);
+                  Columns::store(weight[k], (E*)p.out + row * p.dim, first, p.dim);
+                }
               }
             } else if (any_of(total)) {
               const int64_t row =
@@ -163,11 +152,12 @@ __global__ void __launch_bounds__(kBlock, 2) move_runs_kernel(const UpdateParams
               const Sum squares = penalize(l2, weight[k], total);
               const Sum rate =
                   u.sums ? next_rate(u, lr, row, old[k], warp_sum(squares), lane == 0) : lr;
-              write_row<E>(u, row, first, weight[k], total, rate);
+              step(rate, total, weight[k]);
+              Columns::store(weight[k], (E*)p.out + row * p.dim, first, p.dim);
             }
             before = false;
 #pragma unroll
-            for (int c = 0; c < kRunColumns; ++c) total[c] = 0;
+            for (int c = 0; c < columns; ++c) total[c] = 0;
           }
         }
       }
@@ -191,18 +181,20 @@ __device__ inline void move_row(const UpdateParams& u, int64_t row, const SumOf<
   using Sum = SumOf<E>;
   const int lane = threadIdx.x % 32;
   const int64_t dim = u.runs.dim;
+  E* table = (E*)u.runs.out + row * dim;
   const Sum l2 = (Sum)u.l2;
-  Sum rate = rate_of<Sum>(u), squares = 0, weight[kRunColumns], grad[kRunColumns];
+  Sum rate = rate_of<Sum>(u), squares = 0, weight[kJoinColumns], grad[kJoinColumns];
   bool moves = false;
   for (int pass = 0; pass < 2; ++pass) {
-    for (int64_t first = lane; first - lane < dim; first += 32 * kRunColumns) {
-#pragma unroll
-      for (int c = 0; c < kRunColumns; ++c)
-        grad[c] = first + c * 32 < dim ? sum[first + c * 32] : (Sum)0;
+    for (int64_t first = lane; first - lane < dim; first += JoinLane::kBlockOfColumns) {
+      JoinLane::load(sum, first, dim, true, grad);
       moves = any_of(grad) || moves;
-      read_row<E>(u, row, first, true, weight);
+      JoinLane::load(table, first, dim, true, weight);
       squares += penalize(l2, weight, grad);
-      if (pass == 1) write_row<E>(u, row, first, weight, grad, rate);
+      if (pass == 1) {
+        step(rate, grad, weight);
+        JoinLane::store(weight, table, first, dim);
+      }
     }
     if (!moves) return;
     if (pass == 0 && u.sums) {
@@ -222,8 +214,8 @@ __global__ void __launch_bounds__(kBlock, 2) join_and_move_kernel(const UpdatePa
   const auto own = [&](int64_t chunk) { return (Sum*)p.partials + (chunk * 2 + 1) * p.dim; };
   join_runs<Sum>(
       p,
-      [&](int64_t chunk, int64_t first, Sum(&total)[kRunColumns]) {
-        write_out(total, own(chunk), first, p.dim);
+      [&](int64_t chunk, int64_t first, Sum(&total)[kJoinColumns]) {
+        JoinLane::store(total, own(chunk), first, p.dim);
       },
       [&](int64_t chunk) { move_row<E>(u, last_row(p, chunk), own(chunk)); });
 }
@@ -232,9 +224,13 @@ template <typename E>
 cudaError_t move_rows(const UpdateParams& u, cudaStream_t stream) {
   const int64_t chunks = (u.runs.count + kChunk - 1) / kChunk;
   const dim3 grid(blocks_for(chunks, kWarps));
-  const bool wide = u.runs.dim > 32 * kRunColumns;
+  const int64_t dim = u.runs.dim;
   const cudaError_t status =
-      launch(wide ? move_runs_kernel<E, true> : move_runs_kernel<E, false>, grid, stream, u);
+      launch(dim > 128                          ? move_runs_kernel<E, 4, false, true>
+             : dim <= 64 && packs<E, 2>(u.runs) ? move_runs_kernel<E, 2, true, false>
+             : packs<E, 4>(u.runs)              ? move_runs_kernel<E, 4, true, false>
+                                                : move_runs_kernel<E, 4, false, false>,
+             grid, stream, u);
   return status == cudaSuccess ? launch(join_and_move_kernel<E>, grid, stream, u) : status;
 }
 

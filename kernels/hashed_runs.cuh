@@ -15,16 +15,70 @@ __device__ inline Sum scale_of(const Bags& b, int64_t position, int64_t bag) {
   return b.mean ? (Sum)1 / (Sum)(b.start(bag + 1) - b.start(bag)) : (Sum)1;
 }
 
-constexpr int kRunColumns = 4, kRunEntries = 4, kPartsAhead = 8, kWarps = kBlock / 32;
+constexpr int kPartsAhead = 8, kWarps = kBlock / 32;
 
-template <typename E, typename Sum>
-__device__ inline void write_out(Sum (&total)[kRunColumns], E* to, int64_t first, int64_t dim) {
-#pragma unroll
-  for (int c = 0; c < kRunColumns; ++c) {
-    if (first + c * 32 < dim) put(to + first + c * 32, total[c]);
-    total[c] = 0;
+// The columns of a row that a lane takes at a time: `columns` of them from `first` on, side by side
+// if rows are aligned to so many elements (`packed`), else 32 apart. Loads and stores of a packed
+// lane are one each, and those of a warp are whole lines either way.
+template <int columns, bool packed>
+struct Lane {
+  static constexpr int64_t kStep = packed ? 1 : 32;
+  static constexpr int64_t kBlockOfColumns = 32 * columns;
+
+  static __device__ inline int64_t start() {
+    return (int64_t)(threadIdx.x % 32) * (packed ? columns : 1);
   }
-}
+
+  template <typename E, typename Sum>
+  static __device__ inline void load(const E* row, int64_t first, int64_t dim, bool wanted,
+                                     Sum (&to)[columns]) {
+    if constexpr (packed) {
+      Part<E> part{};
+      if (wanted && first < dim) part = *(const Part<E>*)(row + first);
+#pragma unroll
+      for (int c = 0; c < columns; ++c) to[c] = (Sum)widen(part.x[c]);
+    } else {
+#pragma unroll
+      for (int c = 0; c < columns; ++c)
+        to[c] = wanted && first + c * 32 < dim ? (Sum)widen(row[first + c * 32]) : (Sum)0;
+    }
+  }
+
+  template <typename E, typename Sum>
+  static __device__ inline void store(const Sum (&from)[columns], E* row, int64_t first,
+                                      int64_t dim) {
+    if constexpr (packed) {
+      Part<E> part;
+#pragma unroll
+      for (int c = 0; c < columns; ++c) put(part.x + c, from[c]);
+      if (first < dim) *(Part<E>*)(row + first) = part;
+    } else {
+#pragma unroll
+      for (int c = 0; c < columns; ++c)
+        if (first + c * 32 < dim) put(row + first + c * 32, from[c]);
+    }
+  }
+
+  // Whether rows of `dim` elements from `base` on are aligned to a lane's columns.
+  template <typename E>
+  static bool fits(const void* base, int64_t dim) {
+    return dim % columns == 0 && (uintptr_t)base % sizeof(Part<E>) == 0;
+  }
+
+ private:
+  template <typename E>
+  struct alignas(columns * sizeof(E)) Part {
+    E x[columns];
+  };
+};
+
+// Columns of a lane where the parts of runs are joined.
+constexpr int kJoinColumns = 4;
+using JoinLane = Lane<kJoinColumns, false>;
+
+// Entries whose gradients are asked for before the first is added.
+template <typename Sum, int columns>
+constexpr int kEntriesAhead = 64 / (int)(columns * sizeof(Sum));
 
 // What a lane keeps of the sorted entries of a chunk: those at its number and 32 further on.
 template <typename Sum>
@@ -75,21 +129,18 @@ __device__ inline int64_t chunks_behind(const RunsParams& p, int64_t chunk, uint
 // The first parts of the chunks from `from` to `to`, added in their order, eight asked for at once.
 template <typename Sum>
 __device__ inline void add_parts(const RunsParams& p, int64_t from, int64_t to, int64_t first,
-                                 Sum (&total)[kRunColumns]) {
+                                 Sum (&total)[kJoinColumns]) {
 #pragma unroll 1
   for (int64_t chunk = from; chunk < to; chunk += kPartsAhead) {
-    Sum part[kPartsAhead][kRunColumns];
+    Sum part[kPartsAhead][kJoinColumns];
 #pragma unroll
-    for (int k = 0; k < kPartsAhead; ++k) {
-      const Sum* at = (const Sum*)p.partials + (chunk + k) * 2 * p.dim + first;
-#pragma unroll
-      for (int c = 0; c < kRunColumns; ++c)
-        part[k][c] = chunk + k < to && first + c * 32 < p.dim ? at[c * 32] : (Sum)0;
-    }
+    for (int k = 0; k < kPartsAhead; ++k)
+      JoinLane::load((const Sum*)p.partials + (chunk + k) * 2 * p.dim, first, p.dim, chunk + k < to,
+                     part[k]);
 #pragma unroll
     for (int k = 0; k < kPartsAhead; ++k)
 #pragma unroll
-      for (int c = 0; c < kRunColumns; ++c) total[c] += part[k][c];
+      for (int c = 0; c < kJoinColumns; ++c) total[c] += part[k][c];
   }
 }
 
@@ -100,28 +151,25 @@ __device__ inline void add_parts(const RunsParams& p, int64_t from, int64_t to, 
 // finish(chunk) after the last.
 template <typename Sum, typename Take, typename Finish>
 __device__ inline void join_run(const RunsParams& p, int64_t chunk, int64_t count, bool together,
-                                Sum (*shares)[32 * kRunColumns], const Take& take,
+                                Sum (*shares)[32 * kJoinColumns], const Take& take,
                                 const Finish& finish) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool ends = !together || warp == 0;
-  for (int64_t first = lane; first - lane < p.dim; first += 32 * kRunColumns) {
-    Sum total[kRunColumns] = {};
+  for (int64_t first = lane; first - lane < p.dim; first += 32 * kJoinColumns) {
+    Sum total[kJoinColumns] = {};
     if (together) {
       add_parts(p, chunk + 1 + warp * count / kWarps, chunk + 1 + (warp + 1) * count / kWarps,
                 first, total);
 #pragma unroll
-      for (int c = 0; c < kRunColumns; ++c) shares[warp][lane + c * 32] = total[c];
+      for (int c = 0; c < kJoinColumns; ++c) shares[warp][lane + c * 32] = total[c];
       __syncthreads();
     }
     if (ends) {
-      const Sum* own = (const Sum*)p.partials + (chunk * 2 + 1) * p.dim + first;
-#pragma unroll
-      for (int c = 0; c < kRunColumns; ++c)
-        total[c] = first + c * 32 < p.dim ? own[c * 32] : (Sum)0;
+      JoinLane::load((const Sum*)p.partials + (chunk * 2 + 1) * p.dim, first, p.dim, true, total);
       if (!together) add_parts(p, chunk + 1, chunk + 1 + count, first, total);
       for (int w = 0; together && w < kWarps; ++w)
 #pragma unroll
-        for (int c = 0; c < kRunColumns; ++c) total[c] += shares[w][lane + c * 32];
+        for (int c = 0; c < kJoinColumns; ++c) total[c] += shares[w][lane + c * 32];
       take(chunk, first, total);
     }
     if (together) __syncthreads();
@@ -133,7 +181,7 @@ __device__ inline void join_run(const RunsParams& p, int64_t chunk, int64_t coun
 template <typename Sum, typename Take, typename Finish>
 __device__ inline void join_runs(const RunsParams& p, const Take& take, const Finish& finish) {
   constexpr int64_t kFew = 32;
-  __shared__ Sum shares[kWarps][32 * kRunColumns];
+  __shared__ Sum shares[kWarps][32 * kJoinColumns];
   __shared__ int64_t many[kWarps];  // parts of each warp's run, if the block has to add them
   const int warp = threadIdx.x / 32;
   for (int64_t base = (int64_t)blockIdx.x * kWarps; base * kChunk < p.count;
@@ -152,6 +200,14 @@ __device__ inline void join_runs(const RunsParams& p, const Take& take, const Fi
       if (many[w] > 0) join_run<Sum>(p, base + w, many[w], true, shares, take, finish);
     __syncthreads();
   }
+}
+
+// Whether lanes of so many columns are packed in all that a kernel reads and writes.
+template <typename E, int columns>
+bool packs(const RunsParams& p) {
+  using Columns = Lane<columns, true>;
+  return Columns::template fits<E>(p.grad, p.dim) && Columns::template fits<E>(p.out, p.dim) &&
+         Columns::template fits<SumOf<E>>(p.partials, p.dim);
 }
 
 }  // namespace lirank::gpu

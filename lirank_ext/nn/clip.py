@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .fused_update import any_moves
+
 
 @torch.no_grad()
 def clip_grad_norm_(
@@ -33,7 +35,7 @@ def clip_grad_norm_(
         ValueError: the backward pass moves a parameter, so that it has no gradient to clip.
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    if any(getattr(p, "moves_in_backward", False) for p in parameters):
+    if any_moves(parameters):
         raise ValueError(
             "clip_grad_norm_: argument 'parameters': wanted gradients, got a table that its "
             "backward pass has moved already: leave it out, or call optimizer.unfuse(module)"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..ops.hashed_embedding import hashed_embedding_bag
 from ..ops.hashed_embedding_backward import hashed_embedding_bag_backward_weights
@@ -40,6 +41,25 @@ class FusedOptimizer(Protocol):
         ...
 
 
+# Tables that move in a backward pass. No attribute of the tables says so, because it would go with
+# copies and pickles, which do not move.
+_MOVING = WeakIdKeyDictionary()
+
+
+def mark(tables: Iterable[Tensor], moving: bool) -> None:
+    """Note that these tables move in the backward pass, or that they no longer do."""
+    for table in tables:
+        if moving:
+            _MOVING[table] = True
+        else:
+            _MOVING.pop(table, None)
+
+
+def any_moves(parameters: Iterable[Tensor]) -> bool:
+    """Whether one of them is a table that moves in the backward pass."""
+    return any(p in _MOVING for p in parameters)
+
+
 def moves_in_backward(module: HashedEmbeddingBag) -> bool:
     """Whether the tables of a fused module move in the backward pass of a look-up made now.
 
@@ -57,7 +77,7 @@ def moves_in_backward(module: HashedEmbeddingBag) -> bool:
             f"{type(module).__name__}: an optimizer is fused into its backward pass, which moves "
             "all four tables, and some of them are frozen: freeze all of them or none"
         )
-    if _processes() > 1:
+    if processes() > 1:
         raise RuntimeError(
             f"{type(module).__name__}: an optimizer is fused into its backward pass, which moves "
             "the tables by the gradients of one process; with several processes let the optimizer "
@@ -66,7 +86,8 @@ def moves_in_backward(module: HashedEmbeddingBag) -> bool:
     return True
 
 
-def _processes() -> int:
+def processes() -> int:
+    """How many processes train together."""
     distributed = torch.distributed
     there = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if there else 1

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models import ConfigError
+from ..models import ConfigError, LiRank
 from ..nn._common import check_number
+from ..nn.fused_update import processes
 from .rowwise import RowwiseAdagrad
 from .settings import Settings
 
@@ -99,6 +101,25 @@ def table_optimizer(tables: list[Tensor], settings: Settings) -> torch.optim.Opt
             f"have {ADAM_ROWS:,} rows in all, and they have {rows:,}: take adagrad"
         )
     return TableAdam(tables, settings.table_lr, settings.table_l2)
+
+
+@contextmanager
+def moving_in_backward(
+    optimizers: Iterable[torch.optim.Optimizer], model: LiRank
+) -> Iterator[None]:
+    """Within it, AdaGrad moves tables in the backward pass, where a step looks them up once.
+
+    The weights are those of the optimizer's own steps, up to rounding.
+    """
+    fused = [o for o in optimizers if isinstance(o, RowwiseAdagrad)] if processes() == 1 else []
+    try:
+        for optimizer in fused:
+            for table in model.tables_read_once():
+                optimizer.fuse(table)
+        yield
+    finally:
+        for optimizer in fused:
+            optimizer.unfuse(model)
 
 
 def learning_rate(step: int, steps: int, warmup: float, schedule: str) -> float:

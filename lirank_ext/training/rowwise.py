@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn._common import check_number
-from ..nn.fused_update import Step, look_up_and_move
+from ..nn.fused_update import Step, any_moves, look_up_and_move, mark
 from ..nn.hashed_embedding import HashedEmbeddingBag
 from ..ops.hashed_embedding_rule import compute_dtype
 
@@ -65,22 +65,19 @@ class RowwiseOptimizer(torch.optim.Optimizer):
                 )
         for bag in bags:
             bag._fused, bag._look_up = self, torch.compiler.disable(look_up_and_move)
-            for p in bag.parameters():
-                p.moves_in_backward = True
+            mark(bag.parameters(), True)
 
     def unfuse(self, module: nn.Module) -> None:
         """Take back :meth:`fuse`: the tables get gradients again, and :meth:`step` moves them."""
         for bag in module.modules():
             if isinstance(bag, HashedEmbeddingBag) and bag._fused is self:
                 bag._fused = bag._look_up = None
-                for p in bag.parameters():
-                    p.moves_in_backward = False
+                mark(bag.parameters(), False)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """``GradScaler.step`` then tells :meth:`step` that gradients are scaled."""
-        tables = (p for group in self.param_groups for p in group["params"])
-        return any(getattr(p, "moves_in_backward", False) for p in tables)
+        return any_moves(p for group in self.param_groups for p in group["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

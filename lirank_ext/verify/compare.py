@@ -11,7 +11,7 @@ making of the inputs, is a failure of that row.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -267,7 +267,7 @@ def check_case(case: Case, implementation: Callable[..., Any], device: str = "cp
         The outcome; an exception where a result was wanted is a failure.
     """
     # A copy with strides and shared storage kept: what changes it must not spoil the next row.
-    args = tuple(_map(a, lambda t: t.to(device)) for a in copy.deepcopy(case.call))
+    args = _on_device(copy.deepcopy(case.call), device)
     kept = tuple(a for i, a in enumerate(args) if i not in OPS[case.op].mutated)
     before = _bits(kept)
     try:
@@ -277,6 +277,30 @@ def check_case(case: Case, implementation: Callable[..., Any], device: str = "cp
     if not all(map(torch.equal, _bits(kept), before)):
         return Outcome(case, problem="an input was changed")
     return outcome
+
+
+def _on_device(call: Iterable[Any], device: str) -> tuple:
+    """The arguments of a call on a device, with offsets, strides and shared storage kept.
+
+    ``Tensor.to`` would make strided and misaligned tensors contiguous, and a kernel would never
+    see them.
+    """
+    moved: dict[int, torch.UntypedStorage] = {}
+
+    def move(t: Tensor) -> Tensor:
+        if t.device.type == device or t.layout != torch.strided:
+            return t.to(device)
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in moved:
+            raw = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
+            moved[storage.data_ptr()] = raw.to(device).untyped_storage()
+        empty = torch.empty(0, dtype=t.dtype, device=device)
+        kept = moved[storage.data_ptr()]
+        return empty.set_(kept, t.storage_offset(), t.shape, t.stride()).requires_grad_(
+            t.requires_grad
+        )
+
+    return tuple(_map(a, move) for a in call)
 
 
 def _first_line(error: Exception) -> str:

@@ -252,7 +252,7 @@ def test_sigterm_writes_a_checkpoint_that_any_number_of_processes_resumes(data, 
     alone, folder = tmp_path / "alone", tmp_path / "o"
     assert main(command(data, config, alone)) == 0
     # The signal comes to one process; all of them stop after the same step.
-    stop = "at(1, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))"
+    stop = "at(1, 9, lambda: signal.raise_signal(signal.SIGTERM))"
     code, _, err = run(2, [command(data, config, folder)], stop)
     assert code != 0
     assert err.count(f"stopped after step 10; --resume goes on from {folder}") == 1

@@ -154,7 +154,8 @@ __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p)
 
 // Joins the parts of runs that cross chunks.
 template <typename E>
-__global__ void __launch_bounds__(kBlock, 2) join_runs_kernel(const RunsParams p) {
+__global__ void __launch_bounds__(kBlock, sizeof(SumOf<E>) == 8 ? 2 : 4)
+    join_runs_kernel(const RunsParams p) {
   using Sum = SumOf<E>;
   join_runs<Sum>(
       p,

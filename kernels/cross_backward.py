@@ -1,13 +1,11 @@
-"""Backward of a low-rank cross layer in one kernel, for ranks up to 128.
+"""Backward of a low-rank cross layer in one kernel, for ranks up to 128 in float32 and float16.
 
 ``_cross_backward`` does for grad what ``cross._cross`` does for x: dh = (grad * x0) u on chip, then
 dx0 = grad * (h u^T + bias) and dx = grad + dh v. It leaves dh and dt = grad * x0 for the two weight
 gradients, whose sums run over the batch: those are plain products, for cuBLAS. The bias's
 gradient comes from one partial sum per program, added up by torch in a fixed order.
 
-Plain products are timed beside it. On an H100 a step forward and backward at B=4096, d=1024, r=64
-in bfloat16 took 118 us with this kernel, and torch.compile with products 68 to 83. Those round dh
-and dt to the type of x, as eager does.
+In bfloat16 ``cross_gradients`` does all of that. Plain products are timed beside either.
 
 Bytes: reads 3, writes 3 B d items.
 
@@ -21,7 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_tiles import COMPUTED, GIVEN, keep, padded, precision, product, project, tile, turned
+from . import cross_gradients
+from .cross_project import project
+from .cross_tiles import COMPUTED, GIVEN, keep, padded, precision, product, projected, tile, turned
 from .launch import (
     batch_class,
     cdiv,
@@ -73,7 +73,7 @@ def _cross_backward(
     if HIDDEN == GIVEN:
         h = tile(hidden, row, rank, r, n, r).to(tl.float32)
     else:
-        h = project(x, v, row, rank, x_row, n, d, r, PRECISION, RANK, ROWS, COLUMNS)
+        h = projected(x, v, row, rank, x_row, n, d, r, PRECISION, RANK, ROWS, COLUMNS)
         keep(hidden, h, row, rank, r, n, r)
     for start in range(0, d, COLUMNS):
         column = (start + tl.arange(0, COLUMNS)).to(tl.int64)
@@ -94,26 +94,21 @@ def _tile_of(rows_: int, columns: int, warps: int) -> dict[str, int]:
 
 
 # By the padded rank up to which they serve.
-_BFLOAT16 = {
-    64: (_tile_of(64, 32, 8), _tile_of(16, 64, 4)),
-    128: (_tile_of(32, 32, 8), _tile_of(16, 32, 8)),
-}
 _FLOAT32 = {
     64: (_tile_of(32, 32, 8), _tile_of(16, 32, 4)),
     128: (_tile_of(16, 32, 8),),
 }
 
 
-def _tiles(dtype: torch.dtype, rank: int) -> tuple[dict[str, int], ...]:
-    table = _BFLOAT16 if dtype == torch.bfloat16 else _FLOAT32
-    return next(tiles for largest, tiles in table.items() if rank <= largest)
+def _tiles(rank: int) -> tuple[dict[str, int], ...]:
+    return next(tiles for largest, tiles in _FLOAT32.items() if rank <= largest)
 
 
 def fused_backward(grad, x0, x, v, u, bias, hidden, by_products) -> tuple[Tensor, ...]:
     """All gradients; ``by_products`` finds the same by plain products, and is timed beside this."""
     n, d, r = *x.shape, u.shape[1]
     state = COMPUTED if hidden is None else GIVEN
-    passes, found = precision(), []
+    passes, found, apart = precision(), [], x.dtype == torch.bfloat16
 
     def fused(c):
         dt, dx0, dx = (x.new_empty(n, d) for _ in range(3))
@@ -127,9 +122,18 @@ def fused_backward(grad, x0, x, v, u, bias, hidden, by_products) -> tuple[Tensor
         launch(_cross_backward, (programs,), *args, passes, state.value, padded(r), **c)
         return dx0, dx, dh.T @ x, dt.T @ h, partial.sum(0).to(x.dtype)
 
-    def run(c):
-        found[:] = by_products() if c is None else fused(c)
+    def in_three(c):
+        h = hidden
+        if h is None:
+            h = x.new_empty(n, r)
+            project(x, v, h)
+        inputs = (rows(grad), rows(x0), rows(x), v.contiguous(), u.contiguous())
+        return cross_gradients.gradients(c, *inputs, None if bias is None else rows(bias), h)
 
+    def run(c):
+        found[:] = by_products() if c is None else in_three(c) if apart else fused(c)
+
+    tiles = cross_gradients.tiles(x, padded(r)) if apart else _tiles(padded(r))
     key = ("back", x.dtype, passes, state.value, padded(r), size_class(d), batch_class(n))
-    choose(key, (*_tiles(x.dtype, padded(r)), None), run)
+    choose(key, (*tiles, None), run)
     return tuple(found)

@@ -133,11 +133,12 @@ def _scored(x: Tensor, v: Tensor, p: Tensor, m: Tensor, shift: Tensor, tiles: Te
 
 def _tiles(counts: list[int], device: torch.device) -> Tensor:
     """(tiles, 3): the request, its first candidate of the tile, and where the request ends."""
-    found, begin = [], 0
-    for q, count in enumerate(counts):
-        found += [(q, start, begin + count) for start in range(begin, begin + count, ROWS)]
-        begin += count
-    return torch.tensor(found, dtype=torch.int64).reshape(-1, 3).to(device)
+    each = torch.tensor(counts, dtype=torch.int64)
+    end, tiles = each.cumsum(0), (each + ROWS - 1) // ROWS
+    of = torch.repeat_interleave(tiles)
+    within = torch.arange(len(of)) - (tiles.cumsum(0) - tiles)[of]
+    first = (end - each)[of] + within * ROWS
+    return torch.stack([of, first, end[of]], 1).to(device)
 
 
 class _Stack:

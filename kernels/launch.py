@@ -89,7 +89,63 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     if _record is not None:
         _record.append(Launch(kernel, args, constants, grid))
     elif 0 not in grid:
-        kernel[grid](*args, **(FUSION | constants))
+        if INTERPRETED or _profiled():
+            kernel[grid](*args, **(FUSION | constants))
+        else:
+            _launch(kernel, grid, args, constants)
+
+
+# Compiled kernels by all that Triton compiles one anew for, with what follows the caller's
+# arguments. Triton finds this out on every launch, which takes the host several times as long.
+_compiled: dict[tuple, tuple[Any, tuple]] = {}
+_constexprs: dict[Callable, list[bool]] = {}  # by the kernel: which of its parameters are such
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], args: tuple, constants: dict[str, Any]) -> None:
+    """Run one kernel as Triton does, but for hooks and for the check of global constants."""
+    device, stream = _place()
+    if (constexprs := _constexprs.get(kernel.fn)) is None:
+        constexprs = _constexprs[kernel.fn] = [p.is_constexpr for p in kernel.params]
+    kinds = tuple(map(_kind, args, constexprs))
+    key = (kernel.fn, device, tuple(constants.items()), kinds)
+    known = _compiled.get(key)
+    if known is None:
+        compiled = kernel[grid](*args, **(FUSION | constants))
+        if None not in kinds:
+            rest = kernel.params[len(args) :]
+            _compiled[key] = compiled, tuple(constants.get(p.name, p.default) for p in rest)
+        return
+    compiled, rest = known
+    sizes, hooks = (*grid, 1, 1)[:3], (None, None, None)
+    compiled.run(*sizes, stream, compiled.function, compiled.packed_metadata, *hooks, *args, *rest)
+
+
+def _profiled() -> bool:
+    """Whether somebody wants to hear of every launch."""
+    knobs = triton.knobs.runtime
+    hooks = (knobs.launch_enter_hook, knobs.launch_exit_hook)
+    return any(getattr(hook, "calls", hook) for hook in hooks)
+
+
+def _place() -> tuple[int, int]:
+    """The current device and the handle of its stream."""
+    active = triton.runtime.driver.active
+    device = active.get_current_device()
+    return device, active.get_current_stream(device)
+
+
+def _kind(value: Any, constexpr: bool) -> Any:
+    """What Triton may compile a kernel anew for; None where this does not know."""
+    kind = type(value)
+    if constexpr or kind is bool or value is None:
+        return kind, value
+    if kind is int:
+        return value == 1, value % 16 == 0, value.bit_length() // 32
+    if kind is float:
+        return kind
+    if kind is Tensor or kind is torch.nn.Parameter:
+        return value.dtype, value.data_ptr() % 16 == 0
+    return None
 
 
 def choose(

@@ -2,6 +2,7 @@
 
 from . import nn, ops
 from ._version import __version__
+from .conversion.capture import capture
 from .conversion.quantize import quantize
 from .conversion.swap import swap
 from .library.build_info import build_info, library_path
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "attention_cross",
     "build_info",
+    "capture",
     "check_errors",
     "concatenate_rows",
     "concatenate_tables",

@@ -221,3 +221,85 @@ def test_signatures_do_not_pile_up(monkeypatch):
     for by in (1, 2, 3, 3, 1):
         run(by)
     assert len(checked) == 4  # the third made room by forgetting the first two
+
+
+# ---- launching a compiled kernel again ----------------------------------------------------------
+
+
+class Kernel:
+    """A stand-in for a Triton kernel ``(t, n, KIND, ROWS=4)`` whose last two are constants."""
+
+    def __init__(self) -> None:
+        self.fn = object()
+        names = (("t", False), ("n", False), ("KIND", True), ("ROWS", True))
+        self.params = [SimpleNamespace(name=n, is_constexpr=c, default=4) for n, c in names]
+        self.looked_up, self.ran = [], []
+
+    def __getitem__(self, grid):
+        def look_up(*args, **constants):
+            self.looked_up.append((grid, args, constants))
+            return SimpleNamespace(
+                run=lambda *a: self.ran.append(a), function="f", packed_metadata="m"
+            )
+
+        return look_up
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    monkeypatch.setattr(launch, "_place", lambda: (0, 77))
+    monkeypatch.setattr(launch, "_compiled", {})
+    return Kernel()
+
+
+def test_a_second_launch_looks_nothing_up(kernel):
+    t = torch.zeros(4)
+    for n in (32, 48, 32):
+        launch.launch(kernel, (5,), t, n, 0, num_warps=2)
+    assert kernel.looked_up == [((5,), (t, 32, 0), launch.FUSION | {"num_warps": 2})]
+    head = (5, 1, 1, 77, "f", "m", None, None, None)
+    assert [a[:9] for a in kernel.ran] == [head] * 2
+    assert [a[9:] for a in kernel.ran] == [(t, 48, 0, 4), (t, 32, 0, 4)]
+
+
+@pytest.mark.parametrize(
+    ("t", "n", "kind", "constants"),
+    [
+        (torch.zeros(4).double(), 32, 0, {}),
+        (torch.zeros(8)[1:5], 32, 0, {}),  # its address is no multiple of 16
+        (torch.zeros(4), 33, 0, {}),
+        (torch.zeros(4), 1, 0, {}),
+        (torch.zeros(4), 1 << 40, 0, {}),
+        (torch.zeros(4), 32.0, 0, {}),
+        (torch.zeros(4), 32, 16, {}),
+        (torch.zeros(4), 32, False, {}),
+        (torch.zeros(4), 32, 0, {"ROWS": 8}),
+        (torch.zeros(4), 32, 0, {"num_warps": 8}),
+        (None, 32, 0, {}),
+    ],
+)
+def test_what_triton_compiles_anew_is_looked_up(kernel, t, n, kind, constants):
+    launch.launch(kernel, (1,), torch.zeros(4), 32, 0)
+    launch.launch(kernel, (1,), t, n, kind, **constants)
+    assert len(kernel.looked_up) == 2 and not kernel.ran
+
+
+def test_devices_have_their_own_compiled_kernels(kernel, monkeypatch):
+    launch.launch(kernel, (1,), None, 2, 0)
+    monkeypatch.setattr(launch, "_place", lambda: (1, 78))
+    launch.launch(kernel, (1,), None, 2, 0)
+    assert len(kernel.looked_up) == 2
+
+
+def test_arguments_that_are_not_known_are_always_looked_up(kernel):
+    for _ in range(2):
+        launch.launch(kernel, (1,), object(), 2, 0)
+    assert len(kernel.looked_up) == 2 and not kernel.ran
+
+
+def test_a_profiler_hears_of_every_launch(kernel, monkeypatch):
+    hook = SimpleNamespace(calls=[print])
+    monkeypatch.setattr(launch.triton.knobs.runtime, "launch_enter_hook", hook)
+    for _ in range(2):
+        launch.launch(kernel, (1,), None, 2, 0)
+    assert len(kernel.looked_up) == 2 and not kernel.ran

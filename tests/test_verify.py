@@ -505,6 +505,17 @@ def test_an_op_without_cases_does_not_pass(monkeypatch):
     assert not row.passed and "no cases" in row.verdict
 
 
+def test_inputs_keep_their_layout_on_another_device():
+    """``Tensor.to`` would make these contiguous, and a kernel would never see strides."""
+    base = torch.arange(100.0)
+    call = (base[3:93].view(9, 10)[:, ::2], [base[1:].view(11, 9).t(), None], 3)
+    strided, (turned, none), number = compare._on_device(call, "meta")
+    assert (strided.stride(), strided.storage_offset()) == ((10, 2), 3)
+    assert (turned.stride(), turned.storage_offset()) == ((1, 9), 1)
+    assert strided.untyped_storage()._cdata == turned.untyped_storage()._cdata
+    assert none is None and number == 3 and strided.is_meta
+
+
 def test_nan_that_is_overwritten_counts_as_changed():
     case = next(c for c in CASES["isotonic_calibration"] if c.label == "NaN stays NaN")
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
-from lirank_ext import isotonic_calibration, low_rank_cross, outer_attention
+from lirank_ext import capture, isotonic_calibration, low_rank_cross, outer_attention
+from lirank_ext.benchmarks.bench_request_sharing import make_model, model_inputs, plain
 from lirank_ext.benchmarks.gpu.target import Place, Target
 from lirank_ext.nn import ResidualCrossNet
 from lirank_ext.nn.reference_cross import ReferenceResidualCrossNet
@@ -214,6 +215,83 @@ def net(place: Place) -> Iterator[Target]:
             exps=2 * batch * r * r,
             peers={"eager": eager},
             compiled={"compile": lambda eager=eager: torch.compile(eager, dynamic=False)},
+        )
+
+
+def score(place: Place) -> Iterator[Target]:
+    """Candidates of requests whose columns are 0.6 of the width, through the net and a weight."""
+    d, r, outputs = 1024, 64, 64
+    d_u = int(0.6 * d)
+    for requests, candidates, dtype in (
+        (1, 500, torch.float32),
+        (64, 500, torch.float32),
+        (64, 500, torch.bfloat16),
+    ):
+        torch.manual_seed(0)
+        ours = ResidualCrossNet(d, r).to(place.device, dtype).requires_grad_(False)
+        eager = ReferenceResidualCrossNet(d, r).to(place.device, dtype)
+        eager.load_state_dict(ours.state_dict())
+        eager.requires_grad_(False)
+        wide = copy.deepcopy(eager).double()
+        weight = (place.randn(outputs, d, seed=7) * d**-0.5).to(dtype)
+        candidates = place.size(candidates)
+        count = requests * candidates
+        counts = torch.full((requests,), candidates, device=place.device)
+        rows = torch.arange(requests, device=place.device).repeat_interleave(counts)
+        sets = []
+        for s in range(place.copies(3 * dtype.itemsize * count * d)):
+            request = place.randn(requests, d_u, seed=2 * s, dtype=dtype)
+            items = place.randn(count, d - d_u, seed=2 * s + 1, dtype=dtype)
+            sets.append((request, items, torch.cat([request[rows], items], dim=1)))
+
+        def on_joined(net, weight=weight):
+            return lambda request, items, x0: linear(net(x0), weight)
+
+        yield Target(
+            "residual_cross_score",
+            f"{str(dtype)[6:]} R={requests} N={candidates} d={d} s=0.6 r={r}, 2 + 2 layers",
+            sets,
+            lambda request, items, _, net=ours, counts=counts, weight=weight: net.score(
+                request, items, counts, weight
+            ),
+            lambda request, items, x0, net=wide, weight=weight: linear(
+                net(x0.double()), weight.double()
+            ),
+            tolerance=1e-4 if dtype == torch.float32 else TOLERANCE,
+            bytes=dtype.itemsize * (count * (d - d_u + outputs) + 13 * d * r),
+            flops=2 * count * (12 * (d - d_u) * r + (d - d_u) * outputs),
+            peers={"lirank forward": on_joined(ours), "eager": on_joined(eager)},
+            compiled={"compile": lambda net=eager: on_joined(torch.compile(net, dynamic=False))},
+            captured=False,  # the counts are read on the host
+        )
+
+
+def ranker(place: Place) -> Iterator[Target]:
+    """The whole feed model on candidates of one member, with what each call costs the host."""
+    model = make_model("feed", device=place.device).requires_grad_(False)
+    eager = plain(model)
+    wide = copy.deepcopy(eager).double()
+    for rows in (place.size(512), place.size(4096)):
+        sets = [(model_inputs(model, 1, rows, place.device)[3],) for _ in range(2)]
+        compiled = {"compile": lambda: torch.compile(eager, dynamic=False)}
+        if place.device == "cuda":
+            compiled["compile, CUDA graphs"] = lambda: torch.compile(
+                eager, dynamic=False, mode="reduce-overhead"
+            )
+        yield Target(
+            "LiRank",
+            f"feed model, float32, {rows} rows",
+            sets,
+            model if place.device == "cpu" else capture(model, *(s[0] for s in sets)),
+            lambda features, wide=wide: wide(
+                {k: v.double() if v.is_floating_point() else v for k, v in features.items()}
+            ),
+            tolerance=1e-3,
+            # the features, and the weights beside the tables
+            bytes=sum(t.nbytes for t in (*sets[0][0].values(), *model.head.parameters())),
+            peers={"lirank, not captured": model, "eager": eager},
+            compiled=compiled,
+            captured=False,  # what the host does is part of it
         )
 
 

@@ -40,6 +40,8 @@ SUBJECTS: dict[str, Callable[[Place], Iterator[Target]]] = {
     "low_rank": targets_cross.low_rank,
     "attention": targets_cross.attention,
     "net": targets_cross.net,
+    "score": targets_cross.score,
+    "ranker": targets_cross.ranker,
     "hashed_packed": targets_tables.hashed_packed,
     "hashed_backward": targets_tables.hashed_backward,
     "low_rank_step": targets_cross.low_rank_step,

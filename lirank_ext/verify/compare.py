@@ -10,7 +10,7 @@ wanted, even in the reference or in the making of the inputs, is a failure of th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,7 +256,7 @@ def check_case(case: Case, implementation: Callable[..., Any], device: str = "cp
         The outcome; an exception where a result was wanted is a failure.
     """
     # A copy with strides and shared storage kept: what changes it must not spoil the next row.
-    args = tuple(_map(a, lambda t: t.to(device)) for a in copy.deepcopy(case.call))
+    args = _on_device(copy.deepcopy(case.call), device)
     before = _bits(args)
     try:
         outcome = _check(case, implementation, args)
@@ -265,6 +265,30 @@ def check_case(case: Case, implementation: Callable[..., Any], device: str = "cp
     if not all(map(torch.equal, _bits(args), before)):
         return Outcome(case, problem="an input was changed")
     return outcome
+
+
+def _on_device(call: Iterable[Any], device: str) -> tuple:
+    """The arguments of a call on a device, with offsets, strides and shared storage kept.
+
+    ``Tensor.to`` would make strided and misaligned tensors contiguous, and a kernel would never
+    see them.
+    """
+    moved: dict[int, torch.UntypedStorage] = {}
+
+    def move(t: Tensor) -> Tensor:
+        if t.device.type == device or t.layout != torch.strided:
+            return t.to(device)
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in moved:
+            raw = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
+            moved[storage.data_ptr()] = raw.to(device).untyped_storage()
+        empty = torch.empty(0, dtype=t.dtype, device=device)
+        kept = moved[storage.data_ptr()]
+        return empty.set_(kept, t.storage_offset(), t.shape, t.stride()).requires_grad_(
+            t.requires_grad
+        )
+
+    return tuple(_map(a, move) for a in call)
 
 
 def _first_line(error: Exception) -> str:

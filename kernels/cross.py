@@ -5,6 +5,7 @@ tiles of COLUMNS columns into h = x v^T, which stays on chip, then walks the col
 h u^T, and y = x0 * (t + bias) + x leaves at once. (B, r) and (B, d) intermediates never reach
 memory. The weights are read by every program, from L2: 2 * r * d items each. In the second walk
 the tiles of x0 and x are asked for one step ahead: Triton does that only for what feeds a product.
+With ASK, which is not timed yet, x0 is brought to L2 during the first walk.
 
 Plans of two kernels are timed beside it: torch.mm makes h in float32, or ``cross_project`` makes
 it as the sum of two bfloat16 numbers, and ``cross_expand`` the rest over rows and columns, so that
@@ -24,7 +25,8 @@ datasheet); its 4 B d r = 1.1 GFLOP at r=64 take 1.1 us.
 
 Dropped: float16 intermediates as two float16 numbers (h beyond 65504 overflows where the result
 does not): float32 there; 32 rows in float32 beyond r=64, which spilled 6 KB a thread at r=256, 0.2
-to 0.5 KB at r=128; 32 rows of 128 columns and 4 warps in bfloat16, which spilled 8 bytes.
+to 0.5 KB at r=128; 32 rows of 128 columns in bfloat16, with 4 warps or with ASK, which spilled 8
+bytes.
 """
 
 from __future__ import annotations
@@ -125,7 +127,12 @@ _BFLOAT16 = {
     256: (_tile_of(32, 32, 8), _tile_of(16, 32, 8)),
 }
 _HOPPER = {
-    128: (_tile_of(64, 64, 8, 3), _tile_of(16, 128, 4, 4), _tile_of(32, 128, 8, 3, True)),
+    128: (
+        _tile_of(64, 64, 8, 3),
+        _tile_of(64, 64, 4, 4),
+        _tile_of(16, 128, 4, 4),
+        _tile_of(32, 64, 8, 4, True),
+    ),
     256: (_tile_of(64, 64, 8, 3), _tile_of(64, 32, 8, 3), _tile_of(16, 64, 8, 4)),
 }
 _FLOAT32 = {

@@ -6,7 +6,12 @@ for before the product (EARLY) where registers allow. Programs that share rows s
 (GROUP), so that h and u come from L2.
 
 h is float32 where it is a plan for one layer of r <= 256, and enters as ``cross_tiles.product``
-says; else it is as the caller has it, rounded to the type of x.
+says, or ``cross_project`` has left it as two bfloat16 tensors; else it is as the caller has it,
+rounded to the type of x. After ``cross_project`` it starts early (WAIT) and asks for x0 and x
+while h is made.
+
+Not timed yet: h as two tensors; ASK, which has x0 and x brought to L2 where the product takes the
+registers; ``cross_expand_persistent``. All are candidates behind plans that were.
 
 Bytes: 3 B d items, 28 us for 4096 x 3456 in bfloat16 at 3.0 TB/s; its 2 B d r operations at
 r=512 are 14.5 GFLOP, which the tensor cores do meanwhile. Product and epilogue apart move 5 B d.
@@ -153,18 +158,14 @@ def _plan(
 _FEW = (_plan(16, 64, 64, True, 4), _plan(64, 32, 32, True, 4))
 _FLOAT32 = (_plan(32, 64, 32, True, 4), _plan(64, 32, 32, True, 4))
 _BFLOAT16 = (_plan(64, 64, 64, True, 4), _plan(64, 32, 32, True, 4))
-_HOPPER = (
+_HOPPER = (_plan(64, 64, 64, True, 4), _plan(64, 128, 64, True, 4), _plan(128, 128, 64, False, 8))
+_HOPPER_REST = (
     _plan(64, 64, 64, True, 4, 2),
     _plan(64, 128, 64, True, 8, 2),
-    _plan(128, 128, 64, True, 8, 2),
+    _plan(128, 64, 64, True, 8, 2),
 )
-_HOPPER_FLOAT32 = (_plan(64, 64, 64, True, 4), _plan(64, 128, 64, True, 4))  # of hidden
-_HOPPER_WIDE = (
-    _plan(64, 128, 64, True, 4),
-    _plan(128, 128, 64, False, 8),
-    _plan(128, 128, 64, False, 4),
-)
-WIDE = 192  # the rank from which large tiles are tried, because operands from L2 bind
+_HOPPER_WIDE = (*_HOPPER, _plan(128, 128, 64, False, 4, 3, True))
+WIDE = 192  # the rank from which larger tiles are tried: operands from L2 are most of what moves
 
 
 def _plans(x0, hidden, rest, u, x) -> tuple[dict, ...]:
@@ -175,9 +176,9 @@ def _plans(x0, hidden, rest, u, x) -> tuple[dict, ...]:
         return _FLOAT32
     if architecture(u) != 90:
         return _BFLOAT16
-    if hidden.dtype != u.dtype:
-        return _HOPPER_FLOAT32
-    if u.shape[1] < WIDE or rest is not None:
+    if rest is not None:
+        return _HOPPER_REST
+    if u.shape[1] < WIDE or hidden.dtype != u.dtype:
         return _HOPPER
     return _HOPPER_WIDE + (PERSISTENT if copyable(x0, hidden, u, x) else ())
 

@@ -3,14 +3,15 @@
 As many programs as run at once walk over all tiles, so that a tile's first operands arrive while
 the one before it is finished. TMA copies take no registers for addresses: tiles may be so large
 (128 x 256) that operands from L2 do not bind. The tile is finished in column halves (PARTS), which
-keeps x0 and x of one half in registers at a time.
+keeps x0 and x of one half in registers at a time; ASK has them brought to L2 during the product.
+
+Not timed yet.
 
 Bytes: as ``cross_expand``; from L2, r (ROWS + COLUMNS) items a tile.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -96,9 +97,12 @@ PERSISTENT = (
 
 def copyable(*tensors: Tensor | None) -> bool:
     """Whether TMA takes these matrices: rows of whole 16 bytes that start at such an address."""
-    given = [t for t in tensors if t is not None]
-    aligned = (t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 for t in given)
-    return all(aligned) and all(t.numel() > 0 and t.dtype == torch.bfloat16 for t in given)
+
+    def takes(t: Tensor) -> bool:
+        inside = t.numel() > 0 and t.stride(1) == 1 and t.stride(0) >= t.shape[1]
+        return inside and t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0
+
+    return all(t is None or takes(t) for t in tensors)
 
 
 def expand_persistent(c: dict[str, int], x0, hidden, u, bias, x, out) -> None:

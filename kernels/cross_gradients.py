@@ -13,9 +13,12 @@ The second and third kernel start early, see ``cross_project``.
 Bytes: reads grad and x0 twice, the second time mostly from L2, and x once; writes 2 B d items. The
 parts are 8 r d bytes a share, and no more shares than fill the chip once or twice.
 
-Dropped: dh and dt stored for plain products (cuBLAS cuts 64 x 1024 results of a sum over 4096
-in too few tiles; 141 us a step at B=4096, d=1024, r=64 on an H100, torch.compile 83); atomics
-for the weight gradients (sums differ from run to run).
+Not timed yet. Plain products take twelve kernels for what is three here: on an H100 61 us in all at
+B=4096, d=1024, r=64 (torch.profiler), of which the sum of dt is 13, the two weight gradients are
+18, dt is 7, and a copy of grad that addmm makes is 4.
+
+Dropped: atomics for the weight gradients (sums differ from run to run); a sum of dt in registers
+over all steps (32 more a thread, spilled).
 """
 
 from __future__ import annotations
@@ -102,7 +105,7 @@ def _gradients(
     tl.store(mine + r * d + column, db, mask=column < d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _add_parts(
     parts,
     dv,
@@ -145,7 +148,7 @@ _BFLOAT16 = {
     128: (_tile_of(16, 64, 8), _tile_of(16, 32, 8)),
 }
 _HOPPER = {
-    64: (_tile_of(64, 64, 8), _tile_of(64, 128, 8), _tile_of(64, 64, 4)),
+    64: (_tile_of(64, 64, 8), _tile_of(64, 64, 4)),
     128: (_tile_of(64, 64, 8),),
 }
 
@@ -157,8 +160,11 @@ def tiles(x: Tensor, rank: int) -> tuple[dict[str, int], ...]:
 
 
 def gradients(c: dict[str, int], grad, x0, x, v, u, bias, hidden) -> tuple[Tensor, ...]:
-    """All gradients, with the tiles ``c``."""
+    """All gradients, with the tiles ``c``; x v^T is computed where ``hidden`` is None."""
     n, d, r = *x.shape, u.shape[1]
+    if hidden is None:
+        hidden = x.new_empty(n, r)
+        project(x, v, hidden)
     passes, hidden, dh = precision(), hidden.contiguous(), x.new_empty(n, r)
     early = project(grad, u.T, dh, factor=x0, ahead=x)
     across, steps = cdiv(d, c["COLUMNS"]), cdiv(n, c["ROWS"])

@@ -5,8 +5,11 @@ leaves most of a chip idle in cuBLAS, which cuts it in tiles of 64 or 128 rows. 
 beside it where it finds the same. The elementwise factor (backward: dt = grad * x0) never reaches
 memory; it is rounded before the product, as eager does.
 
-On sm_90 and later the kernel lets the next one start early (PDL): what follows it asks for its
-own inputs meanwhile, and waits only before it reads these results.
+On sm_90 it lets the next kernel start early (programmatic dependent launch): that one asks for
+its own inputs meanwhile, and waits only before it reads these results. What it reads first can be
+brought to L2 here as well (``ahead``).
+
+Not timed yet.
 
 Bytes: (1 or 2) B d items, and r d of weights a program, from L2.
 """
@@ -107,7 +110,7 @@ def _plans(x: Tensor) -> tuple[dict[str, int], ...]:
 
 def early(t: Tensor) -> bool:
     """Whether a kernel on this tensor may start before the one in front of it has ended."""
-    return architecture(t) >= 90 and not INTERPRETED
+    return architecture(t) == 90 and not INTERPRETED
 
 
 def _rows(t: Tensor | None) -> Tensor | None:

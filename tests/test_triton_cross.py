@@ -14,7 +14,6 @@ from conftest import REPOSITORY
 pytest.importorskip("triton", reason="Triton is not installed: the extra 'test' has it")
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-BACKWARD = {"_project", "_gradients", "_add_parts"}
 
 
 def _launched(arguments: list[str], **switches: str) -> set[str]:
@@ -30,10 +29,10 @@ def _launched(arguments: list[str], **switches: str) -> set[str]:
 @pytest.mark.parametrize(
     ("turn", "wanted"),
     [
-        ("0", {"_cross", "_expand"} | BACKWARD),
-        ("1", {"_cross"} | BACKWARD),
-        ("3", {"_project", "_expand", "_expand_persistent"}),  # a layer in two kernels
-        ("4", {"_expand"} | BACKWARD),  # a layer by torch.mm and one kernel
+        ("0", {"_cross", "_cross_backward", "_expand"}),
+        ("3", {"_cross", "_project", "_gradients", "_add_parts", "_expand"}),
+        ("4", {"_project", "_gradients", "_expand_persistent"}),
+        ("5", {"_expand", "_cross_backward", "_epilogue"}),
     ],
 )
 def test_interpreted_agrees_with_the_reference(turn, wanted):

@@ -18,6 +18,7 @@ import torch
 
 from lirank_ext.kernels import (
     cross,
+    cross_backward,
     cross_expand,
     cross_expand_persistent,
     cross_gradients,
@@ -30,7 +31,14 @@ from lirank_ext.verify import check_case
 from lirank_ext.verify.cases import Case, all_cases
 
 OP = "low_rank_cross"
-MODULES = (cross, cross_expand, cross_expand_persistent, cross_gradients, cross_project)
+MODULES = (
+    cross,
+    cross_backward,
+    cross_expand,
+    cross_expand_persistent,
+    cross_gradients,
+    cross_project,
+)
 NAMES = ("x0", "x", "v", "u", "bias")
 # (B, d, r): several programs share the batch, and the last of them, or its last tile, is cut.
 SHAPES = ((300, 264, 64), (517, 200, 33), (300, 136, 200), (290, 72, 264), (260, 67, 130))

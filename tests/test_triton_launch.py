@@ -216,9 +216,8 @@ def test_a_check_runs_once_for_a_signature(monkeypatch):
 def test_signatures_do_not_pile_up(monkeypatch):
     call = namedtuple("an_op", ["by"])
     checked = []
-    op = SimpleNamespace(
-        name="an_op", module="m", family="f", mutated=(), call=call, _check=checked.append
-    )
+    op = SimpleNamespace(name="an_op", module="m", family="f", mutated=(), call=call)
+    op._check = checked.append
     monkeypatch.setattr(gpu, "_launcher", lambda *names: lambda a: None)
     monkeypatch.setattr(gpu, "MOST_SIGNATURES", 2)
     run = gpu.launcher(op)

@@ -11,6 +11,7 @@ from rankers import PRESETS, make_features, small
 import lirank_ext
 from lirank_ext import nn
 from lirank_ext.conversion.swap import use_references
+from lirank_ext.library.autocast import cast
 from lirank_ext.library.op import OPS, _python_error
 from lirank_ext.models import LiRank
 
@@ -83,6 +84,14 @@ def test_tables_are_read_as_they_are_stored():
         with lower(torch.bfloat16):
             assert torch.equal(module(ids, offsets, weights), wanted)
             assert module(ids, offsets, weights.bfloat16()).dtype == torch.float32
+
+
+def test_a_tensor_that_is_given_twice_stays_one():
+    x, weight = torch.ones(2, 3), torch.ones(1, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second, others = cast((x, x, [weight, x]), "cpu", "lower")
+    assert first is second is others[1] and first.dtype == torch.bfloat16
+    assert others[0] is not first
 
 
 def test_float64_is_left_alone():

@@ -70,6 +70,15 @@ def test_a_fake_tensor_has_no_memory_to_move():
 
 
 @needs_pages
+def test_hashed_tables_are_made_on_them():
+    module = lirank_ext.nn.HashedEmbeddingBag(64, num_buckets=200_000_000)
+    assert asked_for(module.quotient_b) and asked_for(module.quotient_c)
+    copied = copy.deepcopy(module)
+    assert asked_for(copied.quotient_b)
+    assert torch.equal(copied.quotient_b, module.quotient_b)
+
+
+@needs_pages
 def test_packed_tables_are_made_on_them():
     rows = torch.randn(80_000, 64)
     packed = lirank_ext.pack_rows(*lirank_ext.quantize_rows(rows))

@@ -44,13 +44,17 @@ def cast(args: Any, device: str, rule: Rule | None) -> Any:
     if rule is None or not torch.is_autocast_enabled(device):
         return args
     dtype = torch.float32 if rule == "float32" else torch.get_autocast_dtype(device)
+    made: dict[int, Tensor] = {}  # x stays x0 in a first layer
 
     def one(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [one(v) for v in value]
         if not isinstance(value, Tensor) or value.device.type != device:
             return value
-        wanted = value.is_floating_point() and value.dtype not in (torch.float64, dtype)
-        return value.to(dtype) if wanted else value
+        if not value.is_floating_point() or value.dtype in (torch.float64, dtype):
+            return value
+        if id(value) not in made:
+            made[id(value)] = value.to(dtype)
+        return made[id(value)]
 
     return [one(value) for value in args]

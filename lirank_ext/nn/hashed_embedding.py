@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..library.huge_pages import use_huge_pages
 from ..ops.hashed_embedding import hashed_embedding_bag
 from ..ops.hashed_embedding_packed import quantized_hashed_embedding_bag
 from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
@@ -106,7 +107,12 @@ class HashedParameters(_HashRule):
             rows = quotients if name.startswith("quotient") else num_remainders
             table = torch.empty(rows, dim, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(table))
+        use_huge_pages(self)  # before a page is touched, so that nothing has to be moved
         self.reset_parameters()
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        use_huge_pages(self)  # the memory of a copied or loaded table has small pages
 
     def reset_parameters(self) -> None:
         for name in TABLES:
@@ -129,7 +135,8 @@ class HashedEmbeddingBag(HashedParameters):
 
     With the default sizes, 2^32 buckets take 2 x 4,294,968 quotient rows and 2 x 1,000 remainder
     rows. Each table starts as N(0, 1 / (4 dim)), so that the sum of four rows has a norm of about
-    1.
+    1. Tables of 4 MiB and more lie on huge pages where Linux has them. These take no more memory,
+    because every row is written at the start.
 
     Gradients of the quotient tables are sparse (``sparse=True``), because a dense gradient would be
     as large as the table, 1.1 GB at ``dim=64``. SGD, with momentum too, and Adagrad accept sparse

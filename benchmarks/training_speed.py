@@ -26,6 +26,7 @@ from lirank_ext.data.loader import Position
 from lirank_ext.data.packages import need
 from lirank_ext.models.blocks import Interactions
 from lirank_ext.training.defaults import for_files
+from lirank_ext.training.optimizers import moving_in_backward
 from lirank_ext.training.session import open_trainer
 from lirank_ext.training.trainer import Trainer
 
@@ -70,11 +71,12 @@ def stages(path: Path, steps: int) -> tuple[dict[str, float], int]:
     whole = trainer.train_loader.source.count()
     epochs = (trainer.train_loader.epoch(Position(epoch)) for epoch in itertools.count())
     batches = (batch for epoch in epochs for _, batch in epoch)
-    for _ in range(steps):
-        with clock.time("batches"):
-            batch = next(batches)
-        rows += len(batch)
-        step(trainer, batch.features, batch.labels, clock)
+    with moving_in_backward(trainer.optimizers, trainer.model):
+        for _ in range(steps):
+            with clock.time("batches"):
+                batch = next(batches)
+            rows += len(batch)
+            step(trainer, batch.features, batch.labels, clock)
     clock.seconds["read and hash"] *= rows / whole  # an epoch reads each row once
     return clock.seconds, rows
 

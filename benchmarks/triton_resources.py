@@ -135,6 +135,11 @@ def _hash_calls():
     yield label, "hashed_embedding_bag_backward", (_t(bags, dim), ids, offsets, None, *rule)
     args = (_t(4096, dim).double(), ids, None, _t(4096), *rule)
     yield f"float64, {label}", "hashed_embedding_bag_backward", args
+    sums = [table[:, 0].contiguous() for table in tables]
+    rule = (100_000, 0, False, False, False)
+    for l2 in (0.0, 0.1):
+        args = (_t(bags, dim), ids, offsets, None, *tables, *sums, _t(), *rule, l2, 1e-8)
+        yield label, "hashed_embedding_bag_update", args
 
 
 def _quantized_calls(dim, bits):

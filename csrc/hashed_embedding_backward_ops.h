@@ -16,6 +16,32 @@ struct HashedGradientCall {
 };
 
 template <typename B>
+HashedGradientCall read_gradient_call(const typename B::Device& on, const Tensor& grad,
+                                      int64_t num_buckets, int64_t num_remainders, int64_t seed,
+                                      bool prehashed, const BagArguments& a) {
+  check_rule(on.op, num_buckets, seed);
+  check_remainders(on.op, "num_remainders", num_remainders);
+  check_floating(on.op, "grad", grad);
+  check_dim(on.op, "grad", grad, 2);
+  const ScalarType type = compute_type(grad.scalar_type());
+  HashedGradientCall call{grad,
+                          read_hashed_bags<B>(on.op, a, type, grad, prehashed),
+                          id_rule(num_buckets, num_remainders, seed, prehashed),
+                          {},
+                          a.include_last_offset};
+  const Bags& bags = call.bags.view;
+  LIRANK_CHECK(grad.size(0) == bags.bag_count, on.op, "grad", "wanted ", bags.bag_count,
+               " rows, got ", shape(grad));
+  const int64_t limit = int64_t(1) << B::kBitsOfPosition;
+  LIRANK_CHECK(bags.id_count < limit && bags.bag_count < limit, on.op, "ids",
+               "wanted fewer than 2^", B::kBitsOfPosition, " ids and bags in one backward, got ",
+               bags.id_count);
+  const int64_t quotients = quotient_rows(num_buckets, num_remainders);
+  for (int t = 0; t < 4; ++t) call.heights[t] = t % 2 ? num_remainders : quotients;
+  return call;
+}
+
+template <typename B>
 struct HashedGradientsOps {
   using Device = typename B::Device;
   using Dense = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -25,7 +51,8 @@ struct HashedGradientsOps {
                      const OptionalTensor& weights, int64_t num_buckets, int64_t num_remainders,
                      int64_t seed, std::string mode, bool include_last_offset, bool prehashed) {
     const Device on("hashed_embedding_bag_backward", "grad", grad);
-    return B::dense(on, read_call(on, grad, num_buckets, num_remainders, seed, prehashed,
+    return B::dense(
+        on, read_gradient_call<B>(on, grad, num_buckets, num_remainders, seed, prehashed,
                                   {"ids", ids, offsets, mode, weights, include_last_offset}));
   }
 
@@ -34,34 +61,9 @@ struct HashedGradientsOps {
                        const OptionalTensor& weights, int64_t num_buckets, int64_t num_remainders,
                        int64_t seed, std::string mode, bool include_last_offset, bool prehashed) {
     const Device on("hashed_embedding_bag_backward_sparse", "grad", grad);
-    return B::sparse(on, read_call(on, grad, num_buckets, num_remainders, seed, prehashed,
-                                   {"ids", ids, offsets, mode, weights, include_last_offset}));
-  }
-
- private:
-  static HashedGradientCall read_call(const Device& on, const Tensor& grad, int64_t num_buckets,
-                                      int64_t num_remainders, int64_t seed, bool prehashed,
-                                      const BagArguments& a) {
-    check_rule(on.op, num_buckets, seed);
-    check_remainders(on.op, "num_remainders", num_remainders);
-    check_floating(on.op, "grad", grad);
-    check_dim(on.op, "grad", grad, 2);
-    const ScalarType type = compute_type(grad.scalar_type());
-    HashedGradientCall call{grad,
-                            read_hashed_bags<B>(on.op, a, type, grad, prehashed),
-                            id_rule(num_buckets, num_remainders, seed, prehashed),
-                            {},
-                            a.include_last_offset};
-    const Bags& bags = call.bags.view;
-    LIRANK_CHECK(grad.size(0) == bags.bag_count, on.op, "grad", "wanted ", bags.bag_count,
-                 " rows, got ", shape(grad));
-    const int64_t limit = int64_t(1) << B::kBitsOfPosition;
-    LIRANK_CHECK(bags.id_count < limit && bags.bag_count < limit, on.op, "ids",
-                 "wanted fewer than 2^", B::kBitsOfPosition, " ids and bags in one backward, got ",
-                 bags.id_count);
-    const int64_t quotients = quotient_rows(num_buckets, num_remainders);
-    for (int t = 0; t < 4; ++t) call.heights[t] = t % 2 ? num_remainders : quotients;
-    return call;
+    return B::sparse(
+        on, read_gradient_call<B>(on, grad, num_buckets, num_remainders, seed, prehashed,
+                                  {"ids", ids, offsets, mode, weights, include_last_offset}));
   }
 };
 

@@ -26,7 +26,7 @@
 // each, which is more than shared memory has.
 #include "hashed_embedding.cuh"
 
-#include "hashed_rows.cuh"
+#include "hashed_runs.cuh"
 
 namespace lirank::gpu {
 namespace {
@@ -43,21 +43,16 @@ __global__ void __launch_bounds__(kBlock) list_bags_kernel(const RunsParams p) {
   }
 }
 
-// Every id's row in one table; also of ids outside every bag, which add nothing there.
+// Every id's rows in the two tables of one kind; also of ids outside every bag, which add nothing
+// there.
 __global__ void __launch_bounds__(kBlock) list_rows_kernel(const RunsParams p) {
   const int64_t threads = (int64_t)gridDim.x * kBlock;
   for (int64_t i = (int64_t)blockIdx.x * kBlock + threadIdx.x; i < p.count; i += threads) {
     const FourRows r = rows_of(p.rule, p.bags, i);
-    uint32_t row = r.row[0];
-#pragma unroll
-    for (int k = 1; k < 4; ++k) row = p.table == k ? r.row[k] : row;
-    p.rows[i] = row;
-    p.all_positions[i] = (int32_t)i;
+    p.rows[i] = p.remainders ? r.row[1] : r.row[0];
+    p.rows[p.count + i] = (p.remainders ? r.row[3] : r.row[2]) | p.half;
+    p.all_positions[i] = p.all_positions[p.count + i] = (int32_t)i;
   }
-}
-
-__device__ inline bool is_head(const RunsParams& p, int64_t i) {
-  return i == 0 || p.sorted[i] != p.sorted[i - 1];
 }
 
 // Rows that start in each chunk; a warp a chunk.
@@ -94,60 +89,14 @@ __global__ void __launch_bounds__(kBlock) add_counts_kernel(const RunsParams p) 
   if (threadIdx.x == kBlock - 1) p.starts[chunks] = before;
 }
 
-template <typename Sum>
-__device__ Sum scale_of(const Bags& b, int64_t position, int64_t bag) {
-  if (b.weights) return ((const Sum*)b.weights)[position];
-  return b.mean ? (Sum)1 / (Sum)(b.start(bag + 1) - b.start(bag)) : (Sum)1;
-}
-
-constexpr int kRunColumns = 4, kRunEntries = 4, kPartsAhead = 8, kWarps = kBlock / 32;
-
-template <typename E, typename Sum>
-__device__ inline void write_out(Sum (&total)[kRunColumns], E* to, int64_t first, int64_t dim) {
-#pragma unroll
-  for (int c = 0; c < kRunColumns; ++c) {
-    if (first + c * 32 < dim) put(to + first + c * 32, total[c]);
-    total[c] = 0;
-  }
-}
-
-// What a lane keeps of the sorted entries of a chunk: those at its number and 32 further on.
-template <typename Sum>
-struct Entries {
-  int32_t bag[2];
-  Sum scale[2];
-  uint64_t heads;  // of all 64, a bit each: a row starts
-};
-
-template <typename Sum>
-__device__ inline Entries<Sum> read_entries(const RunsParams& p, int64_t begin, int64_t end) {
-  Entries<Sum> e;
-  const int lane = threadIdx.x % 32;
-  unsigned heads[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int64_t i = begin + h * 32 + lane;
-    e.bag[h] = -1;
-    e.scale[h] = 1;
-    if (i < end) {
-      const int64_t position = p.positions[i];
-      e.bag[h] = p.bag_of[position];
-      if (e.bag[h] >= 0) e.scale[h] = scale_of<Sum>(p.bags, position, e.bag[h]);
-    }
-    heads[h] = __ballot_sync(kWarp, i < end && is_head(p, i));
-  }
-  e.heads = (uint64_t)heads[1] << 32 | heads[0];
-  return e;
-}
-
-// One warp a chunk; 128 columns at a time, so that loads of a row are whole lines. Each lane looks
-// up two entries, which go round by shuffle, and the gradients of four entries are asked for before
-// the first is added.
-template <typename E>
+// One warp a chunk; 32 lanes of columns at a time. Each lane looks up two entries, which go round
+// by shuffle, and the gradients of several entries are asked for before the first is added.
+template <typename E, int columns, bool packed>
 __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p) {
   using Sum = SumOf<E>;
-  const int lane = threadIdx.x % 32;
-  const int64_t n = p.count, warps = (int64_t)gridDim.x * kWarps;
+  using Columns = Lane<columns, packed>;
+  constexpr int kAhead = kEntriesAhead<Sum, columns>;
+  const int64_t n = p.count, warps = (int64_t)gridDim.x * kWarps, start = Columns::start();
   for (int64_t chunk = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; chunk * kChunk < n;
        chunk += warps) {
     const int64_t begin = chunk * kChunk, end = begin + kChunk < n ? begin + kChunk : n;
@@ -155,137 +104,59 @@ __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p)
     const Entries<Sum> entries = read_entries<Sum>(p, begin, end);
     const bool goes_past = end < n && !is_head(p, end);
     Sum* parts = (Sum*)p.partials + chunk * 2 * p.dim;
-    for (int64_t first = lane; first - lane < p.dim; first += 32 * kRunColumns) {
-      Sum total[kRunColumns] = {};
+    for (int64_t first = start; first - start < p.dim; first += Columns::kBlockOfColumns) {
+      Sum total[columns] = {};
       bool before = !(entries.heads & 1);
       int64_t line = p.starts ? p.starts[chunk] - 1 : 0;
 #pragma unroll 1
-      for (int j = 0; j < count; j += kRunEntries) {
-        Sum grad[kRunEntries][kRunColumns], scale[kRunEntries];
+      for (int j = 0; j < count; j += kAhead) {
+        Sum grad[kAhead][columns], scale[kAhead];
 #pragma unroll
-        for (int k = 0; k < kRunEntries; ++k) {
+        for (int k = 0; k < kAhead; ++k) {
           const int from = (j + k) % 32;
           const int64_t bag = __shfl_sync(kWarp, j < 32 ? entries.bag[0] : entries.bag[1], from);
           scale[k] = __shfl_sync(kWarp, j < 32 ? entries.scale[0] : entries.scale[1], from);
-          const E* row = (const E*)p.grad + bag * p.dim + first;
-#pragma unroll
-          for (int c = 0; c < kRunColumns; ++c)
-            grad[k][c] = bag >= 0 && first + c * 32 < p.dim ? (Sum)widen(row[c * 32]) : (Sum)0;
+          Columns::load((const E*)p.grad + bag * p.dim, first, p.dim, bag >= 0, grad[k]);
         }
 #pragma unroll
-        for (int k = 0; k < kRunEntries; ++k) {
+        for (int k = 0; k < kAhead; ++k) {
           const int at = j + k;
           if (at >= count) break;
           if (p.starts && entries.heads >> at & 1) {
             ++line;
-            if (first == 0) p.found[line] = p.sorted[begin + at];
+            if (first == 0) p.found[line] = p.sorted[begin + at] & p.row_bits;
           }
 #pragma unroll
-          for (int c = 0; c < kRunColumns; ++c)
-            total[c] = multiply_add(grad[k][c], scale[k], total[c]);
+          for (int c = 0; c < columns; ++c) total[c] = multiply_add(grad[k][c], scale[k], total[c]);
           const bool last = at + 1 == count;
           const bool goes_on = last ? goes_past : !(entries.heads >> (at + 1) & 1);
           if (goes_on && !last) continue;
-          if (before || goes_on)
-            write_out(total, parts + (before ? 0 : p.dim), first, p.dim);
-          else
-            write_out(total, (E*)p.out + (p.starts ? line : (int64_t)p.sorted[begin + at]) * p.dim,
-                      first, p.dim);
+          if (before || goes_on) {
+            Columns::store(total, parts + (before ? 0 : p.dim), first, p.dim);
+          } else {
+            const int64_t row = p.starts ? line : (int64_t)(p.sorted[begin + at] & p.row_bits);
+            Columns::store(total, (E*)p.out + row * p.dim, first, p.dim);
+          }
           before = false;
+#pragma unroll
+          for (int c = 0; c < columns; ++c) total[c] = 0;
         }
       }
     }
   }
 }
 
-// Chunks behind `chunk` that begin with `row`: sorted, so those that do come first.
-__device__ inline int64_t chunks_behind(const RunsParams& p, int64_t chunk, uint32_t row) {
-  const int lane = threadIdx.x % 32;
-  for (int64_t next = chunk + 1;; next += 32) {
-    const int64_t at = (next + lane) * kChunk;
-    const unsigned same = __ballot_sync(kWarp, at < p.count && p.sorted[at] == row);
-    if (same != kWarp) return next + __popc(same) - chunk - 1;
-  }
-}
-
-// The first parts of the chunks from `from` to `to`, added in their order, eight asked for at once.
-template <typename Sum>
-__device__ inline void add_parts(const RunsParams& p, int64_t from, int64_t to, int64_t first,
-                                 Sum (&total)[kRunColumns]) {
-#pragma unroll 1
-  for (int64_t chunk = from; chunk < to; chunk += kPartsAhead) {
-    Sum part[kPartsAhead][kRunColumns];
-#pragma unroll
-    for (int k = 0; k < kPartsAhead; ++k) {
-      const Sum* at = (const Sum*)p.partials + (chunk + k) * 2 * p.dim + first;
-#pragma unroll
-      for (int c = 0; c < kRunColumns; ++c)
-        part[k][c] = chunk + k < to && first + c * 32 < p.dim ? at[c * 32] : (Sum)0;
-    }
-#pragma unroll
-    for (int k = 0; k < kPartsAhead; ++k)
-#pragma unroll
-      for (int c = 0; c < kRunColumns; ++c) total[c] += part[k][c];
-  }
-}
-
-// Parts of a run that goes on behind `chunk`, of which there are `count` more, added in the order
-// of the chunks. A warp adds few by itself. Of many, each warp of the block adds a stretch, and one
-// warp the eight sums: an id that takes a tenth of a million has 1,600 parts in each table.
-template <typename E>
-__device__ inline void join_run(const RunsParams& p, int64_t chunk, int64_t count, bool together,
-                                SumOf<E> (*shares)[32 * kRunColumns]) {
-  using Sum = SumOf<E>;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t row =
-      p.starts ? p.starts[chunk + 1] - 1 : (int64_t)p.sorted[chunk * kChunk + kChunk - 1];
-  for (int64_t first = lane; first - lane < p.dim; first += 32 * kRunColumns) {
-    Sum total[kRunColumns] = {};
-    if (together) {
-      add_parts(p, chunk + 1 + warp * count / kWarps, chunk + 1 + (warp + 1) * count / kWarps,
-                first, total);
-#pragma unroll
-      for (int c = 0; c < kRunColumns; ++c) shares[warp][lane + c * 32] = total[c];
-      __syncthreads();
-    }
-    if (!together || warp == 0) {
-      const Sum* own = (const Sum*)p.partials + (chunk * 2 + 1) * p.dim + first;
-#pragma unroll
-      for (int c = 0; c < kRunColumns; ++c)
-        total[c] = first + c * 32 < p.dim ? own[c * 32] : (Sum)0;
-      if (!together) add_parts(p, chunk + 1, chunk + 1 + count, first, total);
-      for (int w = 0; together && w < kWarps; ++w)
-#pragma unroll
-        for (int c = 0; c < kRunColumns; ++c) total[c] += shares[w][lane + c * 32];
-      write_out(total, (E*)p.out + row * p.dim, first, p.dim);
-    }
-    if (together) __syncthreads();
-  }
-}
-
-// Joins the parts of runs that cross chunks; a block takes eight chunks, a warp looks at one.
+// Joins the parts of runs that cross chunks.
 template <typename E>
 __global__ void __launch_bounds__(kBlock, 2) join_runs_kernel(const RunsParams p) {
-  constexpr int64_t kFew = 32;
-  __shared__ SumOf<E> shares[kWarps][32 * kRunColumns];
-  __shared__ int64_t many[kWarps];  // parts of each warp's run, if the block has to add them
-  const int warp = threadIdx.x / 32;
-  for (int64_t base = (int64_t)blockIdx.x * kWarps; base * kChunk < p.count;
-       base += (int64_t)gridDim.x * kWarps) {
-    const int64_t chunk = base + warp, begin = chunk * kChunk, next = begin + kChunk;
-    int64_t count = 0;
-    if (next < p.count) {
-      const uint32_t row = p.sorted[next - 1];
-      const bool was_before = p.sorted[begin] == row && !is_head(p, begin);
-      if (p.sorted[next] == row && !was_before) count = chunks_behind(p, chunk, row);
-    }
-    if (count > 0 && count <= kFew) join_run<E>(p, chunk, count, false, shares);
-    if (threadIdx.x % 32 == 0) many[warp] = count > kFew ? count : 0;
-    __syncthreads();
-    for (int w = 0; w < kWarps; ++w)
-      if (many[w] > 0) join_run<E>(p, base + w, many[w], true, shares);
-    __syncthreads();
-  }
+  using Sum = SumOf<E>;
+  join_runs<Sum>(
+      p,
+      [&](int64_t chunk, int64_t first, Sum(&total)[kJoinColumns]) {
+        const int64_t row = p.starts ? p.starts[chunk + 1] - 1 : last_row(p, chunk);
+        JoinLane::store(total, (E*)p.out + row * p.dim, first, p.dim);
+      },
+      [](int64_t) {});
 }
 
 // ---- launches --------------------------------------------------------------------------
@@ -293,8 +164,12 @@ __global__ void __launch_bounds__(kBlock, 2) join_runs_kernel(const RunsParams p
 template <typename E>
 cudaError_t sum_runs(const RunsParams& p, cudaStream_t stream) {
   const int64_t chunks = (p.count + kChunk - 1) / kChunk;
-  const dim3 grid(blocks_for(chunks, kBlock / 32));
-  const cudaError_t status = launch(sum_runs_kernel<E>, grid, stream, p);
+  const dim3 grid(blocks_for(chunks, kWarps));
+  const bool narrow = p.dim <= 64 && packs<E, 2>(p);
+  const cudaError_t status = launch(narrow           ? sum_runs_kernel<E, 2, true>
+                                    : packs<E, 4>(p) ? sum_runs_kernel<E, 4, true>
+                                                     : sum_runs_kernel<E, 4, false>,
+                                    grid, stream, p);
   return status == cudaSuccess ? launch(join_runs_kernel<E>, grid, stream, p) : status;
 }
 

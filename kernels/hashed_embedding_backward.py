@@ -60,7 +60,9 @@ def _list_rows(
 # ---- launchers -----------------------------------------------------------------------------
 
 
-def _list(a: Any, ids: Tensor, offsets: Tensor | None, bags: int) -> tuple:
+def list_rows(
+    a: Any, ids: Tensor, offsets: Tensor | None, bags: int, remainders: int, mean: bool
+) -> tuple:
     """Keys (4, n) of every id, its bag (None without offsets), its share of a mean or None."""
     n, device = ids.numel(), a.grad.device
     if n >= 1 << 31 or bags >= 1 << 31:
@@ -74,10 +76,10 @@ def _list(a: Any, ids: Tensor, offsets: Tensor | None, bags: int) -> tuple:
         keys = torch.full((4, n), LOWEST, dtype=torch.int32, device=device)
         bag_of = torch.full((n,), -1, dtype=torch.int32, device=device)
         known, steps = offsets.shape[0], min(16, next_power_of_2(max(1, n // max(1, bags))))
-        if a.mode == "mean":
+        if mean:
             wide = torch.float64 if a.grad.dtype == torch.float64 else torch.float32
             shares = torch.empty(n, dtype=wide, device=device)
-    rule = (a.seed, a.num_buckets, a.num_remainders, a.prehashed, a.num_buckets == 1 << 32)
+    rule = (a.seed, a.num_buckets, remainders, a.prehashed, a.num_buckets == 1 << 32)
     c = {"BAGS": 256 // steps, "STEPS": steps, "num_warps": 4}
     args = (ids, offsets, keys, bag_of, shares, findings(device), bags, known, n, *rule)
     launch(_list_rows, (cdiv(bags, c["BAGS"]),), *args, **c)
@@ -98,7 +100,7 @@ def hashed_embedding_bag_backward(a) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad, ids, offsets, weights = contiguous(a.grad, a.ids, a.offsets, a.per_sample_weights)
     out = _zeros(grad, (-(-a.num_buckets // a.num_remainders), a.num_remainders) * 2)
     if ids.numel() and grad.shape[1]:
-        keys, bag_of, shares = _list(a, ids, offsets, bags)
+        keys, bag_of, shares = list_rows(a, ids, offsets, bags, a.num_remainders, a.mode == "mean")
         keys, positions = torch.sort(keys, dim=1, stable=True)
         one = 1 / fixed if a.mode == "mean" and offsets is None else 1.0
         each = weights if shares is None else shares
@@ -117,7 +119,7 @@ def hashed_embedding_bag_backward_sparse(a) -> tuple[Tensor, ...]:
     if a.include_last_offset:  # ids behind the last bag have no rows in the result
         used = min(max(int(offsets[-1]), 0), ids.numel())
         ids, weights = ids[:used], None if weights is None else weights[:used]
-    keys, bag_of, shares = _list(a, ids, offsets, bags)
+    keys, bag_of, shares = list_rows(a, ids, offsets, bags, a.num_remainders, a.mode == "mean")
     keys, positions = torch.sort(keys, dim=1, stable=True)
     b, slots_b = torch.unique_consecutive(keys[0], return_inverse=True)
     c, slots_c = torch.unique_consecutive(keys[2], return_inverse=True)

@@ -221,6 +221,36 @@ def _hashed_gradients(generator):
     yield "one row in each table", (grad, ids, offsets, None, 1, 1, 4, "sum", True, False), {}
 
 
+def _hashed_update(generator):
+    """Runs over many chunks, rows wider than the registers of a warp hold, and every dtype."""
+    shapes = ((5, 9000, 1.0), (40, 6000, 0.7), (128, 700, 0.3), (129, 700, 0.5), (300, 4500, 0.95))
+    for dim, count, share in shapes:
+        ids = _ids(generator, count)
+        ids[torch.rand(count, generator=generator) < share] = 77
+        for dtype in DTYPES if dim in (128, 129) else (torch.float32,):
+            grad = torch.randn(count, dim, generator=generator).to(dtype)
+            for name, l2, start in (("", 0.0, 0.5), (", penalty", 0.3, 0.5), (", SGD", 0.3, None)):
+                tables = _hashed_tables(generator, dim, dtype, (1000, 10))
+                sums = [None if start is None else _sums_of(t, start) for t in tables]
+                rate = torch.tensor(0.05)
+                call = (grad, ids, None, None, *tables, *sums, rate, 1000, 0)
+                label = f"{count} ids, {share} of one, dim {dim}, {dtype}{name}"
+                yield label, (*call, False, False, False, l2, 1e-8), {"tolerance": 256.0}
+    ids, offsets = _hashed_offsets(generator, 50, 9, torch.int32)
+    grad = torch.randn(50, 33, generator=generator)
+    weights = torch.randn(len(ids), generator=generator)
+    for name, given, mean in (("weights", weights, False), ("mean", None, True)):
+        tables = _hashed_tables(generator, 33, torch.float32)
+        sums = [_sums_of(t, 0.1) for t in tables]
+        call = (grad, ids, offsets, given, *tables, *sums, torch.tensor(0.05), RULE[0], 4)
+        yield name, (*call, mean, True, False, 0.1, 1e-8), {}
+
+
+def _sums_of(table: Tensor, start: float) -> Tensor:
+    wide = torch.float64 if table.dtype == torch.float64 else torch.float32
+    return torch.full((len(table),), start, dtype=wide)
+
+
 _QUANTIZED = {
     "quantized_embedding_bag": _bag,
     "quantized_embedding_bag_backward": _bag_backward,
@@ -234,4 +264,5 @@ _HASHED = {
     "quantized_hashed_embedding_bag_backward": _hashed_packed_weights,
     "hashed_embedding_bag_backward": _hashed_gradients,
     "hashed_embedding_bag_backward_sparse": _hashed_gradients,
+    "hashed_embedding_bag_update": _hashed_update,
 }

@@ -53,11 +53,15 @@ def _good_cases(op: str) -> list[Case]:
 def _on_gpu(case: Case) -> Callable[[], tuple[Tensor, ...]]:
     """The call of a case, over fixed inputs on the GPU; its results as a tuple."""
     args = [a.cuda() if isinstance(a, Tensor) else a for a in case.call]
-    op = OPS[case.op].overload
+    op, mutated = OPS[case.op].overload, OPS[case.op].mutated
 
     def call() -> tuple[Tensor, ...]:
+        own = [i for i in mutated if i < len(args) and args[i] is not None]
+        given = [a.clone() if i in own else a for i, a in enumerate(args)]
         with torch.no_grad():
-            out = op(*args)
+            out = op(*given)
+        if own:
+            return tuple(given[i] for i in own)
         return out if isinstance(out, tuple) else (out,)
 
     return call

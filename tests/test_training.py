@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from lirank_ext.data.reading import Reading  # noqa: E402
 from lirank_ext.data.source import Source  # noqa: E402
 from lirank_ext.library import files  # noqa: E402
 from lirank_ext.training import checkpoint, optimizers  # noqa: E402
+from lirank_ext.training import trainer as trainer_file  # noqa: E402
 from lirank_ext.training.calibrate import calibrate  # noqa: E402
 from lirank_ext.training.checkpoint import CheckpointError  # noqa: E402
 from lirank_ext.training.defaults import ADAM_LR, TABLE_LR, for_files  # noqa: E402
@@ -102,6 +104,34 @@ def test_rowwise_adagrad_is_its_formula(l2):
             optimizer.step()
         torch.testing.assert_close(p.detach().double(), w, rtol=1e-5, atol=1e-6)
         assert torch.equal(p[2], start[2])
+
+
+def test_tables_that_move_in_the_backward_pass_end_where_steps_take_them(tmp_path, monkeypatch):
+    """The table of the items has a history, which reads it too: it keeps its own steps."""
+    path = write_csv(tmp_path / "a.csv", 300)
+    given = make_config(table_l2=0.01).to_dict()
+    given["model"]["schema"]["categorical"][0]["table"] = "users"
+    given["model"]["mlp"]["batch_norm"] = False  # biases before it have rounding alone as gradients
+    ended, moved = [], []
+    for fuses in (True, False):
+        if not fuses:
+            monkeypatch.setattr(trainer_file, "moving_in_backward", lambda *_: nullcontext())
+        trainer = open_trainer(Config.from_dict(given), [path])
+        trainer.after_step = lambda t: moved.append(
+            {k for k, m in t.model.tables.items() if m.quotient_b.grad is None}
+        )
+        trainer.fit()
+        ended.append((weights(trainer), checkpoint.optimizer_tensors(trainer.optimizers[1])))
+        assert not any(m._fused for m in trainer.model.tables.values())
+    half = len(moved) // 2
+    assert moved[:half] == [{"t_users"}] * half and not any(moved[half:])
+    for wanted, got in zip(*ended, strict=True):
+        assert wanted.keys() == got.keys()
+        for name in wanted:
+            torch.testing.assert_close(wanted[name], got[name], rtol=1e-3, atol=1e-4)
+    start = open_trainer(Config.from_dict(given), [path]).model.state_dict()
+    name = "tables.t_users.quotient_b"
+    assert (ended[0][0][name] - start[name]).abs().max() > 0.01
 
 
 def test_rowwise_adagrad_refuses_vectors():

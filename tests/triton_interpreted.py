@@ -42,7 +42,7 @@ def main(family: str, turn: int | None = None) -> None:
     assert launch.INTERPRETED, "set TRITON_INTERPRET=1"
     names, failures, ran = register(family), [], 0
     for name in names:
-        if OPS[name].internal:
+        if OPS[name].internal and not OPS[name].mutated:
             continue
         for case in all_cases(name):
             if case.big:

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import verify
 
     options.check_device(args.device)
-    options.check_name(args.op, verify.public_ops())
+    options.check_name(args.op, verify.checked_ops())
     options.check_writable(args.json)
     if args.fuzz_call is not None:
         return _fuzz_call(args.fuzz_call)

@@ -29,7 +29,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 import torch
@@ -49,6 +49,7 @@ class Op:
         family: the stem of the files that hold its kernels, cases and tests.
         module: the file of ``ops/`` that defines it.
         internal: whether the op only serves other ops and is not for users.
+        mutated: where in a call the tensors are that the op changes in place.
         schema: the schema that PyTorch infers from the function's annotations.
         reference: the decorated function, preceded by the checks.
         overload: the callable that goes through the dispatcher.
@@ -57,15 +58,23 @@ class Op:
         autocast_rule: what it does under ``torch.autocast``; None leaves its arguments alone.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, family: str, internal: bool):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        family: str,
+        internal: bool,
+        mutates: Sequence[str] = (),
+    ) -> None:
         self.name, self.family, self.internal = name, family, internal
         self.module = function.__module__.rsplit(".", 1)[-1]
         # The stable ABI of C++ ops has no symbolic numbers.
-        schema = torch.library.infer_schema(function, mutates_args=())
+        schema = torch.library.infer_schema(function, mutates_args=mutates)
         self.schema = f"{name}{schema.replace('SymInt', 'int')}"
         parameters = inspect.signature(function).parameters.values()
         defaults = [p.default for p in parameters if p.default is not p.empty]
         self.call = namedtuple(name, [p.name for p in parameters], defaults=defaults)
+        self.mutated = tuple(map(self.call._fields.index, mutates))
         self.differentiable = False
         self.autocast_rule: autocast.Rule | None = None
         self._check: Callable[[Any], None] = lambda a: None
@@ -162,11 +171,15 @@ def op(function: Callable[P, R]) -> OpFunction[P, R]: ...
 
 @overload
 def op(
-    *, name: str | None = None, family: str | None = None, internal: bool = False
+    *,
+    name: str | None = None,
+    family: str | None = None,
+    internal: bool = False,
+    mutates: Sequence[str] = (),
 ) -> Callable[[Callable[P, R]], OpFunction[P, R]]: ...
 
 
-def op(function=None, *, name=None, family=None, internal=False):
+def op(function=None, *, name=None, family=None, internal=False, mutates=()):
     """Define ``lirank::<name>`` by a function, unless C++ has defined it already.
 
     Args:
@@ -174,14 +187,16 @@ def op(function=None, *, name=None, family=None, internal=False):
         name: name of the op, by default the function's name.
         family: the stem of its kernels, cases and tests, by default the function's module.
         internal: the op is not for users, as with backward kernels.
+        mutates: names of the tensors that it changes in place. Such an op returns None.
 
     Returns:
         The function that users call, or the decorator.
     """
     if function is None:
-        return lambda function: op(function, name=name, family=family, internal=internal)
+        options = {"name": name, "family": family, "internal": internal, "mutates": mutates}
+        return lambda function: op(function, **options)
     family = family or function.__module__.rsplit(".", 1)[-1]
-    made = Op(function, name or function.__name__, family, internal)
+    made = Op(function, name or function.__name__, family, internal, mutates)
     run = made.overload
 
     # Only the arguments that were given are passed on, because each costs 0.3 us on its way to C++.

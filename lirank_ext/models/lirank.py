@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..nn._common import check_shape, refuse
 from ..nn.dwell import LongDwellLabels
 from ..nn.explore import NeuralLinear
+from ..nn.hashed_embedding import HashedEmbeddingBag
 from ..nn.inputs import NumericBatchNorm
 from ..nn.isotonic import IsotonicCalibration
 from ..nn.random_effect import RandomEffect
@@ -312,6 +313,16 @@ class LiRank(nn.Module):
         tables = [*self.tables.values()]
         tables += [h.actions for h in self.histories.values() if h.actions is not None]
         return list(chain.from_iterable(table.parameters() for table in tables))
+
+    def tables_read_once(self) -> list[HashedEmbeddingBag]:
+        """The tables that a forward pass looks up once.
+
+        The others are those in which a history looks up its items, beside the candidate.
+        """
+        histories = self.config.schema.history if self.histories else ()
+        shared = {self.place_of(history.candidate)[0] for history in histories}
+        tables = [self.tables[safe(name)] for name in self.columns if name not in shared]
+        return tables + [h.actions for h in self.histories.values() if h.actions is not None]
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All other parameters."""

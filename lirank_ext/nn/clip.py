@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .fused_update import any_moves
+
 
 @torch.no_grad()
 def clip_grad_norm_(
@@ -30,8 +32,14 @@ def clip_grad_norm_(
 
     Raises:
         RuntimeError: the norm is not finite, and ``error_if_nonfinite`` is set.
+        ValueError: the backward pass moves a parameter, so that it has no gradient to clip.
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if any_moves(parameters):
+        raise ValueError(
+            "clip_grad_norm_: argument 'parameters': wanted gradients, got a table that its "
+            "backward pass has moved already: leave it out, or call optimizer.unfuse(module)"
+        )
     values = []
     for p in parameters:
         if p.grad is not None and p.grad.is_sparse:

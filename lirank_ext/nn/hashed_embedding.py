@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from ..ops.hashed_embedding_packed import quantized_hashed_embedding_bag
 from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
 from ._common import check_choice, check_positive, refuse
 from ._tagged import Tagged
+from .fused_update import FusedOptimizer, moves_in_backward
 from .quantized_embedding import (
     SCHEME,
     FollowsDtype,
@@ -147,6 +149,10 @@ class HashedEmbeddingBag(HashedParameters):
     no sparse gradients of this module. ``sparse="always"`` is for code that adds up the sparse
     gradients of the processes itself.
 
+    ``fuse`` of :class:`lirank_ext.training.RowwiseAdagrad` and of
+    :class:`lirank_ext.training.TableSGD` lets the backward pass move the tables, without making
+    gradients of them.
+
     Args:
         dim: width D.
         num_buckets: number of buckets for each half of a hash, 1 to 2^32.
@@ -162,12 +168,21 @@ class HashedEmbeddingBag(HashedParameters):
         ValueError: a size, the seed or the mode is out of range.
     """
 
+    _fused: FusedOptimizer | None = None  # whose steps the backward pass takes
+    _look_up: Callable[..., Tensor] | None = None  # look_up_and_move, where one is fused in
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, into which no optimizer is fused."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_fused", "_look_up")}
+
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """ids int64 or int32 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
         refuse_weights(self, per_sample_weights)
+        if self._fused is not None and moves_in_backward(self):
+            return self._look_up(self, ids, offsets, per_sample_weights)
         return hashed_embedding_bag(
             ids,
             offsets,

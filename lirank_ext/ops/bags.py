@@ -31,13 +31,15 @@ class Bags(NamedTuple):
     def of(a: Any) -> Bags:
         """Those of a call, whose ids are named ``ids`` or ``indices``.
 
-        An op without the argument ``include_last_offset`` has the last offset always.
+        An op without the argument ``include_last_offset`` has the last offset always. One without
+        ``mode`` may have ``mean`` in its place.
         """
+        mode = "mean" if getattr(a, "mean", False) else "sum"
         return Bags(
             getattr(a, _ids_name(a)),
             a.offsets,
             getattr(a, "include_last_offset", True),
-            getattr(a, "mode", "sum"),
+            getattr(a, "mode", mode),
             getattr(a, "per_sample_weights", None),
         )
 

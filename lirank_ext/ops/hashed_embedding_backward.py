@@ -65,7 +65,7 @@ def hashed_embedding_bag_backward(
     """Dense gradients of the four tables."""
     bags = Bags(ids, offsets, include_last_offset, mode, per_sample_weights)
     check_offsets("hashed_embedding_bag_backward", bags, "ids")
-    each = _gradients_of_ids(grad, bags)
+    each = gradients_of_ids(grad, bags)
     rows = rows_of(ids.reshape(-1), num_buckets, num_remainders, seed, prehashed)
     heights = (-(-num_buckets // num_remainders), num_remainders) * 2
     return tuple(
@@ -74,7 +74,7 @@ def hashed_embedding_bag_backward(
     )
 
 
-def _gradients_of_ids(grad: Tensor, bags: Bags) -> Tensor:
+def gradients_of_ids(grad: Tensor, bags: Bags) -> Tensor:
     """(n, D): what each id's sum of four rows receives; zeros behind the last bag."""
     dtype, bag = compute_dtype(grad.dtype), bags.of_each_id()
     share = torch.cat([grad.to(dtype), grad.new_zeros(1, grad.shape[1]).to(dtype)])
@@ -120,7 +120,7 @@ def hashed_embedding_bag_backward_sparse(
     check_offsets("hashed_embedding_bag_backward_sparse", bags, "ids")
     keep = bags.of_each_id() >= 0
     rows = rows_of(ids.reshape(-1)[keep], num_buckets, num_remainders, seed, prehashed)
-    each, out = _gradients_of_ids(grad, bags)[keep], []
+    each, out = gradients_of_ids(grad, bags)[keep], []
     for quotient, remainder in (rows[:2], rows[2:]):
         unique, place = torch.unique(quotient, return_inverse=True)
         values = each.new_zeros(len(unique), each.shape[1]).index_add(0, place, each)

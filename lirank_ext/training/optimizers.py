@@ -3,89 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models import ConfigError
+from ..models import ConfigError, LiRank
 from ..nn._common import check_number
+from ..nn.fused_update import processes
+from .rowwise import RowwiseAdagrad
 from .settings import Settings
 
 # Rows that the tables may have in all for Adam, which moves every one of them at each step.
 ADAM_ROWS = 1_000_000
-
-
-class RowwiseAdagrad(torch.optim.Optimizer):
-    """AdaGrad with one accumulator a row, for embedding tables.
-
-    For a row w with gradient g (and the penalty's share, ``l2 * w``)::
-
-        g = g + l2 * w;    s = s + mean(g^2);    w = w - lr * g / (sqrt(s) + eps)
-
-    Rows without a gradient stay as they are, the penalty included, so sparse and dense gradients
-    give the same weights. State is 4 bytes a row instead of 4 a weight.
-
-    Args:
-        params: tables (N, D), with sparse or dense gradients.
-        lr: learning rate.
-        l2: strength of the penalty ``l2 / 2 * |w|^2`` of the rows a batch touches.
-        eps: added to the root.
-        initial: where the accumulators start.
-
-    Raises:
-        ValueError: an option is out of range, or a parameter has not two dimensions.
-
-    Source: AdaGrad for sparse features, LiRank (arXiv 2402.06859); one accumulator a row as in
-    DLRM's open code.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float = 0.02,
-        l2: float = 0.0,
-        eps: float = 1e-8,
-        initial: float = 0.0,
-    ) -> None:
-        owner, inf = "RowwiseAdagrad", float("inf")
-        check_number(owner, "lr", lr, "0 or more", 0, inf, "[)")
-        check_number(owner, "l2", l2, "0 or more", 0, inf, "[)")
-        check_number(owner, "eps", eps, "a positive number", 0, inf)
-        check_number(owner, "initial", initial, "0 or more", 0, inf, "[)")
-        super().__init__(params, {"lr": lr, "l2": l2, "eps": eps, "initial": initial})
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.dim() != 2:
-                    raise ValueError(f"{owner}: wanted tables (N, D), got {tuple(p.shape)}")
-                start = torch.full((len(p),), initial, dtype=torch.float32, device=p.device)
-                self.state[p]["sum"] = start
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every row that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    rows, grad = _touched(p.grad)
-                    if len(rows):
-                        self._move(p, rows, grad, group)
-        return loss
-
-    def _move(self, p: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        grad = grad.float()
-        if group["l2"]:
-            grad = grad.add(p[rows], alpha=group["l2"])
-        sums = self.state[p]["sum"]
-        total = sums[rows] + grad.square().mean(1)
-        sums[rows] = total
-        scale = -group["lr"] / (total.sqrt() + group["eps"])
-        p.index_add_(0, rows, (grad * scale.unsqueeze(1)).to(p.dtype))
 
 
 class TableAdam(torch.optim.Adam):
@@ -153,18 +85,6 @@ class TableAdam(torch.optim.Adam):
         return found
 
 
-def _touched(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with a gradient, each once, and their gradients."""
-    if grad.is_sparse:
-        grad = grad.coalesce()
-        rows, values = grad.indices()[0], grad.values()
-        there = values.ne(0).any(1)
-    else:
-        rows, values = torch.arange(len(grad), device=grad.device), grad
-        there = grad.ne(0).any(1)
-    return rows[there], values[there]
-
-
 def table_optimizer(tables: list[Tensor], settings: Settings) -> torch.optim.Optimizer:
     """What trains the tables of a model, by its settings.
 
@@ -181,6 +101,25 @@ def table_optimizer(tables: list[Tensor], settings: Settings) -> torch.optim.Opt
             f"have {ADAM_ROWS:,} rows in all, and they have {rows:,}: take adagrad"
         )
     return TableAdam(tables, settings.table_lr, settings.table_l2)
+
+
+@contextmanager
+def moving_in_backward(
+    optimizers: Iterable[torch.optim.Optimizer], model: LiRank
+) -> Iterator[None]:
+    """Within it, AdaGrad moves tables in the backward pass, where a step looks them up once.
+
+    The weights are those of the optimizer's own steps, up to rounding.
+    """
+    fused = [o for o in optimizers if isinstance(o, RowwiseAdagrad)] if processes() == 1 else []
+    try:
+        for optimizer in fused:
+            for table in model.tables_read_once():
+                optimizer.fuse(table)
+        yield
+    finally:
+        for optimizer in fused:
+            optimizer.unfuse(model)
 
 
 def learning_rate(step: int, steps: int, warmup: float, schedule: str) -> float:

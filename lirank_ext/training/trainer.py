@@ -24,7 +24,7 @@ from .average import WeightAverage
 from .checkpoint import CheckpointError, Progress
 from .events import Events
 from .metrics import GROUPED, MONITORS, Metrics, evaluate, mean
-from .optimizers import learning_rate, table_optimizer
+from .optimizers import learning_rate, moving_in_backward, table_optimizer
 from .settings import Config
 from .signals import Interrupted, StopSignals
 
@@ -109,7 +109,8 @@ class Trainer:
         if self.settings.tensorboard and self.output is not None:
             folder = self.events_folder or self.output / "events"
             self.events = Events.open(folder, self.progress.step)
-        with self.signals, self._bar() as bar:
+        moving = moving_in_backward(self.optimizers, self.model)
+        with self.signals, self._bar() as bar, moving:
             while not self.progress.done:
                 self._epoch(bar)
         if self.best:

@@ -2,9 +2,10 @@
 
 The reference is plain PyTorch, a few lines beside each op (``lirank_ext/ops``), and is run
 in float64 on the same numbers. Integer results (hashes, codes, rows) must be equal to the
-bit. A result is also wrong if its shape or dtype is not what the fake kernel promises, if an
-input was changed, or if a refused input was not refused. An exception where a result was
-wanted, even in the reference or in the making of the inputs, is a failure of that row.
+bit. Where an op changes tensors in place, these are its results. A result is also wrong if its
+shape or dtype is not what the fake kernel promises, if another input was changed, or if a refused
+input was not refused. An exception where a result was wanted, even in the reference or in the
+making of the inputs, is a failure of that row.
 """
 
 from __future__ import annotations
@@ -115,6 +116,14 @@ def _outputs(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
+def _results(case: Case, implementation: Callable[..., Any], args: tuple) -> list[Tensor]:
+    """What a call gives: its outputs, or the tensors that the op changes in place."""
+    given, mutated = implementation(*args), OPS[case.op].mutated
+    if not mutated:
+        return _outputs(given)
+    return [args[i] for i in mutated if i < len(args) and args[i] is not None]
+
+
 def _poison(outputs: list[Tensor]) -> None:
     """Leave NaN in the blocks the allocator is about to hand out again."""
     for t in outputs:
@@ -201,11 +210,11 @@ def _check_backward(case: Case, reference, implementation, args: tuple, wide: tu
 
 
 def _check_forward(case: Case, reference, implementation, args: tuple, wide: tuple) -> Outcome:
-    wanted = _outputs(reference(*wide))
-    meta = (_map(a, lambda t: t.to("meta")) for a in case.call)
-    promised = _outputs(OPS[case.op].overload(*meta))
+    wanted = _results(case, reference, wide)
+    meta = tuple(_map(a, lambda t: t.to("meta")) for a in case.call)
+    promised = _results(case, OPS[case.op].overload, meta)
     _poison(wanted)
-    got = _outputs(implementation(*args))
+    got = _results(case, implementation, args)
     if len(got) != len(wanted):
         return Outcome(case, problem=f"{len(got)} results, wanted {len(wanted)}")
     outcomes = []
@@ -237,6 +246,8 @@ def _check(case: Case, implementation: Callable[..., Any], args: tuple) -> Outco
         return _check_refusal(case, implementation, args)
     reference = OPS[case.op].reference
     wide = args if case.exact else tuple(_map(a, _widen) for a in args)
+    if OPS[case.op].mutated:
+        wide = copy.deepcopy(wide)
     outcome = _check_forward(case, reference, implementation, args, wide)
     if case.grad and outcome.passed:
         backward = _check_backward(case, reference, implementation, args, wide)
@@ -257,12 +268,13 @@ def check_case(case: Case, implementation: Callable[..., Any], device: str = "cp
     """
     # A copy with strides and shared storage kept: what changes it must not spoil the next row.
     args = _on_device(copy.deepcopy(case.call), device)
-    before = _bits(args)
+    kept = tuple(a for i, a in enumerate(args) if i not in OPS[case.op].mutated)
+    before = _bits(kept)
     try:
         outcome = _check(case, implementation, args)
     except Exception as error:
         outcome = Outcome(case, problem=f"raised {type(error).__name__}: {_first_line(error)}")
-    if not all(map(torch.equal, _bits(args), before)):
+    if not all(map(torch.equal, _bits(kept), before)):
         return Outcome(case, problem="an input was changed")
     return outcome
 
@@ -296,8 +308,16 @@ def _first_line(error: Exception) -> str:
 
 
 def public_ops() -> list[str]:
-    """The names that ``verify`` takes."""
+    """The ops for users."""
     return [name for name, op in OPS.items() if not op.internal]
+
+
+def checked_ops() -> list[str]:
+    """The ops of every comparison: the public ones, and those that change tensors in place.
+
+    No gradient of a public op shows what the latter do.
+    """
+    return [name for name, op in OPS.items() if not op.internal or op.mutated]
 
 
 def _backends(name: str, device: str | None) -> list[tuple[str, str]]:
@@ -340,7 +360,7 @@ def verify(op: str | None = None, device: str | None = None, seed: int = 0) -> l
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"verify: argument 'device': wanted 'cpu' or 'cuda', got {device!r}")
     rows = []
-    for name in public_ops() if op is None else [op]:
+    for name in checked_ops() if op is None else [op]:
         cases, problems = _cases(name, seed)
         usable = implementations(name)
         for backend, where in _backends(name, device):

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ...ops.hashed_embedding_rule import TABLES
+from ...ops.hashed_embedding_update import SUMS
 from ...ops.quantized_embedding_rows import pack_rows, quantize_rows
 from . import Case, cases_of
 
+UPDATE = "hashed_embedding_bag_update"
 SMALL = (10_007, 100)  # num_buckets, not a multiple of num_remainders
 
 
@@ -220,5 +222,109 @@ def _packed_refused(bags: dict, tables: dict, weights: Tensor) -> list[Case]:
     return made
 
 
+def _step(
+    generator, tables: dict[str, Any], bags: dict[str, Any], start: float | None = 0.5
+) -> dict[str, Any]:
+    """The arguments of an update; ``start`` is where the sums are, None for SGD."""
+    first = tables["quotient_b"]
+    ids, offsets = bags["ids"], bags["offsets"]
+    last = bags.get("include_last_offset", False)
+    count = len(ids) if offsets is None else len(offsets) - last
+    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+    grad = torch.randn(count, first.shape[1], generator=generator).to(first.dtype)
+    totals = [None if start is None else torch.full((len(tables[n]),), start) for n in TABLES]
+    sums = [total if total is None else total.to(wide) for total in totals]
+    made = {"per_sample_weights": None, "seed": 0, "mean": False, "prehashed": False}
+    made |= {"grad": grad, "lr": torch.tensor(0.1), "l2": 0.0, "eps": 1e-8}
+    return made | dict(zip(SUMS, sums, strict=True)) | bags | {"include_last_offset": last} | tables
+
+
+def _update_cases(generator) -> list[Case]:
+    made = []
+
+    # The op has an argument `grad`, which is an option of cases_of.
+    def add(label: str, step: dict[str, Any], big: bool = False, **change: Any) -> None:
+        tolerance = 1024.0 if big else 64.0
+        made.append(Case(UPDATE, label, step | change, tolerance=tolerance, big=big))
+
+    for i, dim in enumerate((1, 7, 30, 64, 131, 200)):
+        bags = _bags(generator, 9, 8, torch.int32 if i % 2 else torch.int64)
+        tables = _tables(generator, dim, *((10, 3) if dim < 64 else SMALL))
+        add(f"dim {dim}", _step(generator, tables, bags), l2=0.3 * (i % 2))
+        add(f"dim {dim}, SGD", _step(generator, tables, bags, None), l2=0.3 * (i % 2))
+    tables = _tables(generator, 16, *SMALL)
+    bags = _bags(generator, 13, 6, include_last=True)
+    ids = bags["ids"]
+    step = _step(generator, tables, bags)
+    weights = torch.randn(len(ids), generator=generator)
+    add("weights, seed, penalty", step, per_sample_weights=weights, seed=7, l2=0.5)
+    add("mean", step, mean=True)
+    add("prehashed", step, prehashed=True)
+    add("strided ids", step, ids=torch.stack([ids, ids], 1)[:, 0])
+    add("strided gradient", step, grad=step["grad"].t().contiguous().t())
+    add("int32 ids", step, ids=ids.int())
+    add("rate in double precision", step, lr=torch.tensor(0.03, dtype=torch.float64))
+    add("rate 0", step, lr=torch.tensor(0.0))
+    add("no gradient, but a penalty", step, grad=torch.zeros_like(step["grad"]), l2=0.5)
+    half = step["grad"].clone()
+    half[:, ::2] = 0
+    add("half of the columns without a gradient", step, grad=half, l2=0.5)
+    add("sums from 0", _step(generator, tables, bags, 0.0))
+    add("plain look-up", _step(generator, tables, _plain(ids)))
+    matrix = _plain(ids[: len(ids) // 3 * 3].view(-1, 3))
+    add("bags of 3", _step(generator, tables, matrix), mean=True)
+    none = torch.empty(0, dtype=torch.int64)
+    add("no bags", _step(generator, tables, {"ids": none, "offsets": none}))
+    add("no bags, no offsets", _step(generator, tables, _plain(none)))
+    empty = {"ids": none, "offsets": torch.zeros(5).long()}
+    add("empty bags only", _step(generator, tables, empty))
+    behind = {"ids": ids, "offsets": torch.tensor([0, 2]), "include_last_offset": True}
+    add("ids behind the last bag", _step(generator, tables, behind), l2=0.5)
+    for rule in ((1, 1), (1, 5), (7, 1), (255, 256), (65_537, 1000)):
+        label = f"{rule[0]} buckets, {rule[1]} remainders"
+        add(label, _step(generator, _tables(generator, 3, *rule), _plain(ids)))
+    long = {"ids": _ids(generator, 300), "offsets": torch.tensor([0, 63, 64, 65, 129, 130, 290])}
+    long["ids"][::3] = 5
+    add("long bags, one id often", _step(generator, tables, long), mean=True)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        for dim in (16, 13):
+            other = _tables(generator, dim, *SMALL, dtype)
+            add(f"{dtype}, dim {dim}", _step(generator, other, bags), l2=0.5)
+    large = {"ids": _ids(generator, 40_000), "offsets": torch.arange(0, 40_000, 20)}
+    large["ids"][::3] = 5  # one row takes a third of all
+    for dim in (16, 150):
+        tables = _tables(generator, dim, *SMALL)
+        add(f"several tasks, dim {dim}", _step(generator, tables, large), big=True)
+        add(f"several tasks, SGD, dim {dim}", _step(generator, tables, large, None), big=True)
+    return made + _update_refused(step)
+
+
+def _update_refused(step: dict[str, Any]) -> list[Case]:
+    made = []
+
+    def refuse(label: str, name: str, **change: Any) -> None:
+        made.append(Case(UPDATE, label, step | change, raises=f"'{name}'"))
+
+    grad, table, total = step["grad"], step["quotient_c"], step["sum_quotient_c"]
+    refuse("int16 ids", "ids", ids=step["ids"].short())
+    refuse("offsets from 1", "offsets", offsets=step["offsets"] + 1)
+    refuse("few gradients", "grad", grad=grad[1:])
+    refuse("narrow gradient", "grad", grad=grad[:, 1:])
+    refuse("gradient of another dtype", "grad", grad=grad.double())
+    refuse("strided table", "quotient_c", quotient_c=table.t().contiguous().t())
+    refuse("short table", "quotient_c", quotient_c=table[1:])
+    refuse("half of the sums", "sum_quotient_c", sum_quotient_c=None)
+    refuse("short sums", "sum_quotient_c", sum_quotient_c=total[1:])
+    refuse("sums in double precision", "sum_quotient_c", sum_quotient_c=total.double())
+    refuse("strided sums", "sum_quotient_c", sum_quotient_c=torch.stack([total, total], 1)[:, 0])
+    refuse("whole rate", "lr", lr=torch.tensor(1))
+    refuse("many rates", "lr", lr=torch.ones(2))
+    weighted = {"per_sample_weights": torch.ones(len(step["ids"])), "mean": True}
+    refuse("weighted mean", "per_sample_weights", **weighted)
+    refuse("0 buckets", "num_buckets", num_buckets=0)
+    refuse("large seed", "seed", seed=1 << 32)
+    return made
+
+
 def cases(generator: torch.Generator) -> list[Case]:
-    return _float_cases(generator) + _packed_cases(generator)
+    return _float_cases(generator) + _packed_cases(generator) + _update_cases(generator)

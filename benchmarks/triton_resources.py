@@ -97,6 +97,8 @@ def _cross_calls(dtype):
     if dtype == torch.float16:  # as float32, in all that takes registers
         return
     yield "", "low_rank_cross", (x, x, v, u, bias)
+    wide = _t(512, 1024, dtype=dtype), _t(1024, 512, dtype=dtype)
+    yield "", "low_rank_cross", (x, x, *wide, bias)
     yield "", "attention_cross", (x, x, v, v, v, u, bias, 1.0, 1, True)
     for r, token_dim in ((64, 1), (64, 4), (256, 1), (300, 1)):
         q = _t(512, r, dtype=dtype)

@@ -5,12 +5,14 @@ tiles of COLUMNS columns into h = x v^T, which stays on chip, then walks the col
 h u^T, and y = x0 * (t + bias) + x leaves at once. (B, r) and (B, d) intermediates never reach
 memory. The weights are read by every program, from L2: 2 * r * d items each. In the second walk
 the tiles of x0 and x are asked for one step ahead: Triton does that only for what feeds a product.
+With ASK, which is not timed yet, x0 is brought to L2 during the first walk.
 
-The other plan for such a layer is timed beside it: torch.mm makes h in float32, and
-``cross_expand`` the rest over rows and columns, so that no program walks serially. Beyond that
-rank h is rounded to the type of x, as in eager, and torch.mm with an epilogue is timed as well.
-float64 always takes the latter. Backward: plain products and the same epilogue, and up to rank
-128 ``cross_backward``, timed beside that.
+Plans of two kernels are timed beside it: torch.mm makes h in float32, or ``cross_project`` makes
+it as the sum of two bfloat16 numbers, and ``cross_expand`` the rest over rows and columns, so that
+no program walks serially. Beyond that rank h is rounded to the type of x, as in eager, and
+torch.mm with an epilogue is timed as well. float64 always takes the latter. Backward: plain
+products and the same epilogue, and up to rank 128 ``cross_gradients`` (bfloat16) or
+``cross_backward``, timed beside that.
 
 A float32 product takes tf32 where ``torch.backends.cuda.matmul.allow_tf32`` says so, else three
 tf32 passes, exact to about float32, or cuBLAS's float32 where torch.mm makes it. In bfloat16, up
@@ -23,7 +25,8 @@ datasheet); its 4 B d r = 1.1 GFLOP at r=64 take 1.1 us.
 
 Dropped: float16 intermediates as two float16 numbers (h beyond 65504 overflows where the result
 does not): float32 there; 32 rows in float32 beyond r=64, which spilled 6 KB a thread at r=256, 0.2
-to 0.5 KB at r=128; 32 rows of 128 columns and 4 warps in bfloat16, which spilled 8 bytes.
+to 0.5 KB at r=128; 32 rows of 128 columns in bfloat16, with 4 warps or with ASK, which spilled 8
+bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +39,19 @@ from torch import Tensor
 from . import cross_attention, cross_net
 from .cross_backward import fused_backward
 from .cross_expand import expand, finish
-from .cross_tiles import COMPUTED, STORED, keep, padded, precision, product, project, tile, turned
+from .cross_project import project
+from .cross_tiles import (
+    COMPUTED,
+    STORED,
+    ask,
+    keep,
+    padded,
+    precision,
+    product,
+    projected,
+    tile,
+    turned,
+)
 from .launch import (
     architecture,
     batch_class,
@@ -70,10 +85,14 @@ def _cross(
     RANK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ASK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    if ASK:
+        for start in range(0, d, COLUMNS):
+            ask(x0, tl.minimum(row, n - 1), start, x0_row, d, COLUMNS)
     rank = tl.arange(0, RANK).to(tl.int64)
-    h = project(x, v, row, rank, x_row, n, d, r, PRECISION, RANK, ROWS, COLUMNS)
+    h = projected(x, v, row, rank, x_row, n, d, r, PRECISION, RANK, ROWS, COLUMNS)
     if HIDDEN == STORED:
         keep(hidden, h, row, rank, r, n, r)
     column = tl.arange(0, COLUMNS).to(tl.int64)
@@ -94,8 +113,11 @@ def _cross(
 # ---- launchers ---------------------------------------------------------------------------
 
 
-def _tile_of(rows_: int, columns: int, warps: int, stages: int = 2) -> dict[str, int]:
-    return {"ROWS": rows_, "COLUMNS": columns, "num_warps": warps, "num_stages": stages}
+def _tile_of(
+    rows_: int, columns: int, warps: int, stages: int = 2, ask_: bool = False
+) -> dict[str, int]:
+    tile_ = {"ROWS": rows_, "COLUMNS": columns, "ASK": ask_}
+    return tile_ | {"num_warps": warps, "num_stages": stages}
 
 
 # By the padded rank up to which they serve. Two stages have one tile in flight, three or four have
@@ -105,7 +127,12 @@ _BFLOAT16 = {
     256: (_tile_of(32, 32, 8), _tile_of(16, 32, 8)),
 }
 _HOPPER = {
-    128: (_tile_of(64, 64, 8, 3), _tile_of(64, 64, 4, 4), _tile_of(16, 128, 4, 4)),
+    128: (
+        _tile_of(64, 64, 8, 3),
+        _tile_of(64, 64, 4, 4),
+        _tile_of(16, 128, 4, 4),
+        _tile_of(32, 64, 8, 4, True),
+    ),
     256: (_tile_of(64, 64, 8, 3), _tile_of(64, 32, 8, 3), _tile_of(16, 64, 8, 4)),
 }
 _FLOAT32 = {
@@ -126,37 +153,48 @@ def _fused(t: Tensor, r: int, largest: int) -> bool:
     return t.dtype != torch.float64 and r <= largest
 
 
-def _project_wide(x: Tensor, v: Tensor) -> Tensor:
-    """x v^T in float32."""
-    if x.dtype == torch.float32:
-        return x @ v.T
-    if x.is_cuda:
-        return torch.mm(x, v.T, out_dtype=torch.float32)
-    return x.float() @ v.T.float()
-
-
 def _layer(x0, x, v, u, bias, hidden) -> Tensor:
     """A layer on checked arguments, in one kernel or in two; x v^T stays in ``hidden`` if given."""
     n, d, r = *x.shape, u.shape[1]
     u, bias = u.contiguous(), None if bias is None else rows(bias)
     v, x0, x = v.contiguous(), rows(x0), rows(x)
     state, passes = COMPUTED if hidden is None else STORED, precision()
-    result = {"out": x0.new_empty(n, d)}
+    result = {}
 
     def run(c):
-        if c is None:
-            h = _project_wide(x, v)
-            result["out"] = expand(x0, h, u, bias, x)
-            if hidden is not None:
-                hidden.copy_(h)
+        if not isinstance(c, dict):
+            result["out"] = c(x0, x, v, u, bias, hidden)
             return
+        result["out"] = x0.new_empty(n, d)
         lengths = (n, d, r, x0.stride(0), x.stride(0))
         args = (x0, x, v, u, bias, hidden, result["out"], *lengths, passes, state.value)
         launch(_cross, (cdiv(n, c["ROWS"]),), *args, padded(r), **c)
 
     key = ("cross", x.dtype, passes, state.value, padded(r), size_class(d), batch_class(n))
-    choose(key, (*_tiles(x, padded(r)), None), run)
+    apart = (_in_two, _by_product) if x.dtype == torch.bfloat16 else (_by_product,)
+    choose(key, (*_tiles(x, padded(r)), *apart), run)
     return result["out"]
+
+
+def _in_two(x0, x, v, u, bias, hidden) -> Tensor:
+    """A layer in bfloat16 as ``project`` and ``expand``; h goes between them as two bfloat16."""
+    h = x.new_empty(x.shape[0], u.shape[1]) if hidden is None else hidden
+    rest = torch.empty_like(h)
+    early = project(x, v, h, rest=rest, ahead=x0)
+    return expand(x0, h, u, bias, x, rest=rest, early=early)
+
+
+def _by_product(x0, x, v, u, bias, hidden) -> Tensor:
+    """A layer as torch.mm and ``expand``; h goes between them in float32."""
+    if x.dtype == torch.float32:
+        h = x @ v.T
+    elif x.is_cuda:
+        h = torch.mm(x, v.T, out_dtype=torch.float32)
+    else:
+        h = x.float() @ v.T.float()
+    if hidden is not None:
+        hidden.copy_(h)
+    return expand(x0, h, u, bias, x)
 
 
 def _second_half(x0, hidden, u, bias, x) -> Tensor:
@@ -288,4 +326,5 @@ def _layer_by_layer(
         high = _attention(x, high, q, *layer, temperature, token_dim, skip)[0]
     if merge == 2:
         return torch.cat([low, high], dim=-1)
-    return (low + high) / (1 + merge)
+    both = low + high
+    return both / 2 if merge == 1 else both

@@ -6,7 +6,12 @@ for before the product (EARLY) where registers allow. Programs that share rows s
 (GROUP), so that h and u come from L2.
 
 h is float32 where it is a plan for one layer of r <= 256, and enters as ``cross_tiles.product``
-says; else it is as the caller has it, rounded to the type of x.
+says, or ``cross_project`` has left it as two bfloat16 tensors; else it is as the caller has it,
+rounded to the type of x. After ``cross_project`` it starts early (WAIT) and asks for x0 and x
+while h is made.
+
+Not timed yet: h as two tensors; ASK, which has x0 and x brought to L2 where the product takes the
+registers; ``cross_expand_persistent``. All are candidates behind plans that were.
 
 Bytes: 3 B d items, 28 us for 4096 x 3456 in bfloat16 at 3.0 TB/s; its 2 B d r operations at
 r=512 are 14.5 GFLOP, which the tensor cores do meanwhile. Product and epilogue apart move 5 B d.
@@ -20,8 +25,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import cuda
 
-from .cross_tiles import keep, precision, product, tile
+from .cross_expand_persistent import PERSISTENT, copyable, expand_persistent
+from .cross_tiles import ask, clipped, keep, precision, product, tile
 from .launch import (
     architecture,
     batch_class,
@@ -33,21 +40,11 @@ from .launch import (
 )
 
 
-@triton.jit
-def _clipped(t, row, column, stride, d, EVEN: tl.constexpr):
-    """(rows, columns) of a matrix, all of whose rows exist; its columns end at d."""
-    at = t + row[:, None] * stride + column[None, :]
-    if EVEN:
-        found = tl.load(at)
-    else:
-        found = tl.load(at, mask=(column < d)[None, :], other=0)
-    return found
-
-
 @triton.jit(do_not_specialize=["n"])
 def _expand(
     x0,
     hidden,
+    rest,
     u,
     bias,
     x,
@@ -64,9 +61,11 @@ def _expand(
     INNER: tl.constexpr,
     EVEN: tl.constexpr,
     EARLY: tl.constexpr,
+    ASK: tl.constexpr,
+    WAIT: tl.constexpr,
     GROUP: tl.constexpr = 8,
 ):
-    """out = x0 * (hidden u^T + bias) + x, without bias or x where they are None.
+    """out = x0 * ((hidden + rest) u^T + bias) + x, without rest, bias or x where they are None.
 
     EVEN: d and r are whole tiles. Rows behind the last read the last one, and are not stored.
     """
@@ -76,27 +75,37 @@ def _expand(
     within = tl.program_id(0) % (GROUP * across)
     row = (group * GROUP + within % tall) * ROWS + tl.arange(0, ROWS)
     known = tl.minimum(row, n - 1).to(tl.int64)
-    column = (within // tall) * COLUMNS + tl.arange(0, COLUMNS)
+    column_start = (within // tall) * COLUMNS
+    column = column_start + tl.arange(0, COLUMNS)
     if EARLY:
-        a0 = _clipped(x0, known, column, x0_row, d, EVEN)
+        a0 = clipped(x0, known, column, x0_row, d, EVEN)
         if x is not None:
-            a = _clipped(x, known, column, x_row, d, EVEN)
+            a = clipped(x, known, column, x_row, d, EVEN)
+    if ASK:
+        ask(x0, known, column_start, x0_row, d, COLUMNS)
+        if x is not None:
+            ask(x, known, column_start, x_row, d, COLUMNS)
+    if WAIT:
+        cuda.gdc_wait()
     t = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, r, INNER):
         rank = start + tl.arange(0, INNER)
-        h = _clipped(hidden, known, rank, hidden_row, r, EVEN)
+        h = clipped(hidden, known, rank, hidden_row, r, EVEN)
         at = u + column.to(tl.int64)[None, :] * r + rank[:, None]
         if EVEN:
             w = tl.load(at)
         else:
             w = tl.load(at, mask=(column < d)[None, :] & (rank < r)[:, None], other=0)
+        if rest is not None:
+            low = clipped(rest, known, rank, hidden_row, r, EVEN)
+            t = product(low, w, t, PRECISION)
         t = product(h, w, t, PRECISION)
     if bias is not None:
         t += tl.load(bias + column, mask=column < d, other=0).to(tl.float32)[None, :]
     if not EARLY:
-        a0 = _clipped(x0, known, column, x0_row, d, EVEN)
+        a0 = clipped(x0, known, column, x0_row, d, EVEN)
         if x is not None:
-            a = _clipped(x, known, column, x_row, d, EVEN)
+            a = clipped(x, known, column, x_row, d, EVEN)
     y = a0.to(tl.float32) * t
     if x is not None:
         y += a.to(tl.float32)
@@ -133,24 +142,45 @@ def _epilogue(
 # ---- launchers ---------------------------------------------------------------------------
 
 
-def _plan(rows_: int, columns: int, inner: int, early: bool, warps: int) -> dict:
-    tile_ = {"ROWS": rows_, "COLUMNS": columns, "INNER": inner, "EARLY": early}
-    return tile_ | {"num_warps": warps, "num_stages": 3}
+def _plan(
+    rows_: int,
+    columns: int,
+    inner: int,
+    early: bool,
+    warps: int,
+    stages: int = 3,
+    ask_: bool = False,
+) -> dict:
+    tile_ = {"ROWS": rows_, "COLUMNS": columns, "INNER": inner, "EARLY": early, "ASK": ask_}
+    return tile_ | {"num_warps": warps, "num_stages": stages}
 
 
 _FEW = (_plan(16, 64, 64, True, 4), _plan(64, 32, 32, True, 4))
 _FLOAT32 = (_plan(32, 64, 32, True, 4), _plan(64, 32, 32, True, 4))
 _BFLOAT16 = (_plan(64, 64, 64, True, 4), _plan(64, 32, 32, True, 4))
 _HOPPER = (_plan(64, 64, 64, True, 4), _plan(64, 128, 64, True, 4), _plan(128, 128, 64, False, 8))
+_HOPPER_REST = (
+    _plan(64, 64, 64, True, 4, 2),
+    _plan(64, 128, 64, True, 8, 2),
+    _plan(128, 64, 64, True, 8, 2),
+)
+_HOPPER_WIDE = (*_HOPPER, _plan(128, 128, 64, False, 4, 3, True))
+WIDE = 192  # the rank from which larger tiles are tried: operands from L2 are most of what moves
 
 
-def _plans(u: Tensor, n: int) -> tuple[dict, ...]:
+def _plans(x0, hidden, rest, u, x) -> tuple[dict, ...]:
     """Small tiles where few rows have to fill the chip; float16 may enter as float32."""
-    if batch_class(n) < batch_class(256):
+    if batch_class(hidden.shape[0]) < batch_class(256):
         return _FEW
     if u.dtype != torch.bfloat16:
         return _FLOAT32
-    return _HOPPER if architecture(u) == 90 else _BFLOAT16
+    if architecture(u) != 90:
+        return _BFLOAT16
+    if rest is not None:
+        return _HOPPER_REST
+    if u.shape[1] < WIDE or hidden.dtype != u.dtype:
+        return _HOPPER
+    return _HOPPER_WIDE + (PERSISTENT if copyable(x0, hidden, u, x) else ())
 
 
 def expand(
@@ -160,8 +190,15 @@ def expand(
     bias: Tensor | None,
     x: Tensor | None,
     apart: bool = False,
+    rest: Tensor | None = None,
+    early: bool = False,
 ) -> Tensor:
-    """x0 * (hidden u^T + bias) + x; ``apart``: torch.mm and ``finish`` are timed beside it."""
+    """x0 * ((hidden + rest) u^T + bias) + x.
+
+    apart: torch.mm and ``finish`` are timed beside it.
+    rest: what hidden rounds off, laid out like it.
+    early: the kernel in front has just written hidden and rest, nothing else, and lets this start.
+    """
     n, r, d = *hidden.shape, u.shape[0]
     x0, x = rows(x0), None if x is None else rows(x)
     hidden, u, bias = rows(hidden), u.contiguous(), None if bias is None else rows(bias)
@@ -172,14 +209,18 @@ def expand(
         if c is None:
             result["out"] = finish(x0, hidden @ u.T, bias, x)
             return
+        if "PARTS" in c:
+            expand_persistent(c, x0, hidden, u, bias, x, result["out"])
+            return
         grid = (cdiv(n, c["ROWS"]) * cdiv(d, c["COLUMNS"]),)
         even = d % c["COLUMNS"] == 0 and r % c["INNER"] == 0
-        args = (x0, hidden, u, bias, x, result["out"], n, d, r, *lengths, passes)
-        launch(_expand, grid, *args, **c, EVEN=even)
+        args = (x0, hidden, rest, u, bias, x, result["out"], n, d, r, *lengths, passes)
+        launch(_expand, grid, *args, **c, EVEN=even, WAIT=early)
 
-    key = ("expand", u.dtype, hidden.dtype, x is None, passes, size_class(r), size_class(d))
-    plans = _plans(u, n)
-    choose((*key, batch_class(n)), (*plans, None) if apart else plans, run)
+    plans = _plans(x0, hidden, rest, u, x)
+    kinds = (u.dtype, hidden.dtype, rest is None, x is None, passes, len(plans))
+    key = ("expand", *kinds, size_class(r), size_class(d), batch_class(n))
+    choose(key, (*plans, None) if apart else plans, run)
     return result["out"]
 
 

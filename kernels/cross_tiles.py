@@ -9,6 +9,7 @@ import triton.language as tl
 from .launch import (
     dot,
     next_power_of_2,
+    prefetch,
 )
 
 # Where x v^T of a kernel comes from: it computes it, computes and stores it, or reads it.
@@ -38,6 +39,25 @@ def tile(t, row, column, stride, n, d):
 
 
 @triton.jit
+def clipped(t, row, column, stride, d, EVEN: tl.constexpr):
+    """(rows, columns) of a matrix, all of whose rows exist; its columns end at d."""
+    at = t + row[:, None] * stride + column[None, :]
+    if EVEN:
+        found = tl.load(at)
+    else:
+        found = tl.load(at, mask=(column < d)[None, :], other=0)
+    return found
+
+
+@triton.jit
+def ask(t, row, start, stride, d, COLUMNS: tl.constexpr):
+    """Ask for COLUMNS columns, from ``start``, of a matrix all of whose rows exist."""
+    LINE: tl.constexpr = 1024 // t.dtype.element_ty.primitive_bitwidth
+    column = start + tl.arange(0, COLUMNS // LINE) * LINE
+    prefetch(t + row[:, None] * stride + tl.minimum(column, d - 1)[None, :])
+
+
+@triton.jit
 def keep(t, value, row, column, stride, n, d):
     """Store what ``tile`` would load."""
     inside = (row < n)[:, None] & (column < d)[None, :]
@@ -53,7 +73,7 @@ def turned(t, row, column, stride, n, d):
 
 
 @triton.jit
-def project(
+def projected(
     x,
     v,
     row,

@@ -65,8 +65,28 @@ def dot(a, b, total, PRECISION: tl.constexpr):
     return found
 
 
+@triton.jit
+def prefetch(at):
+    """Ask for the cache lines at these addresses, so that they are in L2 when they are loaded."""
+    if not _INTERPRETED:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; // $0",
+            "=r,l",
+            [at.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Run one kernel; nothing happens where the grid is empty."""
+    """Run one kernel; nothing happens where the grid is empty.
+
+    A kernel with the constant WAIT set starts before the one in front of it has ended (programmatic
+    dependent launch, sm_90), and waits for that itself; one with TRIGGER set allows it.
+    """
+    if constants.get("WAIT"):
+        constants["launch_pdl"] = True
     if _record is not None:
         _record.append(Launch(kernel, args, constants, grid))
     elif 0 not in grid:

@@ -91,7 +91,9 @@ def chosen(key=("op",), candidates=(0, 1, 2)) -> int:
 def launcher_of(monkeypatch, run):
     """``run`` as the launcher of an op that takes any arguments."""
     monkeypatch.setattr(gpu, "_launcher", lambda *names: run)
-    op = SimpleNamespace(name="an_op", module="stem", family="stem", _check=lambda a: None)
+    op = SimpleNamespace(
+        name="an_op", module="stem", family="stem", mutated=(), _check=lambda a: None
+    )
     op.call = lambda *args, **kwargs: (*args, *kwargs.values())
     return gpu.launcher(op)
 
@@ -198,7 +200,7 @@ def test_a_check_runs_once_for_a_signature(monkeypatch):
         ran.append(a.by)
 
     call = namedtuple("an_op", ["x", "by", "more"])
-    op = SimpleNamespace(name="an_op", module="m", family="f", call=call, _check=check)
+    op = SimpleNamespace(name="an_op", module="m", family="f", mutated=(), call=call, _check=check)
     monkeypatch.setattr(gpu, "_launcher", lambda *names: an_op)
     run, x = gpu.launcher(op), torch.zeros(2, 3)
     run(x, 1.0, [x])
@@ -220,7 +222,8 @@ def test_a_check_runs_once_for_a_signature(monkeypatch):
 def test_signatures_do_not_pile_up(monkeypatch):
     call = namedtuple("an_op", ["by"])
     checked = []
-    op = SimpleNamespace(name="an_op", module="m", family="f", call=call, _check=checked.append)
+    op = SimpleNamespace(name="an_op", module="m", family="f", mutated=(), call=call)
+    op._check = checked.append
     monkeypatch.setattr(gpu, "_launcher", lambda *names: lambda a: None)
     monkeypatch.setattr(gpu, "MOST_SIGNATURES", 2)
     run = gpu.launcher(op)

@@ -12,6 +12,7 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from ..training.options import Options
+    from ..training.processes import Processes
 
 FILES = "CSV (packed or not) or Parquet files, or folders of them"
 # What a training can go by; those of training.metrics, which is not imported for --help.
@@ -217,14 +218,26 @@ def check_packages() -> None:
 
 
 def check_one_process() -> None:
-    """Refuse to train in one of several processes, each of which would write the same files."""
+    """Refuse to run in one of several processes, each of which would do and write the same."""
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes not in ("", "1"):
         raise UserError(
-            f"trains in one process, and torchrun started {processes} (WORLD_SIZE): each would "
-            "train on all rows and write the same files; start it without torchrun, or wrap "
-            "lirank_ext.models.LiRank in DistributedDataParallel in a loop of your own"
+            f"runs in one process, and torchrun started {processes} (WORLD_SIZE): start it "
+            "without torchrun, which is for train alone"
         )
+
+
+def join_processes(args: argparse.Namespace) -> Processes:
+    """The processes that ``torchrun`` started, with this one's share of the CPU."""
+    import torch
+
+    from ..training.processes import from_environment, threads_of_each
+
+    check_device(args.device)
+    processes = from_environment(args.device)
+    if processes.size > 1:
+        torch.set_num_threads(threads_of_each())
+    return processes
 
 
 def check_device(device: str | None) -> None:
@@ -244,13 +257,17 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def use_device(args: argparse.Namespace) -> str:
-    """Set the number of threads; the device that ``--device`` names, or else the best one."""
+def use_device(args: argparse.Namespace, several: bool = False) -> str:
+    """Set the number of threads; the device that ``--device`` names, or else the best one.
+
+    With ``several`` processes, a GPU is named by its number.
+    """
     import torch
 
     check_device(args.device)
     use_threads(args.threads)
-    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return f"cuda:{torch.cuda.current_device()}" if several and device == "cuda" else device
 
 
 def check_positive(option: str, value: int | None) -> None:

@@ -10,6 +10,7 @@ from .._table import print_line, print_table
 from . import options, results
 
 if TYPE_CHECKING:
+    from ..training.processes import Processes
     from ..training.tuning import Trial
 
 
@@ -77,16 +78,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and print the metrics on the rows to validate on."""
     options.check_packages()
-    options.check_one_process()
+    with options.join_processes(args) as processes:
+        options.check_writable(args.json)
+        options.check_folder(args.output)
+        return _run(args, processes)
+
+
+def _run(args: argparse.Namespace, processes: Processes) -> int:
     from ..training import summary
     from ..training.run import CONFIG, Plan
     from ..training.session import MODEL
 
-    options.check_writable(args.json)
-    options.check_folder(args.output)
-    device = options.use_device(args)
-    plan = Plan.from_options(options.training_options(args), device)
-    result = plan.run(print_line)
+    device = options.use_device(args, processes.size > 1)
+    plan = Plan.from_options(options.training_options(args), device, processes)
+    result = plan.run(print_line if processes.first else lambda text: None)
+    if not processes.first:
+        return 0
     if result.chosen is not None:
         _print_trials(result.trials, result.chosen)
     progress = result.trainer.progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,13 @@ from .errors import DataError
 from .files import Chunk
 
 
+class Whole(NamedTuple):
+    """The batch of which a process has a part: its rows, and the sum of their weights."""
+
+    rows: int
+    weight: float
+
+
 @dataclass
 class Batch:
     """Some rows as tensors.
@@ -26,15 +34,22 @@ class Batch:
         labels: (B, T); (B, 0) where they are not read.
         weights: (B,), where the rows have weights.
         groups: (B,) hashes, where the rows are grouped.
+        whole: the batch of all processes, where these rows are the part of one.
     """
 
     features: dict[str, Tensor]
     labels: Tensor
     weights: Tensor | None = None
     groups: Tensor | None = None
+    whole: Whole | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def all_rows(self) -> int:
+        """The number of rows, those of other processes included."""
+        return len(self) if self.whole is None else self.whole.rows
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -43,7 +58,7 @@ class Batch:
         labels, weights, groups = (
             None if t is None else t.to(device, non_blocking=True) for t in others
         )
-        return Batch(moved, labels, weights, groups)
+        return Batch(moved, labels, weights, groups, self.whole)
 
 
 @dataclass
@@ -202,6 +217,23 @@ class Converter:
     def _plain(self, name: str, separator: str | None = None) -> Categorical:
         """A column of ids that has no table of its own."""
         return Categorical(name, separator=separator, kind=self.schema.kind(name))
+
+    def part(self, rows: Rows, numbers: np.ndarray, share: tuple[int, int] = (0, 1)) -> Batch:
+        """A batch of the rows with these numbers, or a process's part of it.
+
+        Args:
+            rows: where they are among others.
+            numbers: (B,), of the whole batch.
+            share: number of the process, from 0 on, and how many there are; with R of them,
+                process r has the rows r, r + R, ... of the batch.
+        """
+        first, step = share
+        batch = self.batch(rows.take(numbers[first::step]))
+        if step > 1:
+            all_weights = None if rows.weights is None else rows.weights[numbers]
+            weight = len(numbers) if all_weights is None else float(all_weights.sum())
+            batch.whole = Whole(len(numbers), weight)
+        return batch
 
     def batch(self, rows: Rows, names: Collection[str] | None = None) -> Batch:
         """Rows as tensors, named as :class:`lirank_ext.models.LiRank` reads them.

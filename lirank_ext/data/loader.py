@@ -99,9 +99,14 @@ class Loader:
         for _, batch in self.epoch(Position()):
             yield batch
 
-    def epoch(self, start: Position) -> Iterator[tuple[Position, Batch]]:
-        """The rest of an epoch from a position on, each batch with the position after it."""
-        made = self._epoch(start)
+    def epoch(
+        self, start: Position, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Position, Batch]]:
+        """The rest of an epoch from a position on, each batch with the position after it.
+
+        ``share`` is that of :meth:`Converter.part`.
+        """
+        made = self._epoch(start, share)
         return ahead(made, self.prefetch) if self.prefetch else made
 
     def sample(self, most: int) -> Rows:
@@ -119,13 +124,13 @@ class Loader:
             raise DataError("no row to draw a sample from")
         return Rows.concatenate(parts)
 
-    def _epoch(self, start: Position) -> Iterator[tuple[Position, Batch]]:
+    def _epoch(self, start: Position, share: tuple[int, int]) -> Iterator[tuple[Position, Batch]]:
         for number, rows in self._blocks(start.block):
             parts = self._batches(len(rows), start.epoch, number)
             first = start.batch if number == start.block else 0
             for i, part in enumerate(parts[first:], first):
                 after = Position(start.epoch, number, i + 1)
-                yield after, self.converter.batch(rows.take(part))
+                yield after, self.converter.part(rows, part, share)
 
     def _batches(self, rows: int, epoch: int, block: int) -> list[np.ndarray]:
         """Row numbers of each batch of a block."""
@@ -192,14 +197,16 @@ class Memory:
         for _, batch in self.epoch(Position()):
             yield batch
 
-    def epoch(self, start: Position) -> Iterator[tuple[Position, Batch]]:
-        """The rest of an epoch from a position on, each batch with the position after it."""
+    def epoch(
+        self, start: Position, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Position, Batch]]:
+        """As :meth:`Loader.epoch`."""
         order = np.arange(len(self.rows))
         if self.seed is not None:
             order = np.random.default_rng([self.seed, start.epoch]).permutation(len(order))
         parts = np.array_split(order, max(1, round(len(order) / self.batch_size)))
         for i, part in enumerate(parts[start.batch :], start.batch):
-            yield Position(start.epoch, 0, i + 1), self.converter.batch(self.rows.take(part))
+            yield Position(start.epoch, 0, i + 1), self.converter.part(self.rows, part, share)
 
 
 def ahead(items: Iterator[T], count: int) -> Iterator[T]:

@@ -104,10 +104,18 @@ class NumericBatchNorm(ConstantBuffers):
             return x
         return x * columns(self.weight) + columns(self.bias)
 
-    def _batch_statistics(self, x: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def moments(x: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Count, mean and sum of squared deviations of the present values of each column.
+
+        A training by several processes puts those of all rows in its place.
+        """
         count = there.sum(0)
         mean = x.sum(0) / count.clamp(min=1)
-        squares = (x - mean).square().masked_fill(~there, 0).sum(0)
+        return count, mean, (x - mean).square().masked_fill(~there, 0).sum(0)
+
+    def _batch_statistics(self, x: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        count, mean, squares = self.moments(x, there)
         enough = count > 1
         with torch.no_grad():
             seen = self.num_values + count

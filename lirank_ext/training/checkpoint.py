@@ -161,7 +161,7 @@ def load_training(trainer: Trainer, path: Path) -> None:
         CheckpointError: there is no such file, it is damaged, or it is of another configuration
             (but for :data:`RESUMABLE` settings) or of other data.
     """
-    tensors, content = load(path)
+    tensors, content = trainer.processes.load_from_first(lambda: load(path))
     if "progress" not in content:
         raise CheckpointError(f"{path}: a model, not a checkpoint of a training")
     saved, now = (_fixed_part(c) for c in (content["config"], trainer.config.to_dict()))

@@ -15,6 +15,7 @@ from ..data.features import Batch
 from ..data.packages import need
 from ..models import LiRank
 from .grouped import Grouped
+from .processes import ONE, Processes
 
 Figures = dict[str, float | None]
 
@@ -125,14 +126,26 @@ class Scored:
 
 
 @torch.no_grad()
-def score(model: LiRank, batches: Iterable[Batch], device: torch.device | str = "cpu") -> Scored:
-    """Logits of all rows, by the model in evaluation mode."""
+def score(
+    model: LiRank,
+    batches: Iterable[Batch],
+    device: torch.device | str = "cpu",
+    processes: Processes = ONE,
+) -> Scored:
+    """Logits of all rows, by the model in evaluation mode.
+
+    Several processes, which all have the model and the rows, each score some of the batches, and
+    each of them gets the logits of all.
+    """
     was_training = model.training
     model.eval()
     logits, labels, weights, groups = [], [], [], []
-    for batch in batches:
-        moved = batch.to(torch.device(device))
-        logits.append(model(moved.features).float().cpu().numpy())
+    for i, batch in enumerate(batches):
+        if processes.takes(i):
+            moved = batch.to(torch.device(device))
+            logits.append(model(moved.features).float().cpu().numpy())
+        else:
+            logits.append(np.zeros((len(batch), len(model.task_names)), np.float32))
         labels.append(batch.labels.numpy())
         weights += [] if batch.weights is None else [batch.weights.numpy()]
         groups += [] if batch.groups is None else [batch.groups.numpy()]
@@ -141,14 +154,20 @@ def score(model: LiRank, batches: Iterable[Batch], device: torch.device | str = 
         empty = np.zeros((0, len(model.task_names)), np.float32)
         return Scored(empty, empty)
     parts = (np.concatenate(p) if p else None for p in (weights, groups))
-    return Scored(np.concatenate(logits), np.concatenate(labels), *parts)
+    # Adding the zeros of other processes changes no logit.
+    together = processes.sum(torch.from_numpy(np.concatenate(logits))).numpy()
+    return Scored(together, np.concatenate(labels), *parts)
 
 
 def evaluate(
-    model: LiRank, batches: Iterable[Batch], device: torch.device | str = "cpu"
+    model: LiRank,
+    batches: Iterable[Batch],
+    device: torch.device | str = "cpu",
+    processes: Processes = ONE,
 ) -> dict[str, Metrics]:
-    """Metrics of every task on all rows."""
-    return score(model, batches, device).metrics(model.task_names)
+    """Metrics of every task on all rows; those of several processes are the first one's."""
+    scored = score(model, batches, device, processes)
+    return processes.from_first(lambda: scored.metrics(model.task_names))
 
 
 def difference_error(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, name: str) -> float:
@@ -174,6 +193,28 @@ def difference_error(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, n
         shares.append((whole[~positive] - low) / len(high))
     gaps = (shares[0] - shares[2], shares[1] - shares[3])
     return math.sqrt(sum(gap.var(ddof=1) / len(gap) for gap in gaps))
+
+
+def check_usable(metrics: dict[str, Metrics], monitor: str) -> None:
+    """Refuse rows to validate on that do not give the metric that a training goes by.
+
+    Raises:
+        DataError: there are none, or they lack a label or a group.
+    """
+    for name, m in metrics.items():
+        if not m.rows:
+            raise DataError("no row to validate on: raise valid, or give a file of its own")
+        if not math.isnan(getattr(m, monitor)):
+            continue
+        if monitor in GROUPED:
+            raise DataError(
+                f"the {m.rows} rows to validate on hold no group with both labels '{name}': "
+                "raise valid, or choose another --group or --monitor"
+            )
+        raise DataError(
+            f"the {m.rows} rows to validate on all have the same label '{name}': raise "
+            "valid, or set monitor to log_loss"
+        )
 
 
 def mean(metrics: dict[str, Metrics], name: str) -> float:

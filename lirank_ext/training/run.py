@@ -17,6 +17,7 @@ from .checkpoint import save_text
 from .defaults import ADAGRAD, configuration, flat, merge
 from .incremental import PreviousRun, load_previous, require_same_model
 from .options import Options
+from .processes import ONE, Processes
 from .search import Search
 from .session import Data, open_data, save_model, trainer_on
 from .settings import RESUMABLE, Config
@@ -63,6 +64,7 @@ class Plan:
         previous: the model that an increment starts from.
         device: of the model.
         columns: how each column of the files is read, where that was looked up.
+        processes: that train together.
     """
 
     options: Options
@@ -73,6 +75,7 @@ class Plan:
     previous: PreviousRun | None
     device: str = "cpu"
     columns: list[Column] = field(default_factory=list)
+    processes: Processes = ONE
 
     @property
     def output(self) -> Path:
@@ -80,8 +83,13 @@ class Plan:
         return Path(self.options.output)
 
     @classmethod
-    def from_options(cls, options: Options, device: str = "cpu") -> Plan:
+    def from_options(
+        cls, options: Options, device: str = "cpu", processes: Processes = ONE
+    ) -> Plan:
         """Decide what is to be done; nothing is written.
+
+        Where a launcher starts its processes again because one was lost, the training goes on from
+        its last checkpoint.
 
         Raises:
             DataError: an option does not fit the files, the folder or another option.
@@ -90,10 +98,10 @@ class Plan:
         output, given = Path(options.output), options.given()
         files = (output / CHECKPOINT, output / tuning.STATE)
         there = next((file for file in files if file.exists()), None)
-        if options.resume:
-            if there is None:
-                raise DataError(f"--resume: {files[0]}: no such file")
-            return _going_on(options, given, device)
+        if options.resume and there is None:
+            raise DataError(f"--resume: {files[0]}: no such file")
+        if options.resume or (there is not None and processes.has_started(output)):
+            return _going_on(options, given, device, processes)
         if there is not None and not options.overwrite:
             raise DataError(
                 f"{there} is there: give --resume to go on, or --overwrite to start again"
@@ -103,9 +111,11 @@ class Plan:
             _refuse_increment_options(options)
             columns: list[Column] = []
             config = configuration(options, given, columns.extend)
-            return cls(options, given, "fresh", config, set(flat(given)), None, device, columns)
+            last = (set(flat(given)), None, device, columns, processes)
+            return cls(options, given, "fresh", config, *last)
         config = _increment(options, given, previous)
-        return cls(options, given, "increment", config, set(flat(given)), previous, device)
+        last = (set(flat(given)), previous, device, [], processes)
+        return cls(options, given, "increment", config, *last)
 
     def run(self, tell: Tell = lambda text: None) -> Result:
         """Do it.
@@ -127,8 +137,15 @@ class Plan:
         data = open_data(self.config, self.options.data, self.options.valid, broken, before)
         if self.options.check and data.valid is None:
             raise DataError("--check: there are no rows to validate on: raise training.valid")
-        self._prepare_folder()
+        self.processes.require_same("settings", self.config.to_dict())
+        self.processes.require_same("data", data.files)
+        if self.processes.first:
+            self._prepare_folder()
+        self.processes.wait()
         result = (self._tune if self._tunes(data) else self._train)(data, broken, tell)
+        self.processes.leave()
+        if not self.processes.first:
+            return result
         tell(summary.ending(result.trainer))
         self._save(result)
         if self.options.check:  # a rival that fails costs no training
@@ -150,6 +167,7 @@ class Plan:
         if self.columns:
             read = [asdict(column) for column in self.columns]
             save_text(self.output / COLUMNS, json.dumps(read, indent=1) + "\n")
+        self.processes.note_started(self.output)
 
     def _tunes(self, data: Data) -> bool:
         """Whether there are settings to try, or to go on with."""
@@ -163,14 +181,15 @@ class Plan:
         sample = tuning.sampled(data)
         used = sample or data
         kind = Search if self.config.training.tune == "search" else Tuner
-        tuner = kind(self.config, self.fixed, used, self.output, self.device, bar=True)
+        common = (self.output, self.device, True, self.processes)
+        tuner = kind(self.config, self.fixed, used, *common)
         tell(summary.trials(tuner.trials, self.config.training))
         if sample is not None:
             tell(f"the trials see a sample of {sample.rows:,} rows; the best one then sees all")
         trainer, best = tuner.run()
         if sample is not None:
-            trainer = trainer_on(data, best.config, self.output, self.device, bar=True)
-            if (self.output / CHECKPOINT).exists():
+            trainer = trainer_on(data, best.config, *common)
+            if self.processes.from_first((self.output / CHECKPOINT).exists):
                 trainer.resume()
             trainer.fit()
         trainer.output = self.output
@@ -180,7 +199,7 @@ class Plan:
 
     def _train(self, data: Data, broken: BadRows, tell: Tell) -> Result:
         """One training, from the start or from a checkpoint."""
-        trainer = trainer_on(data, self.config, self.output, self.device, bar=True)
+        trainer = trainer_on(data, self.config, self.output, self.device, True, self.processes)
         if self.previous is not None:
             cold = self.config.training.cold
             incremental.start_increment(
@@ -188,7 +207,8 @@ class Plan:
             )
         if self.start == "checkpoint":
             trainer.resume()
-        self.config.save(self.output / CONFIG)
+        if self.processes.first:
+            self.config.save(self.output / CONFIG)
         tell(summary.data(data, self.config))
         tell(summary.model(trainer.model))
         trainer.fit()
@@ -258,7 +278,7 @@ def _increment(options: Options, given: dict[str, Any], previous: PreviousRun) -
 # Going on with a run
 
 
-def _going_on(options: Options, given: dict[str, Any], device: str) -> Plan:
+def _going_on(options: Options, given: dict[str, Any], device: str, processes: Processes) -> Plan:
     """The plan of ``--resume``: that of the run in the folder, longer where the options say so."""
     output = Path(options.output)
     record = _record(output)
@@ -268,10 +288,11 @@ def _going_on(options: Options, given: dict[str, Any], device: str) -> Plan:
         saved = Config.load(output / CONFIG)
         config = _changed(saved, given, record, output, [f"training.{n}" for n in RESUMABLE])
         previous = _previous(config.training.start_from, output)
-        return Plan(options, given, "checkpoint", config, set(), previous, device)
+        last = (set(), previous, device, [], processes)
+        return Plan(options, given, "checkpoint", config, *last)
     saved = Config.from_dict(state["config"])
     config = _changed(saved, given, record, output, [])
-    return Plan(options, given, "trials", config, set(state["fixed"]), None, device)
+    return Plan(options, given, "trials", config, set(state["fixed"]), None, device, [], processes)
 
 
 def _record(output: Path) -> dict[str, Any]:

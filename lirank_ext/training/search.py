@@ -10,6 +10,7 @@ import torch
 from ..data.packages import need
 from ..models import ConfigError
 from .checkpoint import CheckpointError
+from .processes import ONE, Processes
 from .session import Data
 from .settings import Config
 from .trainer import Trainer
@@ -49,7 +50,7 @@ class Search(Tuner):
     Args:
         config: what the trials change; its ``tune_seconds`` and ``tune_trials`` say how long.
         fixed: keys that no trial changes.
-        data, output, device, bar: as in :class:`Tuner`.
+        data, output, device, bar, processes: as in :class:`Tuner`.
 
     Raises:
         MissingPackage: Optuna is not installed.
@@ -64,8 +65,9 @@ class Search(Tuner):
         output: Path,
         device: str | torch.device = "cpu",
         bar: bool = False,
+        processes: Processes = ONE,
     ) -> None:
-        super().__init__(config, fixed, data, output, device, bar)
+        super().__init__(config, fixed, data, output, device, bar, processes)
         self.optuna = need("optuna", "tune")
         self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
         space = dict(SPACE)
@@ -89,9 +91,10 @@ class Search(Tuner):
         self._write()
         while True:
             self._do(len(self.trials) - 1, self.trials[-1])
-            if self._enough():
+            if self.processes.from_first(self._enough):
                 break
-            self.trials.append(trial_of(self.config, f"search {len(self.trials)}", self._propose()))
+            changes = self.processes.from_first(self._propose)
+            self.trials.append(trial_of(self.config, f"search {len(self.trials)}", changes))
             self._write()
         self._write()
         return self.kept()
@@ -128,7 +131,7 @@ class Search(Tuner):
         return kinds.FloatDistribution(low, high, log=log)
 
     def _read(self) -> None:
-        state = read_state(self.output)
+        state = self.processes.from_first(lambda: read_state(self.output))
         if state is None:
             return
         for i, kept in enumerate(state["trials"]):

@@ -28,6 +28,7 @@ from ..nn._tagged import tags_in
 from ..nn.dwell import LongDwellLabels
 from . import checkpoint
 from .checkpoint import CheckpointError
+from .processes import ONE, Processes
 from .settings import Config
 from .trainer import Trainer
 
@@ -184,9 +185,11 @@ def trainer_on(
     output: Path | None = None,
     device: str | torch.device = "cpu",
     bar: bool | str = False,
+    processes: Processes = ONE,
 ) -> Trainer:
     """A trainer on opened files, whose columns, batches and split are those of ``config``."""
-    trainer = Trainer(config, data.train, data.valid, data.steps, output, device, data.files, bar)
+    loaders, common = (data.train, data.valid), (output, device, data.files, bar, processes)
+    trainer = Trainer(config, *loaders, data.steps, *common)
     for name, labels in data.dwell.items():
         trainer.model.dwell[safe(name)].load_state_dict(labels.state_dict())
     return trainer

@@ -23,8 +23,9 @@ from . import checkpoint
 from .average import WeightAverage
 from .checkpoint import CheckpointError, Progress
 from .events import Events
-from .metrics import GROUPED, MONITORS, Metrics, evaluate, mean
+from .metrics import MONITORS, check_usable, evaluate, mean
 from .optimizers import learning_rate, moving_in_backward, table_optimizer
+from .processes import ONE, Processes
 from .settings import Config
 from .signals import Interrupted, StopSignals
 
@@ -44,6 +45,7 @@ class Trainer:
         device: "cpu", "cuda"...
         fingerprint: what tells these data from others, kept in checkpoints.
         bar: show progress on stderr, under this name where it is text.
+        processes: that train together; this one alone by default.
         after_step: called with the trainer after every step.
 
     Attributes:
@@ -65,6 +67,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         fingerprint: Any = None,
         bar: bool | str = False,
+        processes: Processes = ONE,
         after_step: Callable[[Trainer], None] | None = None,
     ) -> None:
         self.config, self.settings = config, config.training
@@ -72,12 +75,14 @@ class Trainer:
         self.steps = max(1, steps_per_epoch * self.settings.epochs)
         self.steps = min(self.steps, self.settings.max_steps or self.steps)
         self.output, self.device = output, torch.device(device)
-        self.fingerprint, self.bar, self.after_step = fingerprint, bar, after_step
+        self.processes, self.bar = processes, bar if processes.first else False
+        self.fingerprint, self.after_step = fingerprint, after_step
         torch.manual_seed(self.settings.seed)
         self.model = _build(config, self.device)
+        processes.prepare(self.model)
         options = self.settings
         dense, tables = self.model.dense_parameters(), self.model.table_parameters()
-        self.dense = dense
+        self.dense, self.parameters = dense, [*dense, *tables]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(dense, options.lr, weight_decay=options.weight_decay)
         ]
@@ -106,7 +111,7 @@ class Trainer:
             DataError: the data cannot be used, or the loss is no longer finite.
             Interrupted: a signal came; a checkpoint was written first.
         """
-        if self.settings.tensorboard and self.output is not None:
+        if self.settings.tensorboard and self.output is not None and self.processes.first:
             folder = self.events_folder or self.output / "events"
             self.events = Events.open(folder, self.progress.step)
         moving = moving_in_backward(self.optimizers, self.model)
@@ -145,14 +150,15 @@ class Trainer:
     def _epoch(self, bar: ProgressBar) -> None:
         progress, settings = self.progress, self.settings
         self.model.train()
-        batches = self.train_loader.epoch(progress.position)
+        share = (self.processes.rank, self.processes.size)
+        batches = self.train_loader.epoch(progress.position, share)
         with contextlib.closing(batches):
             start = time.monotonic()
             for position, batch in batches:
                 self._step(batch)
                 progress.step += 1
                 progress.position = position
-                self.rows += len(batch)
+                self.rows += batch.all_rows
                 self.seconds += time.monotonic() - start
                 bar.update()
                 last = progress.step >= self.steps and settings.max_steps is not None
@@ -168,6 +174,7 @@ class Trainer:
             raise DataError("no row to train on")
         if not settings.evaluate_every:
             self._evaluate(bar)
+        self.processes.check_equal(self.model, self.signals.received)
         progress.position = Position(progress.position.epoch + 1)
         progress.done = bool(self.why_ended())
         self.checkpoint()
@@ -184,11 +191,12 @@ class Trainer:
 
     def _stop_if_asked(self) -> None:
         """End the training after a checkpoint, where a signal came."""
-        if self.signals.received:
+        received = self.processes.agreed(self.signals.received)
+        if received:
             self.checkpoint()
             step, folder = self.progress.step, self.output
             kept = f"; --resume goes on from {folder}" if folder else ""
-            raise Interrupted(f"stopped after step {step}{kept}", self.signals.received)
+            raise Interrupted(f"stopped after step {step}{kept}", received)
 
     def _step(self, batch: Batch) -> None:
         settings, step = self.settings, self.progress.step
@@ -199,13 +207,16 @@ class Trainer:
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.zero_grad()
         batch = batch.to(self.device)
+        self.processes.seed(settings.seed, step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             logits = self.model(batch.features)
         loss = self._loss(logits.float(), batch)
-        total = loss + self._penalty()
+        # Every process has all weights, and their penalty counts once.
+        total = loss + self._penalty() if self.processes.first else loss
         # Set explicitly: PyTorch warns about sparse gradients otherwise.
         with torch.sparse.check_sparse_tensor_invariants(False):
             total.backward()
+            loss = self.processes.sum_gradients(self.parameters, loss, self.signals.received)
             norm = self._clip()
             if self.events is not None:
                 self.events.gradient_norm = norm
@@ -231,7 +242,11 @@ class Trainer:
             # (Practical Lessons from Predicting Clicks on Ads at Facebook, He et al. 2014).
             logits = logits - math.log(self.settings.negatives)
         losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        if batch.weights is None:
+        if batch.whole is not None:
+            if batch.weights is not None:
+                losses = losses * batch.weights[:, None]
+            losses = losses.sum(0) / max(batch.whole.weight, torch.finfo(torch.float32).tiny)
+        elif batch.weights is None:
             losses = losses.mean(0)
         else:
             # A batch whose weights are all 0 has no loss.
@@ -295,8 +310,8 @@ class Trainer:
     def _measure(self, record: dict[str, Any], bar: ProgressBar) -> None:
         """Measure the model, and keep its weights where they are the best so far."""
         progress, settings, loss = self.progress, self.settings, record["training_loss"]
-        metrics = evaluate(self.model, self.valid_loader, self.device)
-        self._check_valid(metrics)
+        metrics = evaluate(self.model, self.valid_loader, self.device, self.processes)
+        check_usable(metrics, settings.monitor)
         record["tasks"] = {name: m.as_json() for name, m in metrics.items()}
         if self.events is not None:
             self.events.write(record, self.model)
@@ -310,23 +325,6 @@ class Trainer:
             state = self.model.state_dict()
             self.best = {k: v.detach().clone() for k, v in state.items()}
         progress.worse = 0 if gain > settings.tolerance or first else progress.worse + 1
-
-    def _check_valid(self, metrics: dict[str, Metrics]) -> None:
-        for name, m in metrics.items():
-            if not m.rows:
-                raise DataError("no row to validate on: raise valid, or give a file of its own")
-            monitor = self.settings.monitor
-            if not math.isnan(getattr(m, monitor)):
-                continue
-            if monitor in GROUPED:
-                raise DataError(
-                    f"the {m.rows} rows to validate on hold no group with both labels '{name}': "
-                    "raise valid, or choose another --group or --monitor"
-                )
-            raise DataError(
-                f"the {m.rows} rows to validate on all have the same label '{name}': raise "
-                "valid, or set monitor to log_loss"
-            )
 
     @torch.no_grad()
     def _finish(self) -> None:
@@ -350,7 +348,7 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Write the checkpoint, where there is a folder for it."""
-        if self.output is None:
+        if self.output is None or not self.processes.first:
             return
         self._sync_loss()
         checkpoint.save_training(self, self.output / CHECKPOINT)

@@ -19,7 +19,8 @@ from ..models._parse import override
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .defaults import ADAM_LR, blocks
-from .metrics import MONITORS, difference_error, score
+from .metrics import MONITORS, Scored, difference_error, score
+from .processes import ONE, Processes
 from .session import Data, trainer_on
 from .settings import Config
 from .signals import Interrupted
@@ -180,6 +181,7 @@ class Tuner:
         output: folder of the run.
         device: of the models.
         bar: show progress bars.
+        processes: that train together.
     """
 
     def __init__(
@@ -190,8 +192,10 @@ class Tuner:
         output: Path,
         device: str | torch.device = "cpu",
         bar: bool = False,
+        processes: Processes = ONE,
     ) -> None:
         self.data, self.output, self.device, self.bar = data, output, device, bar
+        self.processes = processes
         self.folder = output / FOLDER
         self.trials = trials(config, fixed)
         self.config, self.fixed = config, fixed
@@ -240,7 +244,7 @@ class Tuner:
 
     def _train(self, number: int, trial: Trial) -> None:
         trainer = self._open(number, trial)
-        if (trainer.output / CHECKPOINT).exists():
+        if self.processes.from_first((trainer.output / CHECKPOINT).exists):
             trainer.resume()
         try:
             progress = trainer.fit()
@@ -255,7 +259,10 @@ class Tuner:
 
     def _noise(self, number: int, trainer: Trainer) -> float:
         """The standard error against the first trial, whose scores are kept for it."""
-        scored = score(trainer.model, self.data.valid, trainer.device)
+        scored = score(trainer.model, self.data.valid, trainer.device, self.processes)
+        return self.processes.from_first(lambda: self._error(number, scored))
+
+    def _error(self, number: int, scored: Scored) -> float:
         logits, labels = scored.logits, scored.labels
         path = self.folder / "first.safetensors"
         if number == 0:
@@ -274,9 +281,10 @@ class Tuner:
 
     def _open(self, number: int, trial: Trial) -> Trainer:
         folder = self.folder / str(number)
-        folder.mkdir(exist_ok=True)
+        if self.processes.first:
+            folder.mkdir(exist_ok=True)
         bar = f"{trial.name} ({number + 1} of {self.expected()})" if self.bar else False
-        trainer = trainer_on(self.data, trial.config, folder, self.device, bar)
+        trainer = trainer_on(self.data, trial.config, folder, self.device, bar, self.processes)
         trainer.events_folder = self.output / "events" / trial.name  # the trials' own are deleted
         return trainer
 
@@ -288,10 +296,12 @@ class Tuner:
         """Drop the checkpoints of trials that lost."""
         best = self.best()
         for i, trial in enumerate(self.trials):
-            if trial.best is not None and trial is not best:
+            if trial.best is not None and trial is not best and self.processes.first:
                 shutil.rmtree(self.folder / str(i), ignore_errors=True)
 
     def _write(self) -> None:
+        if not self.processes.first:
+            return
         content = {
             "config": self.config.to_dict(),
             "fixed": sorted(self.fixed),
@@ -300,7 +310,7 @@ class Tuner:
         checkpoint.save_text(self.output / STATE, json.dumps(content, indent=1) + "\n")
 
     def _read(self) -> None:
-        state = read_state(self.output)
+        state = self.processes.from_first(lambda: read_state(self.output))
         if state is None:
             return
         for trial, kept in zip(self.trials, state["trials"], strict=False):

@@ -320,7 +320,7 @@ def backward(inputs, outputs, temperature: float, token_dim: int, skip: bool) ->
             launch_exact(c, tensors, n, r, lengths, scale, skip)
 
     key = ("attend back", q.dtype, size_class(r), batch_class(n))
-    choose(key, (*tiles(r), *node_tiles(q, r)), run)
+    choose(key, (*tiles(r), *node_tiles(q, r, backward=True)), run)
 
 
 def outer_attention(a) -> Tensor:

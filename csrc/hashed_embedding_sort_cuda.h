@@ -83,7 +83,7 @@ inline void sort_list(const OnDevice& on, const Gradients& g, Sorted& sorted, in
 inline Sorted sort_rows(const OnDevice& on, Gradients& g, bool remainders) {
   RunsParams& p = g.params;
   const int bits = bits_of(g.heights[remainders]);
-  const bool together = bits < 32 && p.count < int64_t(1) << 30;
+  const bool together = bits % 8 != 0 && p.count < int64_t(1) << 30;
   Sorted sorted{new_tensor(g.ids.ids, {2, p.count}, ScalarType::Int),
                 new_tensor(g.ids.ids, {2, p.count}, ScalarType::Int),
                 bits < 32 ? (uint32_t(1) << bits) - 1 : ~uint32_t(0)};

@@ -10,18 +10,25 @@
 // gradient the runs are numbered: their heads are counted per chunk, and one block adds up the
 // counts.
 //
-// Workspace in addition to the results: 12 bytes per id (its row in the current table, its position
-// and its bag), 8 for the sorted list, about as much again for CUB's radix sort, and dim / 8 bytes
-// of float32 partials. That is 40 bytes per id at dim 96, for tables of any size. Hashes are
-// computed again for each table, at 60 instructions per id. Storing them would take 12 more bytes.
-// Bytes per id and table: the sort (2 or 3 passes over 8 bytes), 12 for the entry, and the gradient
-// of its bag, which comes from L2. If one row has most of millions of ids, one block sums it at the
-// end.
+// Tables are sorted in pairs: both quotient tables, then both remainder tables. One more bit of the
+// rows tells the two apart, unless it would cost a pass (hashed_embedding_sort_cuda.h).
+//
+// Workspace in addition to the results: 20 bytes per id (its rows in two tables, its position twice
+// and its bag), 16 for the sorted lists, about as much again for CUB's radix sort, and dim / 8
+// bytes of float32 partials. That is 64 bytes per id at dim 96, for tables of any size. Hashes are
+// computed for each pair of tables, at 60 instructions per id. Storing them would take 8 more
+// bytes. Bytes per id and table: the sort (2 or 3 passes over 8 bytes), 12 for the entry, and the
+// gradient of its bag, which comes from L2. If one row has most of millions of ids, one block sums
+// it at the end.
 //
 // Measured on an H100 with 1,048,560 ids in bags of 20, D = 64 and tables of 1,000,000 rows, zeros
-// included: 1.05 ms, and 1.14 ms if one id makes up a tenth of all. Tried and dropped there:
-// PyTorch's sort (1.20 and 1.28 ms); one entry at a time, and one warp for all parts of a row (1.24
-// and 4.32 ms).
+// included: 1.05 ms, and 1.14 ms if one id makes up a tenth of all, before tables were sorted in
+// pairs and before lanes took columns side by side. Of it the sums were 0.59 ms, which waited for
+// loads with 22 warps a multiprocessor, the zeros 0.16 and the sorts 0.20. Side by side, one load
+// an entry and lane is left of four, and 62 registers of 71, by SASS; not timed yet. Not timed yet
+// either: eight entries ahead (76 registers), and zeros only where no id has the row.
+// Tried and dropped there: PyTorch's sort (1.20 and 1.28 ms); one entry at a time, and one warp for
+// all parts of a row (1.24 and 4.32 ms).
 // Tried and dropped on the CPU: private copies of the remainder tables. At D = 128 they take 512 KB
 // each, which is more than shared memory has.
 #include "hashed_embedding.cuh"
@@ -95,7 +102,6 @@ template <typename E, int columns, bool packed>
 __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p) {
   using Sum = SumOf<E>;
   using Columns = Lane<columns, packed>;
-  constexpr int kAhead = kEntriesAhead<Sum, columns>;
   const int64_t n = p.count, warps = (int64_t)gridDim.x * kWarps, start = Columns::start();
   for (int64_t chunk = ((int64_t)blockIdx.x * kBlock + threadIdx.x) / 32; chunk * kChunk < n;
        chunk += warps) {
@@ -109,17 +115,17 @@ __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p)
       bool before = !(entries.heads & 1);
       int64_t line = p.starts ? p.starts[chunk] - 1 : 0;
 #pragma unroll 1
-      for (int j = 0; j < count; j += kAhead) {
-        Sum grad[kAhead][columns], scale[kAhead];
+      for (int j = 0; j < count; j += kRunEntries) {
+        Sum grad[kRunEntries][columns], scale[kRunEntries];
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
+        for (int k = 0; k < kRunEntries; ++k) {
           const int from = (j + k) % 32;
           const int64_t bag = __shfl_sync(kWarp, j < 32 ? entries.bag[0] : entries.bag[1], from);
           scale[k] = __shfl_sync(kWarp, j < 32 ? entries.scale[0] : entries.scale[1], from);
           Columns::load((const E*)p.grad + bag * p.dim, first, p.dim, bag >= 0, grad[k]);
         }
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
+        for (int k = 0; k < kRunEntries; ++k) {
           const int at = j + k;
           if (at >= count) break;
           if (p.starts && entries.heads >> at & 1) {
@@ -148,7 +154,8 @@ __global__ void __launch_bounds__(kBlock, 2) sum_runs_kernel(const RunsParams p)
 
 // Joins the parts of runs that cross chunks.
 template <typename E>
-__global__ void __launch_bounds__(kBlock, 2) join_runs_kernel(const RunsParams p) {
+__global__ void __launch_bounds__(kBlock, sizeof(SumOf<E>) == 8 ? 2 : 4)
+    join_runs_kernel(const RunsParams p) {
   using Sum = SumOf<E>;
   join_runs<Sum>(
       p,

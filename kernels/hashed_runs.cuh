@@ -32,30 +32,32 @@ struct Lane {
   template <typename E, typename Sum>
   static __device__ inline void load(const E* row, int64_t first, int64_t dim, bool wanted,
                                      Sum (&to)[columns]) {
+    const E* at = row + first;
     if constexpr (packed) {
       Part<E> part{};
-      if (wanted && first < dim) part = *(const Part<E>*)(row + first);
+      if (wanted && first < dim) part = *(const Part<E>*)at;
 #pragma unroll
       for (int c = 0; c < columns; ++c) to[c] = (Sum)widen(part.x[c]);
     } else {
 #pragma unroll
       for (int c = 0; c < columns; ++c)
-        to[c] = wanted && first + c * 32 < dim ? (Sum)widen(row[first + c * 32]) : (Sum)0;
+        to[c] = wanted && first + c * 32 < dim ? (Sum)widen(at[c * 32]) : (Sum)0;
     }
   }
 
   template <typename E, typename Sum>
   static __device__ inline void store(const Sum (&from)[columns], E* row, int64_t first,
                                       int64_t dim) {
+    E* at = row + first;
     if constexpr (packed) {
       Part<E> part;
 #pragma unroll
       for (int c = 0; c < columns; ++c) put(part.x + c, from[c]);
-      if (first < dim) *(Part<E>*)(row + first) = part;
+      if (first < dim) *(Part<E>*)at = part;
     } else {
 #pragma unroll
       for (int c = 0; c < columns; ++c)
-        if (first + c * 32 < dim) put(row + first + c * 32, from[c]);
+        if (first + c * 32 < dim) put(at + c * 32, from[c]);
     }
   }
 
@@ -76,9 +78,7 @@ struct Lane {
 constexpr int kJoinColumns = 4;
 using JoinLane = Lane<kJoinColumns, false>;
 
-// Entries whose gradients are asked for before the first is added.
-template <typename Sum, int columns>
-constexpr int kEntriesAhead = 64 / (int)(columns * sizeof(Sum));
+constexpr int kRunEntries = 4;  // whose gradients are asked for before the first is added
 
 // What a lane keeps of the sorted entries of a chunk: those at its number and 32 further on.
 template <typename Sum>

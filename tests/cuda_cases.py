@@ -1,8 +1,8 @@
 """Inputs for the CUDA kernels beyond those of ``verify``.
 
-They reach code that only these kernels have: runs of several bags, four ids in flight, 16-byte
-loads and stores, rows with any strides, runs of one row over many chunks, and the backward ops by
-themselves.
+They reach code that only these kernels have: runs of several bags, rings of rows on their way,
+bags of one id, 16-byte loads and stores, rows with any strides, runs of one row over many chunks,
+and the backward ops by themselves.
 ``cuda_on_host.py`` runs them without a GPU, ``test_cuda_graph.py`` on one.
 """
 
@@ -70,6 +70,9 @@ def _bag(generator):
     yield "no rows", (packed[:0], none, None, 128), {"raises": "indices["}
     yield "no rows, no ids", (packed[:0], none[:0], none, 128), {}
     yield "8 bytes past 16", (_cut(packed, 8), ids, offsets, 128, 8, "sum", None, True), {}
+    yield from _ones(generator)
+    ids, offsets = bags(generator, 7000, 2, 40, include_last=True)
+    yield "7000 bags", (packed, ids, offsets, 128, 8, "mean", None, True), {}
     aligned = {
         "raises": "argument 'packed': wanted a table whose address is a multiple of 8, got one"
     }
@@ -77,6 +80,35 @@ def _bag(generator):
     apart = torch.stack([packed, packed], 1)[:, 0]
     strided = {"raises": "argument 'packed': wanted a contiguous table, got a strided one"}
     yield "strided rows", (apart, ids, None, 128), strided
+
+
+def _ones(generator):
+    """As many ids as bags: in order, or moved from some bags to others."""
+    for dim, bits, out in itertools.product((6, 128, 520), (8, 4), (torch.float32, torch.half)):
+        packed = table(generator, 40, dim, bits)
+        ids = torch.randint(0, 40, (700,), generator=generator)
+        weights = torch.randn(700, generator=generator)
+        name = f"as many ids as bags, dim {dim}, {bits} bits, {out}"
+        for moved, wide in ((0, torch.int64), (5, torch.int32), (300, torch.int64)):
+            lengths = torch.ones(700, dtype=torch.int64)
+            places = torch.randint(0, 700, (moved,), generator=generator)
+            lengths[places] = 0
+            lengths[350] += 700 - int(lengths.sum())
+            ends = torch.cat([torch.zeros(1).long(), lengths.cumsum(0)]).to(wide)
+            call = (packed, ids.to(wide), ends, dim, bits)
+            yield f"{name}, {moved} moved", (*call, "mean", None, True, out), {}
+            yield f"{name}, {moved} moved, weights", (*call, "sum", weights, True, out), {}
+    ids = ids.clone()
+    ids[600] = 40
+    wrong = {"raises": "indices[600] = 40 is"}
+    yield "as many ids as bags, one too high", (packed, ids, ends, dim, bits), wrong
+    ends = ends.clone()
+    ends[100] = ends[101] + 1
+    yield (
+        "as many ids as bags, offsets fall",
+        (packed, ids, ends, dim, bits),
+        {"raises": "'offsets'"},
+    )
 
 
 def _bag_backward(generator):
@@ -115,6 +147,10 @@ def _bags(generator):
             name = f"{len(dims)} tables of {dims[0]}, {bits} bits, {wide}"
             rest = (bits, "mean", None, torch.float16, sum(dims))
             yield name, (*call, *rest), {}
+        *sizes, _, _ = call
+        ids = torch.randint(0, 20, (2 * 1100,), generator=generator).to(wide)
+        ends = torch.arange(2 * 1100 + 1, dtype=wide)
+        yield f"one id each, {bits} bits, {wide}", (*sizes, ids, ends, *rest), {}
     packed, *rest = call
     strided = {"raises": "argument 'packed': wanted a contiguous table, got a strided one"}
     yield "strided bytes", (torch.stack([packed, packed], 1)[:, 0], *rest, bits), strided
@@ -126,6 +162,21 @@ def _bags_backward(generator):
             call = _tables(generator, bits, dims, wide, count, 5)
             grad = torch.randn(count, sum(dims), generator=generator)
             yield f"{len(dims)} tables, {bits} bits, {wide}", (grad, *call, bits), {}
+
+
+def _quantized_rows(generator):
+    """Widths around the parts of a row that a lane keeps, and codes next to a half."""
+    for dim, bits in itertools.product((4, 12, 100, 132, 508, 512, 516), (8, 4)):
+        weight = torch.randn(70, dim, generator=generator)
+        name = f"dim {dim}, {bits} bits"
+        yield name, (weight, bits), {"exact": True}
+        yield f"{name}, address 4", (_cut(weight, 4), bits), {"exact": True}
+        low = -(1 << bits >> 1)
+        steps = torch.arange(dim) % (-2 * low - 1) + low + 0.5
+        steps[0], steps[-1] = low, -low - 1
+        near = steps * torch.rand(70, 1, generator=generator)
+        near += near.abs() * torch.randint(-2, 3, near.shape, generator=generator) * 2.0**-24
+        yield f"{name}, next to a half", (near, bits), {"exact": True}
 
 
 # ---- hashed tables -----------------------------------------------------------------------
@@ -177,6 +228,8 @@ def _hashed_packed(generator):
         last = ("mean", None, True, False, torch.bfloat16)
         yield f"dim {dim}, {bits} bits", (ids, offsets, *tables, *rest, *last), {}
         yield f"dim {dim}, {bits} bits, one each", (ids, None, *tables, *rest), {}
+        moved = [_cut(t, 8) for t in tables]
+        yield f"dim {dim}, {bits} bits, moved", (ids, offsets, *moved, *rest, *last), {}
     tables[2] = _cut(tables[2], 5)
     wrong = {"raises": "argument 'quotient_c': wanted a table whose address is a multiple of 8"}
     yield "an odd address", (ids, None, *tables, *rest), wrong
@@ -256,6 +309,7 @@ _QUANTIZED = {
     "quantized_embedding_bag_backward": _bag_backward,
     "quantized_embedding_bags": _bags,
     "quantized_embedding_bags_backward": _bags_backward,
+    "quantize_rows": _quantized_rows,
 }
 _HASHED = {
     "hashed_embedding_bag": _hashed,

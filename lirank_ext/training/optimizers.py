@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..models import ConfigError, LiRank
 from ..nn._common import check_number
-from ..nn.fused_update import processes
 from .rowwise import RowwiseAdagrad
 from .settings import Settings
 
@@ -111,7 +110,7 @@ def moving_in_backward(
 
     The weights are those of the optimizer's own steps, up to rounding.
     """
-    fused = [o for o in optimizers if isinstance(o, RowwiseAdagrad)] if processes() == 1 else []
+    fused = [o for o in optimizers if isinstance(o, RowwiseAdagrad)]
     try:
         for optimizer in fused:
             for table in model.tables_read_once():

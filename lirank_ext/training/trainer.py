@@ -114,7 +114,9 @@ class Trainer:
         if self.settings.tensorboard and self.output is not None and self.processes.first:
             folder = self.events_folder or self.output / "events"
             self.events = Events.open(folder, self.progress.step)
-        moving = moving_in_backward(self.optimizers, self.model)
+        # Of several processes, each has to see the gradients of all before it moves a row.
+        alone = self.optimizers if self.processes.size == 1 else ()
+        moving = moving_in_backward(alone, self.model)
         with self.signals, self._bar() as bar, moving:
             while not self.progress.done:
                 self._epoch(bar)

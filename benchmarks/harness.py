@@ -28,6 +28,7 @@ from lirank_ext.benchmarks.ceilings import Ceilings
 from lirank_ext.benchmarks.memory import peak_extra_bytes
 from lirank_ext.benchmarks.report import OURS, Measured, Report, Timing
 from lirank_ext.library.op import OPS
+from lirank_ext.library.processor import Watch, free_threads
 
 # Smallest and largest number of repeats of a workload.
 LEAST, MOST = 5, 400
@@ -246,7 +247,10 @@ def measure(workload: Workload, device: str, ceilings: Ceilings, seconds: float)
         if OURS not in good:
             return result
         extra = {name: peak_extra_bytes(call, device) for name, call in good.items()}
+        watch = Watch()
         samples = interleaved(good, device, seconds)
+        if device == "cpu":
+            result.saw(watch.read(), torch.get_num_threads())
     for name, values in samples.items():
         ratios = [theirs / ours for theirs, ours in zip(values, samples[OURS], strict=True)]
         middle = statistics.median(values)
@@ -275,7 +279,8 @@ def run(
         device: ``"cpu"`` or ``"cuda"``.
         peers: also time other libraries that are installed.
         quick: use fewer shapes and repeats.
-        threads: number of CPU threads. None keeps PyTorch's setting.
+        threads: number of CPU threads. None takes PyTorch's setting, or as many as have a core
+            that others leave free.
         seconds: time for the repeats of one workload. None means 2, or 0.4 if quick.
 
     Returns:
@@ -286,6 +291,8 @@ def run(
     """
     if name is not None and name not in names():
         raise ValueError(f"bench: nothing is called '{name}'; there are: {', '.join(names())}")
+    if threads is None and device == "cpu":
+        threads = _free_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     seconds = (0.4 if quick else 2.0) if seconds is None else seconds
@@ -302,6 +309,19 @@ def run(
     for measured in report.measured:  # again, because later readings may have raised a ceiling
         set_fractions(measured, ceilings)
     return report
+
+
+def _free_threads() -> int:
+    """PyTorch's number of threads, or fewer with a line that says so."""
+    wanted = torch.get_num_threads()
+    free, seen = free_threads()
+    if free < wanted:
+        print(
+            f"bench: other processes use {seen.others:.1f} cores, so it takes {free} of {wanted} "
+            "threads; --threads N takes N",
+            file=sys.stderr,
+        )
+    return min(free, wanted)
 
 
 def _progress(text: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from lirank_ext import build_info
 from lirank_ext._table import print_line, print_table
 from lirank_ext.benchmarks.ceilings import Ceilings
+from lirank_ext.library.processor import Disturbance
 
 OURS = "lirank"
 FASTEST = "the fastest of the others"
@@ -53,6 +54,9 @@ class Measured:
 
     Attributes:
         amount: number of bytes, operations or exponentials to compare with the ceiling.
+        others: cores that other processes used meanwhile, or None where that is not known.
+        preempted: how often a second this process had to leave a core.
+        disturbed: whether the threads had to share cores with other processes.
     """
 
     op: str
@@ -66,6 +70,14 @@ class Measured:
     gather: tuple[int, int]
     timings: list[Timing] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    others: float | None = None
+    preempted: float = 0.0
+    disturbed: bool = False
+
+    def saw(self, seen: Disturbance, threads: int) -> None:
+        """Take down what else the processor did while this was timed by so many threads."""
+        self.others, self.preempted = seen.others, seen.preempted
+        self.disturbed = seen.disturbs(threads)
 
     @property
     def kind(self) -> str:
@@ -86,7 +98,7 @@ class Measured:
                     t.provider,
                     _time(t.median),
                     f"{_time(t.p20)} - {_time(t.p80)}",
-                    "" if ours else f"{t.ratio:.2f}x",
+                    "" if ours else f"{t.ratio:.2f}x{'?' if self.disturbed else ''}",
                     f"{t.median / self.items * 1e9:.2f} /{self.unit}" if self.items else "",
                     f"{self.bytes / t.median / 1e9:.3g}" if self.bytes else "",
                     "" if t.fraction is None else f"{t.fraction:.0%} {self.ceiling}",
@@ -163,9 +175,23 @@ class Report:
         print_line(", ".join(f"{k}: {v}" for k, v in info.items() if k != "build"), "dim")
         if self.absent:
             print_line(f"Peers not installed: {', '.join(self.absent)}.", "dim")
+        if line := self.disturbance():
+            print_line(line, "bad")
         refused = [f"{m.op} {m.label}: {n}" for m in self.measured for n in m.refused]
         if refused:
             print_line(f"Not timed, because they failed: {'; '.join(refused)}.", "bad")
+
+    def disturbance(self) -> str:
+        """What to know before these figures are used; empty where nothing disturbed them."""
+        found = [m for m in self.measured if m.disturbed]
+        if not found:
+            return ""
+        most = max(m.others or 0.0 for m in found)
+        return (
+            f"Disturbed: other processes used up to {most:.1f} cores while {len(found)} of "
+            f"{len(self.measured)} shapes were timed. Their times and ratios (marked ?) may be far "
+            "off: run again on an idle machine, or with fewer --threads."
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The machine, the ceilings and all figures, in seconds and bytes."""

@@ -48,10 +48,14 @@ def _add_functions(
     """D and N at the nodes, and both with the key in front, with SHORT more keys."""
     j = start + tl.arange(0, SHORT)
     key, weight, value = keys_of(sample, k, v, row, j, k_row, v_row, r, MASKED)
-    e = tl.exp2(weight[None, :] + steep[:, None] * key[None, :])
-    both = key * value
-    with_key, with_both = sums[2] + e * key[None, :], sums[3] + e * both[None, :]
-    return sums[0] + e, sums[1] + e * value[None, :], with_key, with_both
+    e = tl.exp2(weight[:, None] + key[:, None] * steep[None, :])
+    with_key = e * key[:, None]
+    return (
+        sums[0] + tl.sum(e, 0),
+        sums[1] + tl.sum(e * value[:, None], 0),
+        sums[2] + tl.sum(with_key, 0),
+        sums[3] + tl.sum(with_key * value[:, None], 0),
+    )
 
 
 @triton.jit
@@ -182,8 +186,7 @@ def attend_nodes_backward(
     zeros = tl.zeros((NODES,), tl.float32)
     functions = (zeros, zeros, zeros, zeros)
     if good:
-        zero = tl.zeros((NODES, SHORT), tl.float32)
-        sums = (zero, zero, zero, zero)
+        sums = functions
         whole = r // SHORT * SHORT
         for start in range(0, whole, SHORT):
             sums = _add_functions(
@@ -193,8 +196,7 @@ def attend_nodes_backward(
             sums = _add_functions(
                 sums, sample, steep, k, v, row, whole, k_row, v_row, r, SHORT, True
             )
-        d, o = tl.sum(sums[0], 1) * by, tl.sum(sums[1], 1) * by
-        with_key, with_both = tl.sum(sums[2], 1) * by, tl.sum(sums[3], 1) * by
+        d, o, with_key, with_both = sums[0] * by, sums[1] * by, sums[2] * by, sums[3] * by
         functions = (d, o, with_key, with_both)
         good = is_level(d) & is_finite(o) & is_finite(with_key) & is_finite(with_both)
     rows = (zeros, zeros, zeros)

@@ -38,6 +38,7 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 FUSION = {"enable_fp_fusion": True}
 
 _chosen: dict[tuple, int] = {}
+measured: dict[tuple, dict[str, float]] = {}  # microseconds of the candidates of each choice made
 _named = os.environ.get("LIRANK_TRITON_CANDIDATE")
 _turn: int | None = int(_named) if _named else None
 _record: list[Launch] | None = None
@@ -174,21 +175,28 @@ def choose(
     if place is None:
         if torch.cuda.is_current_stream_capturing():
             return run(candidates[0])
-        place = _chosen[key] = _fastest(candidates, rehearse or run)
+        place, found = _fastest(candidates, rehearse or run)
+        _chosen[key] = place
+        measured[key] = {str(c): us for c, us in zip(candidates, found, strict=False)}
     run(candidates[place])
 
 
-def _fastest(candidates: Sequence[Candidate], run: Callable[[Candidate], None]) -> int:
-    """By the GPU's time alone: called one by one, a launch costs the host more than the kernel
-    takes, and a plan of two kernels would never be chosen."""
+def _fastest(
+    candidates: Sequence[Candidate], run: Callable[[Candidate], None]
+) -> tuple[int, list[float]]:
+    """The place of the fastest, and the microseconds of each.
+
+    By the GPU's time alone: called one by one, a launch costs the host more than the kernel takes,
+    and a plan of two kernels would never be chosen.
+    """
     if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING", "0") != "0":
-        return 0  # without the caching allocator nothing can be captured, so nothing is timed
-    times = [_replayed(lambda c=c: run(c)) for c in candidates]
-    return times.index(min(times))
+        return 0, []  # without the caching allocator nothing can be captured, so nothing is timed
+    found = [_replayed(lambda c=c: run(c)) for c in candidates]
+    return found.index(min(found)), found
 
 
 def _replayed(call: Callable[[], None], calls: int = 8, replays: int = 5) -> float:
-    """Milliseconds of so many calls in a graph, the median of a few replays."""
+    """Microseconds a call, of so many in a graph: the median of a few replays."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -206,7 +214,7 @@ def _replayed(call: Callable[[], None], calls: int = 8, replays: int = 5) -> flo
             last.synchronize()
             times.append(first.elapsed_time(last))
     torch.cuda.current_stream().wait_stream(stream)
-    return statistics.median(times[1:])
+    return statistics.median(times[1:]) * 1e3 / calls
 
 
 def cdiv(a: int, b: int) -> int:

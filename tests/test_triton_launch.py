@@ -66,13 +66,19 @@ def tuned(monkeypatch):
 
     def fastest(candidates, run):
         timed.append(torch.cuda.current_device())
-        return len(candidates) - 1
+        return len(candidates) - 1, [9.0 - i for i in range(len(candidates))]
 
     monkeypatch.setattr(launch, "_fastest", fastest)
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(launch, "_turn", None)
     monkeypatch.setattr(launch, "_chosen", {})
+    monkeypatch.setattr(launch, "measured", {})
     return timed
+
+
+def test_the_times_of_a_choice_are_kept(gpus, tuned):
+    launch.choose(("key", 1), ({"ROWS": 16}, None), lambda c: None)
+    assert launch.measured == {(0, "key", 1): {"{'ROWS': 16}": 9.0, "None": 8.0}}
 
 
 def chosen(key=("op",), candidates=(0, 1, 2)) -> int:

@@ -221,6 +221,18 @@ def report(worker: Worker, target: Target, timed: dict[str, Timed], stage: str) 
         )
 
 
+def keep_candidates(worker: Worker, stated: dict[str, str]) -> None:
+    """What the configurations took among which the launchers of this target chose."""
+    try:
+        from lirank_ext.kernels import launch as launching
+    except ImportError:
+        return
+    for key, found in launching.measured.items():
+        rounded = {name: round(us, 2) for name, us in found.items()}
+        worker.keep(**stated, provider=OURS, note=f"candidates of {key}", candidates=rounded)
+    launching.measured.clear()
+
+
 # ---- one target --------------------------------------------------------------------------
 
 
@@ -241,6 +253,7 @@ def measure(worker: Worker, target: Target) -> bool:
             return not problem
         timed = {OURS: ready(target.ours, target, device)}
         report(worker, target, timed, "alone")
+        keep_candidates(worker, stated)
     if device == "cuda":
         torch.compiler.reset()
     peers = target.floors | target.peers | {n: make() for n, make in target.compiled.items()}

@@ -20,7 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     add("--peers", action="store_true", help="also time the other libraries installed")
     add("--quick", action="store_true", help="fewer shapes and repeats")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's)")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads (default: as many as have a core that is free)",
+    )
     add("--seconds", type=float, metavar="S", help="for the repeats of one shape (default: 2)")
     add("--plot", metavar="FILE.png", help="also draw the speed-ups")
     options.add_json(parser)

@@ -278,7 +278,12 @@ class SeveralProcesses(Processes):
         # By the step and not by what was drawn before: a training goes on from a checkpoint, which
         # knows nothing of the processes, as if it had not been stopped.
         digest = hashlib.blake2b(f"{seed} {step} {self.rank}".encode(), digest_size=8).digest()
-        torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+        number = int.from_bytes(digest, "little") >> 1
+        # torch.manual_seed queues a call, with its stack, for each kind of device not in use yet:
+        # milliseconds of every step, and memory that grows.
+        torch.default_generator.manual_seed(number)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(number)
 
     def takes(self, number: int) -> bool:
         return number % self.size == self.rank

@@ -27,9 +27,13 @@ for name in ("pyarrow", "yaml", "safetensors", "sklearn", "tqdm"):
 from test_training import make_config  # noqa: E402
 
 from lirank_ext.cli import main  # noqa: E402
+from lirank_ext.data.broken import BadRows  # noqa: E402
+from lirank_ext.data.errors import DataError  # noqa: E402
+from lirank_ext.data.loader import Position, Split  # noqa: E402
 from lirank_ext.nn import NumericBatchNorm  # noqa: E402
 from lirank_ext.training.global_norms import share_statistics  # noqa: E402
-from lirank_ext.training.session import load_model  # noqa: E402
+from lirank_ext.training.session import load_model, open_loader  # noqa: E402
+from lirank_ext.training.settings import Config  # noqa: E402
 from lirank_ext.training.trainer import CHECKPOINT  # noqa: E402
 
 pytestmark = [
@@ -184,7 +188,9 @@ def test_several_processes_compute_the_steps_of_one(data, tmp_path, count):
     configs = {
         "parts": write_config(tmp_path / "a.yaml", every_part, **EVERY_PART),
         # Of three rows, one process of four has none.
-        "few": write_config(tmp_path / "b.yaml", effects, batch_size=3, max_steps=25),
+        "few": write_config(
+            tmp_path / "b.yaml", effects, batch_size=3, max_steps=25, shuffle_rows=200
+        ),
         "adam": write_config(
             tmp_path / "c.yaml", table_optimizer="adam", negatives=0.5, ema=0.9, clip=0.1, epochs=1
         ),
@@ -246,7 +252,7 @@ def test_sigterm_writes_a_checkpoint_that_any_number_of_processes_resumes(data, 
     alone, folder = tmp_path / "alone", tmp_path / "o"
     assert main(command(data, config, alone)) == 0
     # The signal comes to one process; all of them stop after the same step.
-    stop = "at(1, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))"
+    stop = "at(1, 9, lambda: signal.raise_signal(signal.SIGTERM))"
     code, _, err = run(2, [command(data, config, folder)], stop)
     assert code != 0
     assert err.count(f"stopped after step 10; --resume goes on from {folder}") == 1
@@ -430,3 +436,49 @@ at(1, 3, differ)
     code, _, err = run(2, [command(data, config, tmp_path / "o")], before)
     assert code != 0
     assert err.count("process 1 of 2 has other weights 'calibration.0.bias' than process 0") == 1
+
+
+def loader_of(path, tmp_path, **training):
+    config = Config.load(write_config(tmp_path / "c.yaml", **training))
+    broken = BadRows(config.training.bad_rows == "skip")
+    split = Split(0.2, seed=1)
+    return open_loader(config, [path], broken, split=split, shuffle=True)
+
+
+@pytest.mark.parametrize("bad_rows", ["raise", "skip"])
+@pytest.mark.parametrize("shuffle_rows", [120, 1000])
+@pytest.mark.parametrize("start", [Position(0), Position(3, 0, 2)])
+def test_the_parts_of_a_batch_are_its_rows(data, tmp_path, bad_rows, shuffle_rows, start):
+    """Whether rows are converted before or after they are shared out."""
+    options = {"bad_rows": bad_rows, "shuffle_rows": shuffle_rows, "batch_size": 30}
+    whole = list(loader_of(data, tmp_path, **options).epoch(start))
+    assert len(whole) > 5
+    count = 4
+    for process in range(count):
+        parts = list(loader_of(data, tmp_path, **options).epoch(start, (process, count)))
+        for (after, part), (wanted, batch) in zip(parts, whole, strict=True):
+            assert after == wanted
+            assert part.all_rows == len(batch) == part.whole.weight
+            assert torch.equal(part.labels, batch.labels[process::count])
+            for key in ("numeric", "history/past/lengths"):
+                mine, all_rows = part.features[key], batch.features[key]
+                torch.testing.assert_close(mine, all_rows[process::count], equal_nan=True)
+            ids = batch.features["ids/ids"].view(len(batch), -1)[process::count]
+            assert torch.equal(part.features["ids/ids"], ids.reshape(-1))
+
+
+def test_a_broken_row_is_named_by_the_process_that_has_it(data, tmp_path):
+    lines = data.read_text().splitlines(keepends=True)
+    user, item, _, *others = lines[433].split(",")
+    lines[433] = ",".join([user, item, "old", *others])
+    data.write_text("".join(lines))
+    found = []
+    for share in ((0, 1), (0, 2), (1, 2)):
+        try:
+            for _ in loader_of(data, tmp_path, shuffle_rows=120).epoch(Position(), share):
+                pass
+        except DataError as error:
+            found.append(str(error))
+    assert len(found) == 2
+    assert found[0] == found[1]
+    assert f"{data.name}:434: column 'age' holds 'old'" in found[0]

@@ -170,7 +170,7 @@ class Converter:
             np.stack(numeric, 1) if numeric else np.zeros((n, 0), np.float32),
             bags,
             np.stack(labels, 1).astype(np.float32) if labels else np.zeros((n, 0), np.float32),
-            chunk.first + np.arange(n),
+            chunk.numbers,
             None if self._weight is None else reader.weights(self._weight),
             None if self._group is None else reader.group(self._plain(self._group)),
         )
@@ -190,14 +190,13 @@ class Converter:
         dwell, columns = reader.dwell(task.source, task.dwell.clusters)
         kept = np.ones(len(dwell), bool)
         kept[list(reader.broken)] = False
-        numbers = chunk.first + np.flatnonzero(kept)
-        return dwell[kept], columns[kept], numbers
+        return dwell[kept], columns[kept], chunk.numbers[kept]
 
     def _without_broken(self, rows: Rows, reader: ColumnReader, chunk: Chunk) -> Rows:
         if not reader.broken:
             return rows
         for row, message in sorted(reader.broken.items()):
-            key = (chunk.file.path, "row", chunk.row + row)
+            key = (chunk.file.path, "row", chunk.in_file(row))
             self.broken.add(key, lambda r=row, m=message: f"{chunk.where(r)}: {m}")
         kept = np.ones(len(rows), bool)
         kept[list(reader.broken)] = False
@@ -234,6 +233,10 @@ class Converter:
             weight = len(numbers) if all_weights is None else float(all_weights.sum())
             batch.whole = Whole(len(numbers), weight)
         return batch
+
+    def keeps_all(self) -> bool:
+        """Whether every row is kept and has weight 1, so that none has to be read to know that."""
+        return not self.broken.skip and self._weight is None
 
     def batch(self, rows: Rows, names: Collection[str] | None = None) -> Batch:
         """Rows as tensors, named as :class:`lirank_ext.models.LiRank` reads them.

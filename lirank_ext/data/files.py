@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .broken import BadRows
 from .errors import DataError
 from .packages import need
@@ -29,28 +31,43 @@ OPENED = rb'(?<![^%s\r\n])"'
 
 @dataclass
 class Chunk:
-    """Consecutive rows of one file.
+    """Consecutive rows of one file, or some of them.
 
     Attributes:
         table: their columns.
         first: number of the first row, over all files.
         row: the same within its file.
         file: which it is of.
+        places: of the rows among the consecutive ones, where it is some of them.
     """
 
     table: Any
     first: int
     row: int
     file: File
+    places: np.ndarray | None = None
 
     def slice(self, start: int, stop: int) -> Chunk:
         """Rows from ``start`` to before ``stop``."""
         table = self.table.slice(start, stop - start)
         return Chunk(table, self.first + start, self.row + start, self.file)
 
+    def take(self, places: np.ndarray) -> Chunk:
+        """The rows in these places of a chunk of consecutive rows."""
+        return Chunk(self.table.take(places), self.first, self.row, self.file, places)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The number of each row, over all files."""
+        return self.first + (np.arange(self.table.num_rows) if self.places is None else self.places)
+
+    def in_file(self, row: int) -> int:
+        """The number within its file of a row of this chunk."""
+        return self.row + (row if self.places is None else int(self.places[row]))
+
     def where(self, row: int) -> str:
         """File and line of a row of this chunk, for messages."""
-        return self.file.where(self.row + row)
+        return self.file.where(self.in_file(row))
 
 
 class _Piece(NamedTuple):

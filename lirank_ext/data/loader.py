@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from .errors import DataError
-from .features import Batch, Converter, Rows
+from .features import Batch, Converter, Rows, Whole
+from .files import Chunk
 from .source import Source
 
 T = TypeVar("T")
@@ -125,12 +126,49 @@ class Loader:
         return Rows.concatenate(parts)
 
     def _epoch(self, start: Position, share: tuple[int, int]) -> Iterator[tuple[Position, Batch]]:
+        if share[1] > 1 and self._knows_rows():
+            yield from self._own_rows(start, share)
+            return
         for number, rows in self._blocks(start.block):
             parts = self._batches(len(rows), start.epoch, number)
             first = start.batch if number == start.block else 0
             for i, part in enumerate(parts[first:], first):
                 after = Position(start.epoch, number, i + 1)
                 yield after, self.converter.part(rows, part, share)
+
+    def _knows_rows(self) -> bool:
+        """Whether it is known which rows are in a block before they are converted.
+
+        A source of one block is converted once in any case.
+        """
+        known = self._negatives is None and self.converter.keeps_all()
+        return known and self.source.count() > self.block_rows
+
+    def _own_rows(
+        self, start: Position, share: tuple[int, int]
+    ) -> Iterator[tuple[Position, Batch]]:
+        """As :meth:`_epoch`, but rows of other processes are read and not converted."""
+        process, count = share
+        for number, chunks in enumerate(self._read()(self.block_rows, start.block), start.block):
+            places = [np.flatnonzero(self._is_mine(chunk.numbers)) for chunk in chunks]
+            edges = np.cumsum([0, *map(len, places)])
+            first = start.batch if number == start.block else 0
+            parts = self._batches(int(edges[-1]), start.epoch, number)[first:]
+            own = [part[process::count] for part in parts]
+            wanted = np.sort(np.concatenate([*own, np.arange(0)]))
+            cuts = np.searchsorted(wanted, edges)
+            rows = Rows.concatenate(
+                [
+                    self.converter.rows(chunk.take(place[wanted[low:high] - edge]))
+                    for chunk, place, low, high, edge in zip(
+                        chunks, places, cuts, cuts[1:], edges, strict=False
+                    )
+                ]
+            )
+            for i, (part, mine) in enumerate(zip(parts, own, strict=True), first):
+                batch = self.converter.batch(rows.take(np.searchsorted(wanted, mine)))
+                batch.whole = Whole(len(part), len(part))
+                yield Position(start.epoch, number, i + 1), batch
 
     def _batches(self, rows: int, epoch: int, block: int) -> list[np.ndarray]:
         """Row numbers of each batch of a block."""
@@ -147,8 +185,7 @@ class Loader:
                 yield 0, self._only
             return
         number = start - 1
-        read = self.source.mixed if self.shuffle else self.source.blocks
-        for number, chunks in enumerate(read(self.block_rows, start), start):
+        for number, chunks in enumerate(self._read()(self.block_rows, start), start):
             rows = Rows.concatenate([self._select_split(self.converter.rows(c)) for c in chunks])
             if number == 0:
                 first = rows
@@ -156,9 +193,18 @@ class Loader:
         if start == 0 and number == 0:
             self._only = first
 
+    def _read(self) -> Callable[[int, int], Iterator[list[Chunk]]]:
+        return self.source.mixed if self.shuffle else self.source.blocks
+
+    def _is_mine(self, numbers: np.ndarray) -> np.ndarray:
+        """(N,) bool: the rows of this side of the split."""
+        if self.split is None:
+            return np.ones(len(numbers), bool)
+        return self.split.is_valid(numbers) == self.valid
+
     def _select_split(self, rows: Rows) -> Rows:
         if self.split is not None:
-            rows = rows.take(np.flatnonzero(self.split.is_valid(rows.numbers) == self.valid))
+            rows = rows.take(np.flatnonzero(self._is_mine(rows.numbers)))
         if self._negatives is not None:
             kept = rows.labels.any(1) | self._negatives.is_valid(rows.numbers)
             rows = rows.take(np.flatnonzero(kept))
@@ -170,8 +216,7 @@ class Loader:
             return 1.0
         if self._negatives is None:
             return self.split.share if self.valid else 1 - self.split.share
-        read = self.source.mixed if self.shuffle else self.source.blocks
-        first = next(read(self.block_rows, 0), [])
+        first = next(self._read()(self.block_rows, 0), [])
         taken = sum(len(self._select_split(self.converter.rows(chunk))) for chunk in first)
         return taken / max(1, sum(chunk.table.num_rows for chunk in first))
 

@@ -63,7 +63,10 @@ def _sum_sparse(tables: Sequence[Tensor], sizes: Tensor, gather: Exchange) -> No
 def _gather_uneven(parts: Sequence[Tensor], sizes: Tensor, gather: Exchange) -> list[Tensor]:
     """For each of some tensors (n,), those of all processes one after the other."""
     own = torch.cat([*parts])
-    padded = own.new_zeros(int(sizes.sum(1).max()))
+    longest = int(sizes.sum(1).max())
+    if not longest:
+        return [*parts]
+    padded = own.new_zeros(longest)
     padded[: len(own)] = own
     pieces = [
         row[: sum(lengths)].split(lengths)

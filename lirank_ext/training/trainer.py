@@ -196,6 +196,7 @@ class Trainer:
         received = self.processes.agreed(self.signals.received)
         if received:
             self.checkpoint()
+            self.processes.wait()  # a launcher would stop the process that writes it
             step, folder = self.progress.step, self.output
             kept = f"; --resume goes on from {folder}" if folder else ""
             raise Interrupted(f"stopped after step {step}{kept}", received)

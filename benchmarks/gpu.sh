@@ -46,6 +46,7 @@ END
 if fits; then
   ln -sf "$kit"/*.so "$scratch/site/lirank_ext/"
   cp -r "$kit/triton" "$scratch/triton" 2> /dev/null && export TRITON_CACHE_DIR="$scratch/triton"
+  export TRITON_DISABLE_LINE_INFO=1 # as the kit's cache was made
   [ -d "$kit/fbgemm" ] && extra=":$kit/fbgemm"
   say "the libraries come from $kit"
 else

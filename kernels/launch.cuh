@@ -76,20 +76,20 @@ __device__ inline uint32_t bits_of(__nv_bfloat16 x) { return __bfloat16_as_ushor
 
 template <typename Out, typename Sum>
 __device__ inline uint4 packed_16(const Sum* x) {
-  uint32_t w[4];
   if constexpr (sizeof(Out) == 2) {
+    uint32_t w[4];
     Out half[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) put(half + j, x[j]);
 #pragma unroll
     for (int j = 0; j < 4; ++j) w[j] = bits_of(half[2 * j]) | bits_of(half[2 * j + 1]) << 16;
+    return {w[0], w[1], w[2], w[3]};
   } else {
     static_assert(sizeof(Out) == sizeof(Sum), "float or double");
     uint4 whole;
     memcpy(&whole, x, 16);
     return whole;
   }
-  return {w[0], w[1], w[2], w[3]};
 }
 
 // Stores 16 bytes of results at a time.

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..nn._common import check_shape, refuse
 from ..nn.dwell import LongDwellLabels
 from ..nn.explore import NeuralLinear
-from ..nn.hashed_embedding import HashedEmbeddingBag
 from ..nn.inputs import NumericBatchNorm
 from ..nn.isotonic import IsotonicCalibration
 from ..nn.random_effect import RandomEffect
@@ -314,7 +313,7 @@ class LiRank(nn.Module):
         tables += [h.actions for h in self.histories.values() if h.actions is not None]
         return list(chain.from_iterable(table.parameters() for table in tables))
 
-    def tables_read_once(self) -> list[HashedEmbeddingBag]:
+    def tables_read_once(self) -> list[nn.Module]:
         """The tables that a forward pass looks up once.
 
         The others are those in which a history looks up its items, beside the candidate.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..models import ConfigError, LiRank
 from ..nn._common import check_number
+from ..nn.hashed_embedding import HashedEmbeddingBag
 from .rowwise import RowwiseAdagrad
 from .settings import Settings
 
@@ -108,12 +109,14 @@ def moving_in_backward(
 ) -> Iterator[None]:
     """Within it, AdaGrad moves tables in the backward pass, where a step looks them up once.
 
-    The weights are those of the optimizer's own steps, up to rounding.
+    The weights are those of the optimizer's own steps, up to rounding. Reference tables get
+    gradients.
     """
     fused = [o for o in optimizers if isinstance(o, RowwiseAdagrad)]
+    tables = [t for t in model.tables_read_once() if isinstance(t, HashedEmbeddingBag)]
     try:
         for optimizer in fused:
-            for table in model.tables_read_once():
+            for table in tables:
                 optimizer.fuse(table)
         yield
     finally:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -149,6 +150,11 @@ def test_a_command_has_the_whole_package():
     assert done.returncode == 0, done.stderr
 
 
+def _takes_ctrl_c() -> None:
+    """As a command at a terminal does; a shell's job in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_while_the_package_is_imported_is_quiet(tmp_path):
     """As torch is: a module that takes long, in its place."""
     (tmp_path / "torch.py").write_text(
@@ -156,7 +162,11 @@ def test_ctrl_c_while_the_package_is_imported_is_quiet(tmp_path):
     )
     paths = os.pathsep.join([str(tmp_path), str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     process = command(
-        "info", env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, stderr=subprocess.PIPE
+        "info",
+        env={**os.environ, "PYTHONPATH": paths},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        preexec_fn=_takes_ctrl_c,
     )
     _, err = process.communicate()
     assert err == b"lirank-ext info: interrupted\n"

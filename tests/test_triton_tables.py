@@ -76,6 +76,7 @@ def recorded(bags, count):
     codes, row = _t(bags, 32, dtype=torch.int8), _t(bags)
     tables, four = (_t(100, 32), _t(7, 32)) * 2, (packed, packed[:7]) * 2
     grad, rule, last = _t(bags, 32), (700, 32, 8), (False, False)
+    sums = (_t(100), _t(7)) * 2
     backward = (grad, ids, offsets, weights, 700, 7, 0, "sum", *last)
     calls = [
         ("quantize_rows", _t(bags, 32)),
@@ -89,6 +90,8 @@ def recorded(bags, count):
         ("quantized_embedding_bags_backward", _t(bags, 256), flat, rows, rows, ids, ends, 8),
         ("hashed_embedding_bag", ids, offsets, *tables, 700),
         ("hashed_embedding_bag_backward", *backward),
+        ("hashed_embedding_bag_update", grad, ids, offsets, weights, *tables, *sums, _t(), 700, 0,
+         False, *last, 0.1, 1e-8),
         ("hashed_embedding_bag_backward_weights", grad, ids, offsets, *tables, 700,
          0, *last),
         ("quantized_hashed_embedding_bag", ids, offsets, *four, *rule),
@@ -109,7 +112,7 @@ def recorded(bags, count):
 def test_a_new_batch_size_compiles_nothing():
     """Numbers that change with the batch are not specialized, and no constant changes."""
     few, many = recorded(512, 4096), recorded(531, 4301)
-    assert len(few) == len(many) == 18
+    assert len(few) == len(many) == 27
     for a, b in zip(few, many, strict=True):
         assert a.kernel is b.kernel and a.constants == b.constants
         for parameter, x, y in zip(a.kernel.params, a.args, b.args, strict=False):

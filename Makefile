@@ -24,11 +24,12 @@ demo: $(VENV)/installed
 	$(RUN) -m lirank_ext demo $(ARGS)
 
 # The suite runs once on the compiled kernels and once on the references alone. What builds and
-# runs GPU kernels without a GPU is the same in both and runs once. Both run, whatever the first
-# gives.
+# runs GPU kernels without a GPU is the same in both and runs once, and so does training by several
+# processes, whose every test starts some. Both run, whatever the first gives.
 test: $(VENV)/installed
 	@LIRANK_NO_EXT=1 $(RUN) -m pytest $(PYTEST_ARGS) \
-		--ignore=tests/test_cuda_build.py --ignore=tests/test_triton.py; references=$$?; \
+		--ignore=tests/test_cuda_build.py --ignore=tests/test_triton.py \
+		--ignore=tests/test_training_processes.py; references=$$?; \
 	$(RUN) -m pytest $(PYTEST_ARGS) && exit $$references
 
 # Equality with TorchRec and FBGEMM, which are installed for this alone.

@@ -23,8 +23,8 @@ not r * r. Along the lanes lie nodes in the sums at the nodes, then coefficients
 coefficient reaches all lanes by a shuffle and serves ROWS queries a thread. Other samples are
 summed exactly there.
 
-Dropped: keys along the lanes in the sums at the nodes, whose last sums across lanes were 640 of
-4,000 instructions a sample (46 us at B=4096, r=256 in bfloat16 on an H100).
+Dropped: keys along the lanes in the sums at the nodes, which then had to be added up across lanes
+node by node (46 us at B=4096, r=256 in bfloat16 on an H100; nodes along the lanes: not timed yet).
 """
 
 from __future__ import annotations

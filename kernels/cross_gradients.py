@@ -13,9 +13,7 @@ The second and third kernel start early, see ``cross_project``.
 Bytes: reads grad and x0 twice, the second time mostly from L2, and x once; writes 2 B d items. The
 parts are 8 r d bytes a share, and no more shares than fill the chip once or twice.
 
-Not timed yet. Plain products take twelve kernels for what is three here: on an H100 61 us in all at
-B=4096, d=1024, r=64 (torch.profiler), of which the sum of dt is 13, the two weight gradients are
-18, dt is 7, and a copy of grad that addmm makes is 4.
+Not timed yet. Plain products take twelve kernels for what is three here.
 
 Dropped: atomics for the weight gradients (sums differ from run to run); a sum of dt in registers
 over all steps (32 more a thread, spilled).

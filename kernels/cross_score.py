@@ -6,8 +6,8 @@ on the host once a call, so no CUDA graph holds this op.
 Dropped: each request folded into matrices of its own, as on the CPU (``csrc/simd/cross_score.h``),
 by two Triton kernels. On an H100 at d=1024, r=64 and 0.6 of the columns the request's, with 2 + 2
 layers, that took 1.79 ms against 0.75 ms of the net on joined rows for 1 request of 500 candidates
-in float32, 3.11 against 2.38 ms for 64 requests, and 2.60 against 0.86 ms in bfloat16: its 50
-launches cost the host more than the products that they save.
+in float32, 3.11 against 2.38 ms for 64 requests, and 2.60 against 0.86 ms in bfloat16
+(``benchmarks/results/gpu-h100-2026-11-28-first.json``).
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@
 //
 // Measured on an H100 with 1,048,560 ids in bags of 20, D = 64 and tables of 1,000,000 rows, zeros
 // included: 1.05 ms, and 1.14 ms if one id makes up a tenth of all, before tables were sorted in
-// pairs and before lanes took columns side by side. Of it the sums were 0.59 ms, which waited for
-// loads with 22 warps a multiprocessor, the zeros 0.16 and the sorts 0.20. Side by side, one load
-// an entry and lane is left of four, and 62 registers of 71, by SASS; not timed yet. Not timed yet
-// either: eight entries ahead (76 registers), and zeros only where no id has the row.
+// pairs and before lanes took columns side by side.
+// Side by side, one load an entry and lane is left of four, and 62 registers of 71, by SASS; not
+// timed yet. Not timed yet either: eight entries ahead (76 registers), and zeros only where no id
+// has the row.
 // Tried and dropped there: PyTorch's sort (1.20 and 1.28 ms); one entry at a time, and one warp for
 // all parts of a row (1.24 and 4.32 ms).
 // Tried and dropped on the CPU: private copies of the remainder tables. At D = 128 they take 512 KB

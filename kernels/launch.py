@@ -97,7 +97,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
 
 
 # Compiled kernels by all that Triton compiles one anew for, with what follows the caller's
-# arguments. Triton finds this out on every launch, which takes the host several times as long.
+# arguments. Triton itself finds this out on every launch.
 _compiled: dict[tuple, tuple[Any, tuple]] = {}
 _constexprs: dict[Callable, list[bool]] = {}  # by the kernel: which of its parameters are such
 

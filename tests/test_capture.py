@@ -89,6 +89,24 @@ def test_weights_that_move_are_refused(recorded):
         captured(batch)
 
 
+def test_weights_that_are_replaced_are_refused(recorded):
+    model = Model().eval()
+    captured, batch = lirank_ext.capture(model), _batch(4)
+    captured(batch)
+    model.load_state_dict({k: t.clone() for k, t in model.state_dict().items()}, assign=True)
+    with pytest.raises(RuntimeError, match="capture the model again"):
+        captured(batch)
+
+
+def test_a_model_that_trains_again_is_refused(recorded):
+    model = Model().eval()
+    captured, batch = lirank_ext.capture(model), _batch(4)
+    captured(batch)
+    model.train()
+    with pytest.raises(RuntimeError, match="in training mode"):
+        captured(batch)
+
+
 def test_the_graph_not_used_for_longest_goes(recorded):
     captured = lirank_ext.capture(Model().eval(), most=2)
     for rows in (1, 2, 1, 3, 1):

@@ -31,7 +31,12 @@ class Captured:
         self.model, self.most = model, most
         self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
         self._pool: Any = None
-        self._weights = _addresses(model)
+        self._places = _places(model)
+        self._weights = [t.data_ptr() for t in self._tensors()]
+
+    def _tensors(self) -> list[Tensor]:
+        """The weights and buffers as the modules hold them now."""
+        return [held[name] for held, name in self._places if held.get(name) is not None]
 
     @property
     def shapes(self) -> int:
@@ -50,7 +55,11 @@ class Captured:
         """
         leaves, structure = tree_flatten((args, kwargs))
         key = _signature(leaves, structure)
-        if _addresses(self.model) != self._weights:
+        if isinstance(self.model, nn.Module) and self.model.training:
+            raise RuntimeError(
+                "lirank_ext.capture: the model is in training mode: call model.eval() first"
+            )
+        if [t.data_ptr() for t in self._tensors()] != self._weights:
             raise RuntimeError(
                 "lirank_ext.capture: a weight of the model lies elsewhere than when it was "
                 "captured, and the graphs would read the old one: capture the model again"
@@ -69,7 +78,7 @@ class Captured:
         return tree_unflatten(outputs, held.structure)
 
     def _capture(self, leaves: list[Any], structure: TreeSpec) -> _Graph:
-        _check(self.model, leaves)
+        _check(leaves)
         own = [t.clone() if torch.is_tensor(t) else t for t in leaves]
         args, kwargs = tree_unflatten(own, structure)
         graph, result = _record(lambda: self.model(*args, **kwargs), own, self._pool)
@@ -138,7 +147,7 @@ def capture(
     return captured
 
 
-def _check(model: Any, leaves: list[Any]) -> None:
+def _check(leaves: list[Any]) -> None:
     tensors = [t for t in leaves if torch.is_tensor(t)]
     elsewhere = next((t for t in tensors if not _on_gpu(t)), None)
     if not tensors or elsewhere is not None:
@@ -150,10 +159,6 @@ def _check(model: Any, leaves: list[Any]) -> None:
     if odd is not None:
         wanted = "wanted tensors, numbers and strings in the input"
         raise TypeError(f"lirank_ext.capture: {wanted}, got {type(odd).__name__}")
-    if isinstance(model, nn.Module) and model.training:
-        raise RuntimeError(
-            "lirank_ext.capture: the model is in training mode: call model.eval() first"
-        )
 
 
 def _on_gpu(t: Tensor) -> bool:
@@ -169,8 +174,9 @@ def _signature(leaves: list[Any], structure: TreeSpec) -> tuple:
     return structure, lower, torch.backends.cuda.matmul.allow_tf32, *kinds
 
 
-def _addresses(model: Any) -> list[int]:
-    """Where the weights lie."""
+def _places(model: Any) -> list[tuple[dict[str, Any], str]]:
+    """Where the modules hold weights and buffers, found once: a call must not walk all modules."""
     if not isinstance(model, nn.Module):
         return []
-    return [t.data_ptr() for t in (*model.parameters(), *model.buffers())]
+    held = [d for m in model.modules() for d in (m._parameters, m._buffers)]
+    return [(d, name) for d in held for name in d]

@@ -2,9 +2,8 @@
 
 Other processes do not only slow a benchmark down: they turn its ratios. A provider that waits for
 all of its threads loses more to a busy core than one that does not, and repeats agree with one
-another all the while. On two cores with three busy processes beside it, a ratio of 1.95 was read
-as 4.3, with percentiles as tight as on an idle machine. So the benchmark reads how much of the
-processor others used, and says so beside every figure for which there was not enough.
+another all the while. So the benchmark reads how much of the processor others used, and says so
+beside every figure for which there was not enough.
 """
 
 from __future__ import annotations

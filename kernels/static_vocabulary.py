@@ -9,7 +9,8 @@ anywhere, so that no table, however damaged, leads outside its memory; what it c
 Bytes: a key and a row, and two sectors of 32 bytes from the table, pilot and tag (10M keys: 13 MB,
 all in L2; then 64 bytes a key from L2). 16 bytes a key of streams: 1M keys 5 us at 3.35 TB/s
 (H100, datasheet), 12 us for the sectors at 5.5 TB/s. L2 is the limit: on an H100 4M look-ups among
-1M keys took 76 us with the first plan, when it still read the word behind every tag. Other plans read keys and tags past L1, which leaves L1 to the pilots (0.3 bytes a key).
+1M keys took 76 us with the first plan, when it still read the word behind every tag. Other plans
+read keys and tags past L1, which leaves L1 to the pilots (0.3 bytes a key).
 
 Dropped: a table at an odd address read byte by byte (it is copied; it is one only where it was cut
 out of something); keys loaded before the header is read (8 bytes a thread spilled on sm_90).

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import math
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -341,6 +343,20 @@ def test_prefetch_passes_items_errors_and_stops():
     endless = ahead(iter(int, 1), 2)
     assert next(endless) == 0
     endless.close()
+
+
+HELD = """
+import builtins, torch
+from lirank_ext.data.loader import ahead
+products = (torch.ones(200, 200) @ torch.ones(200, 200) for _ in iter(int, 1))
+builtins.held = ahead(products, 1_000_000)
+next(builtins.held)
+"""
+
+
+def test_a_process_may_end_while_rows_are_made_ahead():
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

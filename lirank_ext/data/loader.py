@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -257,10 +259,10 @@ class Memory:
 def ahead(items: Iterator[T], count: int) -> Iterator[T]:
     """The items, up to ``count`` of them made ahead by a thread; its errors are raised here."""
     made: queue.Queue = queue.Queue(count)
-    stop, end = threading.Event(), object()
+    end = object()
 
     def put(item: object) -> bool:
-        while not stop.is_set():
+        while not thread.stop.is_set():
             try:
                 made.put(item, timeout=0.1)
                 return True
@@ -277,7 +279,7 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
         except BaseException as error:
             put(error)
 
-    thread = threading.Thread(target=work, name="lirank-loader", daemon=True)
+    thread = _Ahead(work)
     thread.start()
     try:
         while (item := made.get()) is not end:
@@ -285,5 +287,33 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
                 raise item
             yield item
     finally:
-        stop.set()
-        thread.join()
+        thread.end()
+
+
+class _Ahead(threading.Thread):
+    """A thread that makes items ahead, and ends before Python does.
+
+    An iterator that somebody still holds at exit leaves its thread running. Python stops such a
+    thread at its next wish for the interpreter. Where that comes from within PyTorch, C++ ends the
+    whole process ("terminate called without an active exception").
+    """
+
+    _running: weakref.WeakSet[_Ahead] = weakref.WeakSet()
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(target=work, name="lirank-loader", daemon=True)
+        self.stop = threading.Event()
+        self._running.add(self)
+
+    def end(self) -> None:
+        self.stop.set()
+        self.join()
+
+    @classmethod
+    def end_all(cls) -> None:
+        for thread in list(cls._running):
+            if thread.is_alive():
+                thread.end()
+
+
+atexit.register(_Ahead.end_all)

@@ -209,19 +209,22 @@ class NinjaBuild(build_ext):
         sources = sorted((ROOT / "csrc").glob("*.cpp"))
         glue = [s for s in sources if s.stem.endswith("_cuda")]
         bindings = ROOT / "csrc" / "bindings.cpp"
+        interface = ROOT / "csrc" / "python_interface.cpp"
         kernels = sorted((ROOT / "csrc" / "simd").glob("*.cpp"))
         host = [
             name
             for isa in ISAS
             for name in file.objects(kernels, "cxx", f"{stable} -DLIRANK_ISA={isa}", f".{isa}")
         ]
-        host += file.objects([s for s in sources if s not in (*glue, bindings)], "cxx", stable)
+        named = (*glue, bindings, interface)
+        host += file.objects([s for s in sources if s not in named], "cxx", stable)
+        host += file.objects([interface], "cxx", f"-DLIRANK_BUILT_FOR_TORCH={version}")
         core = file.path(package / "liblirank.so")
         file.build(core, "link", host, f"{torch_link} -lpthread -Wl,-z,defs")
 
         python = [sysconfig.get_paths()["include"], pybind11.get_include()]
         python = " ".join(_folder("-I", path) for path in python)
-        bound = file.objects([bindings], "cxx", f"{python} -DLIRANK_BUILT_FOR_TORCH={version}")
+        bound = file.objects([bindings], "cxx", python)
         module = file.path(package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
         beside = _folder("-L", file.path(package)) + " -l:liblirank.so"
         file.build(module, "link", bound, beside, after=[core])

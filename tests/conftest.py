@@ -35,3 +35,19 @@ def shared_data() -> Path:
 needs_library = pytest.mark.skipif(
     load.extension is None, reason=f"the C++ library is absent: {load.why_no_extension}"
 )
+
+
+@pytest.fixture(params=["pybind11", "ctypes", "references"])
+def interface(request):
+    """What is not a tensor op, in every way that it can be had; None stands for plain Python."""
+    if request.param == "references":
+        return None
+    if load.extension is None:
+        pytest.skip(f"the C++ library is absent: {load.why_no_extension}")
+    if request.param == "ctypes":
+        from lirank_ext.library import native
+
+        return native
+    if load.extension.way != "pybind11":
+        pytest.skip("there is no pybind11 module for this Python")
+    return load.extension

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, needs_library
 
 pytest.importorskip("pybind11", reason="setup.py needs pybind11")
 pytest.importorskip("ninja", reason="setup.py needs ninja")
@@ -165,15 +165,20 @@ def test_an_installation_without_compiled_parts_knows_why(checkout, environment,
     assert why in (package / "_not_built.txt").read_text()
 
 
-def installed(tmp_path: Path, *names: str) -> str:
-    """What ``build_info`` says of an installation that holds these files beside the sources."""
+def installed(tmp_path: Path, *, library: bool = False, **files: str) -> str:
+    """What an installation that holds these files beside the sources says of itself."""
     package = tmp_path / "lirank_ext"
     skip = shutil.ignore_patterns("*.so", "__pycache__", "kernels", "benchmarks")
     shutil.copytree(REPOSITORY / "lirank_ext", package, ignore=skip)
     shutil.copytree(REPOSITORY / "kernels", package / "kernels", ignore=skip)
-    for name in names:
-        (package / name).write_text("not built: the reason\n")
-    code = "import lirank_ext; print(lirank_ext.build_info()['cpu'])"
+    for name, text in files.items():
+        (package / name.replace("__", ".")).write_text(text)
+    if library:
+        shutil.copy(REPOSITORY / "lirank_ext/liblirank.so", package)
+    code = (
+        "import lirank_ext; from lirank_ext.library.load import extension\n"
+        "print(lirank_ext.build_info()['cpu'], getattr(extension, 'way', ''))"
+    )
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LIRANK_NO_EXT")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=kept, capture_output=True, text=True
@@ -183,9 +188,22 @@ def installed(tmp_path: Path, *names: str) -> str:
 
 
 def test_info_gives_the_reason_that_the_build_left(tmp_path):
-    assert "references only (not built: the reason)" in installed(tmp_path, "_not_built.txt")
+    said = installed(tmp_path, _not_built__txt="not built: the reason\n")
+    assert "references only (not built: the reason)" in said
 
 
-def test_info_names_the_python_that_it_was_compiled_for(tmp_path):
-    said = installed(tmp_path, "_C.cpython-37-x86_64-linux-gnu.so", "liblirank.so")
-    assert "compiled for another Python (_C.cpython-37-x86_64-linux-gnu.so)" in said
+@needs_library
+def test_what_was_built_for_another_python_serves_this_one_by_ctypes(tmp_path):
+    said = installed(tmp_path, library=True, **{"_C__cpython-37-x86_64-linux-gnu__so": ""})
+    assert "references" not in said and said.split()[-1] == "ctypes"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on PATH")
+def test_a_library_of_other_sources_is_refused(tmp_path):
+    source = program(tmp_path / "other.cpp", 'extern "C" int lirank_interface() { return 0; }')
+    library = tmp_path / "liblirank.so"
+    subprocess.run(["g++", "-shared", "-fPIC", source, "-o", library], check=True)
+    from lirank_ext.library import load
+
+    with pytest.raises(ImportError, match=r"other sources.*setup.py build_ext --inplace"):
+        load._check_interface(library)

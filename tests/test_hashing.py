@@ -10,7 +10,6 @@ import torch
 from conftest import needs_library
 
 from lirank_ext import hash_strings, murmur_hash
-from lirank_ext.library import load
 from lirank_ext.library.op import implementations
 from lirank_ext.ops import hashing_text
 
@@ -29,13 +28,10 @@ def as_pair(keys):
     return data, torch.tensor([0, *map(len, keys)]).cumsum(0)
 
 
-@pytest.fixture(params=["extension", "references"])
-def path(request, monkeypatch):
-    """Both ways from Python's strings to hashes."""
-    if request.param == "references":
-        monkeypatch.setattr(hashing_text, "extension", None)
-    elif load.extension is None:
-        pytest.skip(f"the C++ library is absent: {load.why_no_extension}")
+@pytest.fixture
+def path(interface, monkeypatch):
+    """Every way from Python's strings to hashes."""
+    monkeypatch.setattr(hashing_text, "extension", interface)
 
 
 def same(got, keys, seed=0):
@@ -248,8 +244,7 @@ def test_pandas(path):
         hash_strings(pd.Series(["a", None]))
 
 
-@needs_library
-def test_text_keeps_no_copy_in_the_strings():
+def test_text_keeps_no_copy_in_the_strings(path):
     """PyUnicode_AsUTF8 would leave the UTF-8 of each key with it, for as long as it lives."""
     import sys
 
@@ -259,12 +254,17 @@ def test_text_keeps_no_copy_in_the_strings():
     assert sys.getsizeof(key) == before
 
 
-@needs_library
-def test_a_buffer_of_another_size_is_refused():
+def test_a_buffer_of_another_size_is_refused(interface):
+    if interface is None:
+        pytest.skip("plain Python hands over no buffer")
     with pytest.raises(ValueError, match="as many int64"):
-        load.extension.hash_sequence(["a", "b"], 0, np.empty(1, np.int64))
+        interface.hash_sequence(["a", "b"], 0, np.empty(1, np.int64))
+    with pytest.raises(TypeError, match="a list or a tuple"):
+        interface.hash_sequence("ab", 0, np.empty(2, np.int64))
     with pytest.raises(ValueError, match="whole keys"):
-        load.extension.hash_fixed_width(np.zeros(7, np.uint8), 4, 1, 0, np.empty(1, np.int64))
+        interface.hash_fixed_width(np.zeros(7, np.uint8), 4, 1, 0, np.empty(1, np.int64))
+    with pytest.raises(ValueError, match="units of 1 or 4"):
+        interface.hash_fixed_width(np.zeros(6, np.uint8), 6, 4, 0, np.empty(1, np.int64))
 
 
 def test_in_a_compiled_graph():

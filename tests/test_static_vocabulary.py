@@ -20,13 +20,10 @@ def distinct(n, start=0):
     return torch.randperm(4 * n + 1)[:n] - 2 * n + start
 
 
-@pytest.fixture(params=["extension", "references"])
-def builder(request, monkeypatch):
-    """Both builders."""
-    if request.param == "references":
-        monkeypatch.setattr(static_vocabulary, "extension", None)
-    elif load.extension is None:
-        pytest.skip(f"the C++ library is absent: {load.why_no_extension}")
+@pytest.fixture
+def builder(interface, monkeypatch):
+    """Every builder."""
+    monkeypatch.setattr(static_vocabulary, "extension", interface)
 
 
 def is_bijective(rows, n):
@@ -308,12 +305,15 @@ def test_in_a_compiled_graph_and_bit_equal_for_any_number_of_threads(threads):
     assert torch.equal(compiled(keys), wanted + 1)
 
 
-@needs_library
-def test_buffers_of_another_size_are_refused():
+def test_buffers_of_another_size_are_refused(interface):
+    if interface is None:
+        pytest.skip("plain Python hands over no buffer")
     keys, table = np.arange(10), np.zeros(100, np.uint8)
     with pytest.raises(ValueError, match="table of another size"):
-        load.extension.VocabularyBuilder(keys, 8, 1, -1, table)
+        interface.VocabularyBuilder(keys, 8, 1, -1, table)
     with pytest.raises(ValueError, match="one run of int64"):
-        load.extension.VocabularyBuilder(keys.astype(np.int32), 8, 1, -1, table)
+        interface.VocabularyBuilder(keys.astype(np.int32), 8, 1, -1, table)
+    with pytest.raises(ValueError, match="one run of bytes"):
+        interface.VocabularyBuilder(keys, 8, 1, -1, table[::2])
     with pytest.raises(ValueError, match="0 to 32 bits"):
-        load.extension.VocabularyBuilder(keys, 33, 1, -1, table)
+        interface.VocabularyBuilder(keys, 33, 1, -1, table)

@@ -3,7 +3,7 @@
 ``python -m lirank_ext.benchmarks.gpu.kit --out FOLDER [--libraries FOLDER]``, run with the Python,
 PyTorch and Triton that the other machine has, needs no GPU. The folder holds
 
-- the two libraries, which know no Python, and ``_C`` built for this Python;
+- the two libraries, which know no Python;
 - Triton's cache, with every kernel that ``verify`` and the benchmark can choose, for sm_90;
 - FBGEMM's inference kernels for sm_90 alone, as a peer, with ``--fbgemm``;
 - ``kit.json``: the versions that it fits. ``benchmarks/gpu.sh`` uses it only where they are equal.
@@ -18,7 +18,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
@@ -42,19 +41,9 @@ def versions() -> dict[str, str]:
 
 
 def libraries(out: Path, built: Path) -> None:
-    """The libraries from ``built``, and ``_C`` compiled for this Python."""
-    import pybind11
-    import torch
-
+    """The libraries from ``built``; every Python reaches them by ctypes."""
     for name in ("liblirank.so", "liblirank_cuda.so"):
         shutil.copy(built / name, out / name)
-    module = out / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    version = torch.__version__.split("+")[0]
-    command = ["g++", "-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
-    command += [f"-DLIRANK_BUILT_FOR_TORCH={version}", f"-I{ROOT}/csrc", f"-I{ROOT}/kernels"]
-    command += [f"-I{sysconfig.get_paths()['include']}", f"-I{pybind11.get_include()}"]
-    command += [f"{ROOT}/csrc/bindings.cpp", "-o", str(module), f"-L{out}", "-l:liblirank.so"]
-    subprocess.run([*command, "-Wl,-rpath,$ORIGIN"], check=True)
 
 
 # ---- FBGEMM as a peer --------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 
 from .._version import __version__
 from . import gpu
-from .load import extension, why_no_extension
+from .load import PACKAGE, extension, why_no_extension
 from .op import OPS, Op
 
 
@@ -47,7 +47,7 @@ def library_path() -> Path:
     """
     if extension is None:
         raise RuntimeError(f"library_path: there is no compiled library: {why_no_extension}")
-    return Path(extension.__file__).with_name("liblirank.so")
+    return PACKAGE / "liblirank.so"
 
 
 def why_no_gpu() -> str:

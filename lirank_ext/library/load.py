@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
+PACKAGE = Path(__file__).parents[1]
+INTERFACE = 1  # of csrc/python_interface.h
 library = torch.library.Library("lirank", "FRAGMENT")
 
 
@@ -32,36 +33,47 @@ def source_folder() -> str:
 
 def _why_not_built() -> str:
     """What the build left in the package, read as the reason why it has no compiled part here."""
-    package = Path(__file__).parents[1]
-    others = sorted(path.name for path in package.glob("_C.*.so"))
-    if others:
-        return (
-            f"compiled for another Python ({', '.join(others)}): install the package again with "
-            f"this one ({sys.implementation.cache_tag})"
-        )
-    reason = package / "_not_built.txt"
+    reason = PACKAGE / "_not_built.txt"
     if reason.is_file():
         return reason.read_text().strip()
-    return source_folder() or f"not built: the compiled part is missing from {package}"
+    return source_folder() or f"not built: the compiled part is missing from {PACKAGE}"
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The pybind11 module, whose import registers the C++ ops, or None and the reason."""
+    """What is not a tensor op, whose import registers the C++ ops, or None and the reason.
+
+    A build from source has the pybind11 module of its Python. A wheel, or another Python on the
+    same files, reaches the library by ctypes.
+    """
     if os.environ.get("LIRANK_NO_EXT", "0") not in ("", "0"):
         return None, "LIRANK_NO_EXT is set"
+    library = PACKAGE / "liblirank.so"
     # The finder of an editable installation offers its own module to any folder of sources.
     found = importlib.util.find_spec("lirank_ext._C")
-    if found is None or Path(found.origin).parent != Path(__file__).parents[1]:
+    has_module = found is not None and Path(found.origin).parent == PACKAGE
+    if not has_module and not library.is_file():
         return None, _why_not_built()
     # A library that exists but does not load is an error. It is never silently left out.
-    return importlib.import_module("lirank_ext._C"), ""
+    _check_interface(library)
+    name = "lirank_ext._C" if has_module else "lirank_ext.library.native"
+    return importlib.import_module(name), ""
+
+
+def _check_interface(library: Path) -> None:
+    """Refuse what was compiled from other sources, as a checkout has after its sources change."""
+    number = getattr(ctypes.CDLL(str(library)), "lirank_interface", None)
+    if number is None or number() != INTERFACE:
+        raise ImportError(
+            f"lirank_ext: {library} was compiled from other sources than those in {PACKAGE}: "
+            "install the package again, or in a checkout run 'python setup.py build_ext --inplace'"
+        )
 
 
 def _load_cuda() -> bool:
     """Load the CUDA kernels if they were built and PyTorch has CUDA. Returns whether it did."""
     if extension is None or torch.version.cuda is None:
         return False
-    path = Path(extension.__file__).parent / "liblirank_cuda.so"
+    path = PACKAGE / "liblirank_cuda.so"
     if path.is_file():
         torch.ops.load_library(path)
     return path.is_file()
@@ -74,4 +86,4 @@ cuda_loaded = _load_cuda()
 @cache
 def cuda_library() -> ctypes.CDLL:
     """The loaded CUDA library as a ``ctypes`` object, for the functions that are not ops."""
-    return ctypes.CDLL(str(Path(extension.__file__).parent / "liblirank_cuda.so"))
+    return ctypes.CDLL(str(PACKAGE / "liblirank_cuda.so"))

@@ -45,8 +45,11 @@ def _hash_sequence(strings: Sequence[Any], seed: int, pair_hash: PairHash) -> Te
     if extension is None:
         return pair_hash(*_join(strings), seed)
     out = torch.empty(len(strings), dtype=torch.int64)
-    extension.hash_sequence(strings, seed, out.numpy())
-    return out
+    bad = extension.hash_sequence(strings, seed, out.numpy())
+    if bad < 0:
+        return out
+    _encode(strings[bad], bad)  # refuses all but text that is not readable where it lies
+    return pair_hash(*_join(strings), seed)
 
 
 def _join(strings: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -81,7 +84,11 @@ def _hash_numpy(array: np.ndarray, seed: int, pair_hash: PairHash) -> Tensor:
         return _hash_sequence(array.tolist(), seed, pair_hash)
     out = torch.empty(len(array), dtype=torch.int64)
     unit = 4 if array.dtype.kind == "U" else 1
-    extension.hash_fixed_width(array.view(np.uint8), array.dtype.itemsize, unit, seed, out.numpy())
+    width = array.dtype.itemsize
+    bad = extension.hash_fixed_width(array.view(np.uint8), width, unit, seed, out.numpy())
+    if bad >= 0:
+        what = "a lone surrogate or no character"
+        _refuse(f"wanted text that has UTF-8, got {what} at position {bad}", ValueError)
     return out
 
 

@@ -280,6 +280,21 @@ for key, value in {
     SMALL += ["--set", f"{key}={value}"]
 
 
+def test_no_thread_of_an_exchange_is_left_when_a_process_ends(data, tmp_path):
+    """One that still gives back a tensor while Python ends aborts the process."""
+    config = write_config(tmp_path / "c.yaml", max_steps=2)
+    before = """
+import atexit
+def tell():
+    names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
+    print("left:", sum("gloo" in name for name in names), flush=True)
+atexit.register(tell)
+"""
+    code, out, err = run(2, [command(data, config, tmp_path / "o")], before)
+    assert code == 0, err
+    assert out.count("left: 0") == 2
+
+
 @pytest.mark.parametrize("kind", ["on", "search"])
 def test_trials_choose_as_in_one_process(data, tmp_path, kind):
     options = [*SMALL, "--tune", kind, "--check"]

@@ -154,6 +154,9 @@ class SeveralProcesses(Processes):
     _trainings = itertools.count()
 
     def __init__(self, backend: str = "gloo", timeout: timedelta = TIMEOUT) -> None:
+        # Modules that optimizers import later take the default group as the default of an argument
+        # and keep it: its threads would outlive destroy_process_group, and may abort Python's end.
+        import torch._dynamo  # noqa: F401
         from torch.distributed.rendezvous import rendezvous
 
         self._launch, self.rank, self.size = next(rendezvous("env://", timeout=timeout))

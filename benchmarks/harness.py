@@ -15,7 +15,7 @@ import pkgutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
@@ -298,7 +298,8 @@ def run(
     seconds = (0.4 if quick else 2.0) if seconds is None else seconds
     ceilings = Ceilings(device, 0.1 if quick else 0.3)
     report = Report(device, ceilings)
-    for module in modules(name):
+    clock = Clock(modules(name), seconds)
+    for module in clock:
         if peers and hasattr(module, "absent_peers"):
             report.absent += [p for p in module.absent_peers() if p not in report.absent]
         for workload in module.workloads(device, peers, quick):
@@ -309,6 +310,38 @@ def run(
     for measured in report.measured:  # again, because later readings may have raised a ceiling
         set_fractions(measured, ceilings)
     return report
+
+
+class Clock:
+    """Goes through the families and says on stderr how long they will take.
+
+    Args:
+        families: the modules with workloads.
+        seconds: of repeats of one shape.
+    """
+
+    def __init__(self, families: Sequence[ModuleType], seconds: float) -> None:
+        self.families, self.seconds = families, seconds
+
+    def __iter__(self) -> Iterator[ModuleType]:
+        """The modules; the time left is guessed from that of those before."""
+        total, start = len(self.families), time.monotonic()
+        _say(
+            f"bench: {total} families of ops, {self.seconds:g} s of repeats for each shape and "
+            "direction, besides compiling for torch.compile"
+        )
+        for done, family in enumerate(self.families, 1):
+            yield family
+            if done < total:
+                taken = time.monotonic() - start
+                left = taken / done * (total - done)
+                _say(f"bench: {done} of {total} families, {taken:.0f} s; about {left:.0f} s left")
+
+
+def _say(text: str) -> None:
+    """A line on stderr that stays."""
+    _progress("")
+    print(text, file=sys.stderr, flush=True)
 
 
 def _free_threads() -> int:

@@ -2,7 +2,8 @@
 
 import sys
 
-from .cli import COMMANDS, main
+from .cli import main
+from .cli.overview import COMMANDS
 
 __all__ = ["COMMANDS", "main"]
 

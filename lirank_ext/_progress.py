@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+from . import _startup
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -48,6 +50,8 @@ class Progress:
     def _open_bar(self) -> tqdm:
         from tqdm import tqdm
 
+        _startup.shows()
+
         return tqdm(
             desc=self.what,
             total=self.total,
@@ -64,6 +68,7 @@ class Progress:
             self._bar.update(steps)
         elif self.shown and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
+            _startup.shows()
             print(self.line(), file=sys.stderr, flush=True)
 
     def show(self, figures: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""How this process was started."""
+"""How this process was started, and whether it has shown anything since."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import sys
 from pathlib import Path
 
 PROGRAM = "lirank-ext"
+_shown = False
+
+
+def has_shown() -> bool:
+    """Whether a table, a line or a progress bar was shown."""
+    return _shown
+
+
+def shows() -> None:
+    """Something is shown now: nobody need be told that the program is still at work."""
+    global _shown
+    _shown = True
 
 
 def is_command() -> bool:

@@ -281,3 +281,16 @@ def test_first_workload_agrees_with_its_reference(stem, op):
     found.providers = providers
     with torch.inference_mode():
         assert harness.refusals(found) == {}
+
+
+def test_the_time_left_is_guessed_from_the_families_before(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("lirank_ext.benchmarks.harness.time.monotonic", lambda: now[0])
+    for _ in harness.Clock(["a", "b", "c"], 0.4):
+        now[0] += 10
+    said = capsys.readouterr().err.splitlines()
+    assert "3 families of ops, 0.4 s of repeats" in said[0]
+    assert said[1:] == [
+        "bench: 1 of 3 families, 10 s; about 20 s left",
+        "bench: 2 of 3 families, 20 s; about 10 s left",
+    ]

@@ -18,7 +18,8 @@ import lirank_ext
 from lirank_ext import _table, verify
 from lirank_ext._progress import Progress
 from lirank_ext.benchmarks import harness
-from lirank_ext.cli import COMMANDS, main
+from lirank_ext.cli import main
+from lirank_ext.cli.overview import COMMANDS
 from lirank_ext.errors import UserError
 from lirank_ext.library import build_info, gpu, packages
 from lirank_ext.library.op import OPS

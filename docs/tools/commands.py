@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lirank_ext.cli import COMMANDS
+from lirank_ext.cli.overview import COMMANDS
 
 MARK = "<!-- every command -->"
 REPOSITORY = Path(__file__).resolve().parents[2]

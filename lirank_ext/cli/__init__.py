@@ -13,28 +13,15 @@ import errno
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from .._startup import PROGRAM
 from .._version import __version__
 from ..errors import UserError
-
-# The modules of this package, in the order of the overview, with their line there.
-COMMANDS = {
-    "info": "show versions and what was built",
-    "verify": "compare every backend with the reference",
-    "bench": "time every op beside its peers",
-    "demo": "train, swap, quantize and compare on real data",
-    "inspect": "show how every column of files would be read",
-    "train": "train a ranker on CSV or Parquet files, larger than memory if need be",
-    "evaluate": "measure a trained model on labeled files",
-    "predict": "write a model's probabilities, one line for every input row",
-    "calibrate": "fit a model's isotonic calibration to newer files, all else kept",
-    "importance": "show what each column is worth to a trained model",
-    "quantize": "write a model with int8 or int4 tables, for serving",
-    "ablate": "train with one block switched off at a time and compare",
-}
+from .overview import COMMANDS, EXIT_CODES, example, overview
+from .waiting import Waiting
 
 # What a shell reports for a process that the signals SIGINT and SIGPIPE ended.
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -66,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 where something was found wrong, 2 where the user has to change
         something, 130 after Ctrl-C, 141 where the reader of the output went away.
     """
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        return _complete()
     argv = sys.argv[1:] if argv is None else list(argv)
     chosen = next((a for a in argv if a in COMMANDS), None)
     name = f"{PROGRAM} {chosen}" if chosen else PROGRAM
@@ -88,10 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str], chosen: str | None) -> int:
-    args = _parser(chosen).parse_args(argv)
-    importlib.import_module("lirank_ext._api")  # every op is registered, whatever a command uses
-    run: Callable[[argparse.Namespace], int] = args.run
-    return run(args)
+    args = _parser([chosen] if chosen else []).parse_args(argv)
+    with Waiting(f"{PROGRAM} {chosen}: loading PyTorch") as waiting:
+        importlib.import_module("lirank_ext._api")  # all ops are there, whatever a command uses
+        waiting.now(f"{PROGRAM} {chosen}: at work")
+        run: Callable[[argparse.Namespace], int] = args.run
+        return run(args)
+
+
+def _complete() -> int:
+    """Print the words that may follow, for the shell; needs argcomplete."""
+    try:
+        import argcomplete
+    except ModuleNotFoundError:
+        return UserError.exit_code
+    argcomplete.autocomplete(_parser(list(COMMANDS)))  # ends the process
+    return 0
 
 
 def _outcome(call: Callable[[], int]) -> tuple[int, str]:
@@ -119,18 +120,49 @@ def _outcome(call: Callable[[], int]) -> tuple[int, str]:
         return UserError.exit_code, f"needs {error.name}, which is not installed: {line}"
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """The parser; only the chosen command is imported and gets its options."""
-    parser = argparse.ArgumentParser(PROGRAM, description="PyTorch ops and models for LiRank.")
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    subparsers = parser.add_subparsers(metavar="command", required=True)
-    for name, line in COMMANDS.items():
-        sub = subparsers.add_parser(name, help=line, description=_sentence(line))
-        if name == chosen:
+def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser; only the wanted commands are imported and get their options."""
+    parser = argparse.ArgumentParser(
+        PROGRAM,
+        usage=f"{PROGRAM} [-h] [--version] command ...",
+        description="Train, measure and serve rankers, and check the ops of LiRank.",
+        epilog=overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"{PROGRAM} {__version__}",
+        help="print the version and end",
+    )
+    subparsers = parser.add_subparsers(
+        prog=PROGRAM,
+        metavar="command",
+        required=True,
+        help=f"one of those below; {PROGRAM} COMMAND --help: more",
+    )
+    for name, entry in COMMANDS.items():
+        sub = subparsers.add_parser(
+            name,
+            description=_sentence(entry.line),
+            epilog=f"example:\n  {example(name)}\n\n{EXIT_CODES}",
+            formatter_class=Help,
+        )
+        if name in wanted:
             command = cast(Command, importlib.import_module(f"{__name__}.{name}"))
             sub.set_defaults(run=command.run)
             command.add_arguments(sub)
     return parser
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the epilog, and fills those of the description."""
+
+    def add_text(self, text: str | None) -> None:
+        """Add a text, filled unless it has lines of its own."""
+        if text and "\n" not in text:
+            text = textwrap.fill(text, self._width)
+        super().add_text(text)
 
 
 def _sentence(line: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._table import print_table
 from ..errors import UserError
-from . import options
+from . import options, results
 
 if TYPE_CHECKING:
     from ..training.metrics import Metrics
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files to measure on (default: the rows to validate on)",
     )
     add("--output", metavar="FILE.json", help="keep the results; those in it are not run again")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     ablation.check_switches(args.switch)
     options.check_positive("--seeds", args.seeds)
-    options.check_writable(args.output)
+    options.check_writable(args.output, args.json)
     device = options.use_device(args)
     asked = options.training_options(args)
     config = configuration(asked, asked.given())
@@ -74,4 +75,5 @@ def run(args: argparse.Namespace) -> int:
     figures = ablation.run(config, switches, args.seeds, train, path, data)
     columns = ("model", ">AUC", ">change", ">log-loss", ">change")
     print_table(f"{args.seeds} seeds; ? where their signs differ", columns, ablation.rows(figures))
+    results.write_json(args.json, {"seeds": args.seeds, "runs": figures})
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import options
+from . import options, results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for the picture and the figures (default: demo_output)",
     )
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from ..demo import Options
     from ..demo import run as compare
 
+    options.check_writable(args.json)
     options.check_positive("--rows", args.rows)
     options.use_threads(args.threads)
     asked = Options(
@@ -55,5 +57,5 @@ def run(args: argparse.Namespace) -> int:
         args.bits,
         args.seed,
     )
-    compare(asked, options.make_folder(args.output))
+    results.write_json(args.json, compare(asked, options.make_folder(args.output)))
     return 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
+from .._progress import Progress
 from .._table import print_line, print_table
 from ..errors import UserError
 from . import options, results
+
+MINUTES = "a minute"  # of a comparison of everything on a CPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +47,12 @@ def run(args: argparse.Namespace) -> int:
         return _fuzz_call(args.fuzz_call)
     if args.fuzz is not None:
         return _fuzz(args)
-    rows = verify.verify(args.op, args.device, args.seed)
+    ops = verify.checked_ops() if args.op is None else [args.op]
+    several = args.op is None
+    if several:
+        print(f"comparing {len(ops)} ops: about {MINUTES} on two idle cores", file=sys.stderr)
+    with Progress("comparing", len(ops), unit="ops", shown=several) as progress:
+        rows = verify.verify(args.op, args.device, args.seed, progress.update)
     columns = ("op", "backend", ">cases", ">worst error", ">allowed", "verdict")
     styles = ["dim" if r.absent else "good" if r.passed else "bad" for r in rows]
     print_table("", columns, [r.cells() for r in rows], styles)
@@ -56,7 +65,6 @@ def _fuzz(args: argparse.Namespace) -> int:
     """Judge random calls, a line for every process; 1 where something was found."""
     from collections import Counter
 
-    from .._progress import Progress
     from ..verify import fuzz
 
     options.check_positive("--fuzz", args.fuzz)

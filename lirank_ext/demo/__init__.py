@@ -13,6 +13,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,8 +61,11 @@ class Options:
     seed: int = 0
 
 
-def run(options: Options, output: Path) -> None:
+def run(options: Options, output: Path) -> dict[str, Any]:
     """Train, swap, quantize and compare; print a table and write ``demo.png`` and ``demo.json``.
+
+    Returns:
+        What is written to ``demo.json``.
 
     Raises:
         UserError: the data cannot be used, or a package is missing.
@@ -80,9 +84,11 @@ def run(options: Options, output: Path) -> None:
     readings, notes = _compare(data, options)
     show(data, readings)
     draw(output / "demo.png", data, readings)
-    _write(output / "demo.json", data, readings, notes, options)
+    content = _figures(data, readings, notes, options)
+    (output / "demo.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print_line(headline(readings))
     print_line(f"picture and figures: {output / 'demo.png'}, {output / 'demo.json'}")
+    return content
 
 
 def _compare(data: Prepared, options: Options) -> tuple[list[Reading], dict[str, str]]:
@@ -108,16 +114,15 @@ def _epochs(rows: int, quick: bool) -> int:
     return min(6, max(1, 400_000 // rows)) if quick else min(6, max(2, 1_200_000 // rows))
 
 
-def _write(
-    path: Path,
+def _figures(
     data: Prepared,
     readings: list[Reading],
     notes: dict[str, str],
     options: Options,
-) -> None:
-    """Write all figures, with the machine they were taken on."""
+) -> dict[str, Any]:
+    """All figures, with the machine they were taken on."""
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    content = {
+    return {
         "data": {"name": data.name, "task": data.task, "features": data.schema.columns},
         "rows": {part: len(getattr(data, part)) for part in ("train", "valid", "test")},
         "options": {"quick": options.quick, "seed": options.seed, "bits": options.bits},
@@ -126,4 +131,3 @@ def _write(
         "readings": [reading.as_json() for reading in readings],
         "reports": notes,
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

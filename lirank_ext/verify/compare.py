@@ -340,13 +340,19 @@ def _cases(name: str, seed: int) -> tuple[list[Case], list[Outcome]]:
         return [], [Outcome(Case(name, "making the inputs", ()), problem=text)]
 
 
-def verify(op: str | None = None, device: str | None = None, seed: int = 0) -> list[Row]:
+def verify(
+    op: str | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    tell: Callable[[], None] = lambda: None,
+) -> list[Row]:
     """Every public op (or one) on every backend.
 
     Args:
         op: name of one op, or None for all.
         device: ``"cpu"`` or ``"cuda"`` for the backends of one; None for those of both.
         seed: of the random inputs.
+        tell: called after each op.
 
     Returns:
         One Row per op and backend; a backend that is not there has ``absent`` set and
@@ -370,6 +376,7 @@ def verify(op: str | None = None, device: str | None = None, seed: int = 0) -> l
                 row.absent = why_absent(backend)
                 continue
             row.outcomes = problems + [check_case(c, usable[backend], where) for c in cases]
+        tell()
     return rows
 
 

@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python
-SOURCES = $(wildcard csrc/* csrc/simd/* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
+SOURCES = $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
 
 .PHONY: demo test test-peers fuzz docs lint format bench gpu-kit clean
 

@@ -206,18 +206,19 @@ class NinjaBuild(build_ext):
             "-I", torch_root / "include"
         )
         torch_link = _folder("-L", torch_root / "lib") + " -ltorch_cpu"
-        sources = sorted((ROOT / "csrc").glob("*.cpp"))
-        glue = [s for s in sources if s.stem.endswith("_cuda")]
+        sources, shared, glue, kernels = (
+            sorted((ROOT / "csrc" / folder).glob("*.cpp"))
+            for folder in ("", "library", "cuda", "simd")
+        )
         bindings = ROOT / "csrc" / "bindings.cpp"
         interface = ROOT / "csrc" / "python_interface.cpp"
-        kernels = sorted((ROOT / "csrc" / "simd").glob("*.cpp"))
         host = [
             name
             for isa in ISAS
             for name in file.objects(kernels, "cxx", f"{stable} -DLIRANK_ISA={isa}", f".{isa}")
         ]
-        named = (*glue, bindings, interface)
-        host += file.objects([s for s in sources if s not in named], "cxx", stable)
+        others = [s for s in sources if s not in (bindings, interface)]
+        host += file.objects([*others, *shared], "cxx", stable)
         host += file.objects([interface], "cxx", f"-DLIRANK_BUILT_FOR_TORCH={version}")
         core = file.path(package / "liblirank.so")
         file.build(core, "link", host, f"{torch_link} -lpthread -Wl,-z,defs")

@@ -1,6 +1,6 @@
 // Bags of ids as every kernel takes them, on the host and on a GPU.
 #pragma once
-#include "host_device.h"
+#include "library/host_device.h"
 
 #include <cstdint>
 

@@ -3,7 +3,7 @@
 // GPU count bad ones (kernels/errors.cuh).
 #pragma once
 #include "bags.h"
-#include "checks.h"
+#include "library/checks.h"
 
 namespace lirank {
 

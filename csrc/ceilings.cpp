@@ -1,7 +1,7 @@
 // The machine's own ceilings, for the benchmarks: copy bandwidth, random-row gather rate, FMA
 // and exp rates. No tensors: every function runs a bare loop on its own threads and memory.
 #include "ceilings.h"
-#include "ceilings_kernels.h"
+#include "simd/tables/ceilings_kernels.h"
 
 #include <algorithm>
 #include <atomic>

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "export.h"
+#include "library/export.h"
 
 // Bytes read plus bytes written per second, with `bytes` of both together in use. The faster of
 // cached and streaming stores counts.

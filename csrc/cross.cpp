@@ -1,6 +1,6 @@
 // low_rank_cross and attention_cross: checks, CPU kernels, schema.
 // Sources: DCN-V2 (arXiv 2008.13535), LiRank (arXiv 2402.06859), section 3.3.
-#include "convert_kernels.h"
+#include "simd/tables/convert_kernels.h"
 #include "cross_bf16.h"
 #include "cross_net.h"
 #include "cross_tasks.h"

@@ -3,7 +3,7 @@
 
 #include <stdexcept>
 
-#include "cross_bf16_kernels.h"
+#include "simd/tables/cross_bf16_kernels.h"
 
 namespace lirank {
 

@@ -1,8 +1,8 @@
 // Arguments of a cross layer on the Torch side: checks, contiguous data of one type, memory.
 #pragma once
-#include "checks.h"
-#include "convert.h"
-#include "cross_kernels.h"
+#include "library/checks.h"
+#include "library/convert.h"
+#include "simd/tables/cross_kernels.h"
 
 #include <cmath>
 #include <cstdlib>

@@ -2,7 +2,7 @@
 // folded of each request.
 #pragma once
 #include "cross_net.h"
-#include "cross_score_kernels.h"
+#include "simd/tables/cross_score_kernels.h"
 #include "cross_score_plan.h"
 #include "cross_tasks.h"
 

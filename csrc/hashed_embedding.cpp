@@ -1,8 +1,8 @@
 // hashed_embedding_bag on the CPU: look-ups, and the gradients of weights.
 #include "hashed_embedding_ops.h"
 
-#include "cpu_backend.h"
-#include "hashed_embedding_kernels.h"
+#include "library/cpu_backend.h"
+#include "simd/tables/hashed_embedding_kernels.h"
 
 #include <algorithm>
 

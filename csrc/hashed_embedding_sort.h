@@ -1,9 +1,9 @@
 // The ids of a call in the order of their rows in a hashed table, on the CPU, for what sums or
 // applies the gradients of runs of one row.
 #pragma once
-#include "cpu_backend.h"
+#include "library/cpu_backend.h"
 #include "hashed_embedding_backward_ops.h"
-#include "hashed_embedding_kernels.h"
+#include "simd/tables/hashed_embedding_kernels.h"
 
 #include <algorithm>
 #include <vector>

@@ -1,9 +1,9 @@
 // Hashes on the CPU.
 #include "hashing_ops.h"
 
-#include "cpu_backend.h"
-#include "export.h"
-#include "hashing_kernels.h"
+#include "library/cpu_backend.h"
+#include "library/export.h"
+#include "simd/tables/hashing_kernels.h"
 #include "hashing_text.h"
 
 namespace lirank {

@@ -5,7 +5,7 @@
 // row: b' = b % buckets, b' / remainders, b' % remainders. All of it is integer arithmetic, because
 // a float division gives the wrong quotient for 8.5 % of 32-bit ids.
 #pragma once
-#include "host_device.h"
+#include "library/host_device.h"
 
 #include <cstdint>
 

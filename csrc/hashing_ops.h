@@ -2,7 +2,7 @@
 // CUDA. A backend B does the work in B::hash_all and B::hash_strings.
 // Source: MurmurHash3_x64_128 (Austin Appleby, public domain).
 #pragma once
-#include "checks.h"
+#include "library/checks.h"
 
 namespace lirank {
 

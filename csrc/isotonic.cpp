@@ -1,8 +1,8 @@
 // isotonic_calibration: checks, CPU kernels, schema.
 // Source: LiRank (arXiv 2402.06859), equation 1.
-#include "checks.h"
-#include "convert.h"
-#include "isotonic_kernels.h"
+#include "library/checks.h"
+#include "library/convert.h"
+#include "simd/tables/isotonic_kernels.h"
 
 #include <vector>
 

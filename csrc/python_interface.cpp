@@ -4,7 +4,7 @@
 #include <memory>
 #include <new>
 
-#include "huge_pages.h"
+#include "library/huge_pages.h"
 #include "static_vocabulary_builder.h"
 #include "text_keys.h"
 

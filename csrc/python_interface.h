@@ -3,7 +3,7 @@
 // pybind11 module wraps the same functions.
 #pragma once
 #include "ceilings.h"
-#include "export.h"
+#include "library/export.h"
 
 // Of this file. It changes with any function here, so that the package refuses a library that was
 // built from other sources; lirank_ext/library/load.py has the same number.

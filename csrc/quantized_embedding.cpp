@@ -1,9 +1,9 @@
 // Look-ups in row-wise quantized tables on the CPU.
 #include "quantized_embedding_ops.h"
 
-#include "cpu_backend.h"
-#include "lowest.h"
-#include "quantized_embedding_kernels.h"
+#include "library/cpu_backend.h"
+#include "library/lowest.h"
+#include "simd/tables/quantized_embedding_kernels.h"
 
 #include <algorithm>
 #include <vector>

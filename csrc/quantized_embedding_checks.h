@@ -1,6 +1,6 @@
 // What the ops of row-wise quantized tables check, on every backend.
 #pragma once
-#include "checks.h"
+#include "library/checks.h"
 #include "quantized_embedding_layout.h"
 
 namespace lirank {

@@ -7,7 +7,7 @@
 // it touches one line instead of 1.9 on average. 4-bit codes are stored plus 8, two per byte, with
 // the even column in the low half.
 #pragma once
-#include "host_device.h"
+#include "library/host_device.h"
 
 #include <cstdint>
 #include <cstring>

@@ -1,10 +1,10 @@
 // Row-wise quantized tables on the CPU: quantize, dequantize, pack, unpack.
 #include "quantized_embedding_rows_ops.h"
 
-#include "cpu_backend.h"
-#include "huge_pages.h"
-#include "lowest.h"
-#include "quantized_embedding_kernels.h"
+#include "library/cpu_backend.h"
+#include "library/huge_pages.h"
+#include "library/lowest.h"
+#include "simd/tables/quantized_embedding_kernels.h"
 
 namespace lirank {
 namespace {

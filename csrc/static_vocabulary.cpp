@@ -1,7 +1,7 @@
 // vocabulary_lookup: checks, CPU kernel, schema. The table is described in
 // static_vocabulary_table.h.
-#include "checks.h"
-#include "static_vocabulary_kernels.h"
+#include "library/checks.h"
+#include "simd/tables/static_vocabulary_kernels.h"
 
 namespace lirank {
 namespace {

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "export.h"
+#include "library/export.h"
 #include "static_vocabulary_table.h"
 
 namespace lirank::vocabulary {

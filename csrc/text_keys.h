@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "export.h"
+#include "library/export.h"
 #include "hashing_text.h"
 #include "hashing_utf8.h"
-#include "lowest.h"
+#include "library/lowest.h"
 
 namespace lirank {
 

@@ -1,4 +1,4 @@
-"""16-bit floats on their way into float32 kernels and back (csrc/convert.cpp)."""
+"""16-bit floats on their way into float32 kernels and back (csrc/library/convert.cpp)."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ from lirank_ext.ops.quantized_embedding_layout import layout
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = Path(torch.__file__).parent
 KERNELS = sorted((ROOT / "kernels").glob("*.cu"))
-GLUE = sorted((ROOT / "csrc").glob("*_cuda.cpp"))
+GLUE = sorted((ROOT / "csrc/cuda").glob("*.cpp"))
 ARCHITECTURES = ("80", "90", "100")
 # The ops of every family that has CUDA kernels.
 OPS: dict[str, list[str]] = {}
 for name, one in op.OPS.items():
-    if (ROOT / f"csrc/{one.family}_cuda.cpp").is_file():
+    if (ROOT / f"csrc/cuda/{one.family}_cuda.cpp").is_file():
         OPS.setdefault(one.family, []).append(name)
 NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH: CUDA is not compiled here")

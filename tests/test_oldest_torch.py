@@ -86,12 +86,12 @@ def test_sources_compile_with_the_oldest_headers(include):
     ]
     flags += [f"-I{include}", f"-I{ROOT}/csrc", f"-I{ROOT}/kernels"]
     device = ["-DUSE_CUDA", '-DLIRANK_CUDA_ARCHITECTURES="90"', f"-I{cuda}"]
-    sources = [s for s in sorted((ROOT / "csrc").glob("*.cpp")) if s.name != "bindings.cpp"]
-    if cuda is None:
-        sources = [s for s in sources if not s.stem.endswith("_cuda")]
+    folders = ["", "library", *(["cuda"] if cuda else [])]
+    sources = [s for f in folders for s in sorted((ROOT / "csrc" / f).glob("*.cpp"))]
+    sources = [s for s in sources if s.name != "bindings.cpp"]
 
     def compiled(source: Path) -> str:
-        more = device if source.stem.endswith("_cuda") else []
+        more = device if source.parent.name == "cuda" else []
         done = subprocess.run([*flags, *more, source], capture_output=True, text=True)
         return "" if done.returncode == 0 else f"{source.name}: {done.stderr}"
 

@@ -1,8 +1,8 @@
 // AVX-512 only, and beside it what multiplies bfloat16: one namespace of its own.
 #if LIRANK_ISA == 512
-#include "cpu_features.h"
+#include "library/cpu_features.h"
 #if LIRANK_BF16_PRODUCTS
-#include "cross_bf16_kernels.h"
+#include "simd/tables/cross_bf16_kernels.h"
 #include "simd/target.h"
 
 LIRANK_TARGET_BEGIN(bf16)

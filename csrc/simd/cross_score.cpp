@@ -1,4 +1,4 @@
-#include "cross_score_kernels.h"
+#include "simd/tables/cross_score_kernels.h"
 
 #define LIRANK_KERNELS "simd/cross_score.h"
 #include "simd/foreach_isa.h"

@@ -1,5 +1,5 @@
-#include "half.h"
-#include "hashed_embedding_kernels.h"
+#include "library/half.h"
+#include "simd/tables/hashed_embedding_kernels.h"
 #include "quantized_embedding_layout.h"
 
 #define LIRANK_KERNELS "simd/hashed_embedding.h"

@@ -1,4 +1,4 @@
-#include "hashing_kernels.h"
+#include "simd/tables/hashing_kernels.h"
 #include "hashing_murmur.h"
 
 #define LIRANK_KERNELS "simd/hashing.h"

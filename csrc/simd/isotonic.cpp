@@ -1,4 +1,4 @@
-#include "isotonic_kernels.h"
+#include "simd/tables/isotonic_kernels.h"
 
 #define LIRANK_KERNELS "simd/isotonic.h"
 #include "simd/foreach_isa.h"

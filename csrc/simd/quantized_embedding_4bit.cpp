@@ -1,6 +1,6 @@
 // Look-ups in tables of 4-bit codes: a file of its own, so that the two widths compile side by
 // side.
-#include "quantized_embedding_kernels.h"
+#include "simd/tables/quantized_embedding_kernels.h"
 
 #define LIRANK_CODE_BITS 4
 #define LIRANK_KERNELS "simd/quantized_embedding.h"

@@ -1,4 +1,4 @@
-#include "static_vocabulary_kernels.h"
+#include "simd/tables/static_vocabulary_kernels.h"
 
 #define LIRANK_KERNELS "simd/static_vocabulary.h"
 #include "simd/foreach_isa.h"

@@ -1,6 +1,6 @@
 """Argument checks of the references, fake kernels and Triton launchers.
 
-The messages are those of the C++ checks (``csrc/checks.h``):
+The messages are those of the C++ checks (``csrc/library/checks.h``):
 ``lirank::op: argument 'name': wanted ..., got ...``. ``a`` is the call, a named tuple that has the
 name of the op. To check a value that is not an argument, pass the op's name and the value.
 """

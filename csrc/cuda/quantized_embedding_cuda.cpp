@@ -1,7 +1,7 @@
 // Look-ups in row-wise quantized tables on CUDA tensors: results and launches.
 #include "quantized_embedding_ops.h"
 
-#include "cuda_call.h"
+#include "cuda/cuda_call.h"
 #include "quantized_embedding.cuh"
 
 #include <vector>

@@ -1,7 +1,7 @@
 // Row-wise quantized tables on CUDA tensors: results and launches.
 #include "quantized_embedding_rows_ops.h"
 
-#include "cuda_call.h"
+#include "cuda/cuda_call.h"
 #include "quantized_embedding.cuh"
 
 namespace lirank {

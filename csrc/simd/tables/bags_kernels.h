@@ -1,6 +1,6 @@
 // The kernel that checks the offsets of bags: see simd/bags.h.
 #pragma once
-#include "dispatch.h"
+#include "library/dispatch.h"
 
 #include <cstdint>
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cross_kernels.h"
+#include "simd/tables/cross_kernels.h"
 
 namespace lirank {
 

@@ -2,8 +2,8 @@
 // CudaBackend in cuda_call.h.
 #pragma once
 #include "bags_checks.h"
-#include "bags_kernels.h"
-#include "convert.h"
+#include "simd/tables/bags_kernels.h"
+#include "library/convert.h"
 
 namespace lirank {
 

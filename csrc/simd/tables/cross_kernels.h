@@ -2,7 +2,7 @@
 // simd/cross_*.h.
 #pragma once
 #include "cross_chebyshev_table.h"
-#include "dispatch.h"
+#include "library/dispatch.h"
 
 #include <cstdint>
 

@@ -1,6 +1,6 @@
 // Kernels of murmur_hash, see simd/hashing.h.
 #pragma once
-#include "dispatch.h"
+#include "library/dispatch.h"
 
 #include <cstdint>
 

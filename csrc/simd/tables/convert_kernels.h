@@ -1,6 +1,6 @@
 // Kernels that widen and narrow 16-bit floats, see simd/convert.h.
 #pragma once
-#include "dispatch.h"
+#include "library/dispatch.h"
 
 #include <cstdint>
 

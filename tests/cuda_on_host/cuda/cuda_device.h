@@ -1,9 +1,9 @@
-// The "CUDA device" of kernels that run on the host, in place of csrc/cuda_device.h. There is no
+// The "CUDA device" of kernels that run on the host, in place of csrc/cuda/cuda_device.h. There is no
 // stream, and the ops serve CPU tensors.
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "checks.h"
+#include "library/checks.h"
 
 namespace lirank {
 

@@ -1,6 +1,6 @@
-#include "convert.h"
+#include "library/convert.h"
 
-#include "convert_kernels.h"
+#include "simd/tables/convert_kernels.h"
 
 namespace lirank {
 namespace {

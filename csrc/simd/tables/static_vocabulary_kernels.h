@@ -1,6 +1,6 @@
 // Kernels of vocabulary_lookup, see simd/static_vocabulary.h.
 #pragma once
-#include "dispatch.h"
+#include "library/dispatch.h"
 #include "static_vocabulary_table.h"
 
 namespace lirank {

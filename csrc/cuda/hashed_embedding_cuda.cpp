@@ -1,7 +1,7 @@
 // hashed_embedding_bag on CUDA tensors: results and launches.
 #include "hashed_embedding_ops.h"
 
-#include "cuda_call.h"
+#include "cuda/cuda_call.h"
 #include "hashed_embedding.cuh"
 
 namespace lirank {

@@ -1,7 +1,7 @@
 // What residual_cross_score hands to its kernels, and the kernels: see simd/cross_score.h.
 #pragma once
 #include "cross_score_plan.h"
-#include "cross_kernels.h"
+#include "simd/tables/cross_kernels.h"
 
 #include <cstdint>
 

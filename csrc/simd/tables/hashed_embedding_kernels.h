@@ -2,7 +2,7 @@
 // simd/hashed_embedding.h.
 #pragma once
 #include "bags.h"
-#include "dispatch.h"
+#include "library/dispatch.h"
 #include "hashing_murmur.h"
 
 #include <cstdint>

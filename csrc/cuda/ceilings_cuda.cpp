@@ -1,7 +1,7 @@
 // The device's own ceilings, for benchmarks/ceilings.py (ctypes). No op, no check.
 #include "ceilings.cuh"
 
-#include "export.h"
+#include "library/export.h"
 
 // Starts one gather on `stream` of `device`: bags * each rows of row_bytes, by their numbers,
 // summed per bag into (bags, row_bytes). Addresses and row_bytes are multiples of 16; indices are

@@ -18,7 +18,7 @@
 #include <tuple>
 #include <vector>
 
-#include "huge_pages.h"
+#include "library/huge_pages.h"
 
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch before 2.13 has the macro under its older name
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)

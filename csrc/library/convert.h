@@ -1,6 +1,6 @@
 // CPU tensors to another floating type, without aten::to's way through the dispatcher.
 #pragma once
-#include "checks.h"
+#include "library/checks.h"
 
 namespace lirank {
 

@@ -5,7 +5,7 @@
 // runtime is linked into the library (setup.py). Streams and memory belong to the driver, so they
 // are valid in every runtime of a process.
 #pragma once
-#include <cuda_device.h>
+#include <cuda/cuda_device.h>
 #include <cuda_runtime_api.h>
 
 #include "bags_checks.h"

@@ -1,7 +1,7 @@
 // The ids of a call in the order of their rows in the hashed tables, on CUDA tensors, for what sums
 // or applies the gradients of runs of one row.
 #pragma once
-#include "cuda_call.h"
+#include "cuda/cuda_call.h"
 #include "hashed_embedding.cuh"
 #include "hashed_embedding_backward_ops.h"
 #include "sort.cuh"

@@ -5,7 +5,7 @@
 //
 // Kernels are defined in csrc/simd, see simd/foreach_isa.h.
 #pragma once
-#include "cpu_features.h"
+#include "library/cpu_features.h"
 
 #if defined(__x86_64__)
 #define LIRANK_EACH_ISA(...) \

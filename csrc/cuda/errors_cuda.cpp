@@ -1,6 +1,6 @@
 // What lirank_ext.check_errors() reads, for Python (ctypes) and C++ servers alike.
-#include "cuda_call.h"
-#include "export.h"
+#include "cuda/cuda_call.h"
+#include "library/export.h"
 
 static_assert(sizeof(lirank::gpu::Errors) == 6 * sizeof(int64_t), "six numbers");
 

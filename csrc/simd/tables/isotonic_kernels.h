@@ -1,6 +1,6 @@
 // Kernels of isotonic calibration, see simd/isotonic.h.
 #pragma once
-#include "dispatch.h"
+#include "library/dispatch.h"
 
 #include <cstdint>
 

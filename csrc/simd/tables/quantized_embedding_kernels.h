@@ -2,7 +2,7 @@
 // simd/quantized_embedding.h and simd/quantized_embedding_rows.h.
 #pragma once
 #include "bags.h"
-#include "dispatch.h"
+#include "library/dispatch.h"
 #include "quantized_embedding_layout.h"
 
 #include <cstdint>

@@ -1,9 +1,9 @@
-#include "cpu_features.h"
+#include "library/cpu_features.h"
 
 #include <cstdlib>
 #include <cstring>
 
-#include "export.h"
+#include "library/export.h"
 
 #if LIRANK_BF16_PRODUCTS
 #include <cpuid.h>

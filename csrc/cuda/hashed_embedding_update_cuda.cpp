@@ -2,7 +2,7 @@
 // that a CUDA graph can hold it.
 #include "hashed_embedding_update_ops.h"
 
-#include "hashed_embedding_sort_cuda.h"
+#include "cuda/hashed_embedding_sort_cuda.h"
 
 namespace lirank {
 namespace {

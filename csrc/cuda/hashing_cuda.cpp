@@ -1,7 +1,7 @@
 // Hashes on CUDA tensors: results and launches.
 #include "hashing_ops.h"
 
-#include "cuda_call.h"
+#include "cuda/cuda_call.h"
 #include "hashing.cuh"
 
 namespace lirank {

@@ -1,7 +1,7 @@
 // Gradients of hashed tables on CUDA tensors. Sparse ones wait for the device, because the number
 // of rows decides how large they are. With include_last_offset they also wait for the end of the
 // last bag, which decides how many ids count.
-#include "hashed_embedding_sort_cuda.h"
+#include "cuda/hashed_embedding_sort_cuda.h"
 
 namespace lirank {
 namespace {

@@ -1,6 +1,6 @@
 // Bare loops behind the machine's ceilings, see simd/ceilings.h.
 #pragma once
-#include "dispatch.h"
+#include "library/dispatch.h"
 
 #include <cstdint>
 

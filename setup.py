@@ -7,6 +7,11 @@ CXX                 the compiler, with a launcher if there is one: ``CXX="ccache
 LIRANK_NO_BUILD=1   compiles nothing.
 FORCE_CUDA=0|1      compiles the CUDA kernels never, or always where nvcc is. Without it they are
                     compiled where nvcc is and PyTorch has CUDA.
+LIRANK_BUILD_FLAGS  more flags for the compiler and the linker of host code, after those of this
+                    file: "-O1 -g -fsanitize=address".
+LIRANK_BUILD_ISA    plain, avx2 or avx512: the only instruction set whose kernels are compiled.
+                    The library that results is for tests. Objects of a build with either variable
+                    have a folder of their own.
 """
 
 import os
@@ -16,6 +21,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -24,7 +30,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 ARCHITECTURES = ("80", "90", "100")
 # Plain C++, AVX2, AVX-512: every file of csrc/simd is compiled for each; see simd/foreach_isa.h.
-ISAS = (0, 256, 512)
+ISAS = {"plain": 0, "avx2": 256, "avx512": 512}
 # -ffp-contract=off: quantization codes are bit-equal on every backend, so a multiply-add is fused
 # only where a kernel says so.
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off"
@@ -107,6 +113,23 @@ def cudart_of(toolkit):
     return "-lcudart -ldl"
 
 
+def only_isa():
+    """The one instruction set that LIRANK_BUILD_ISA names, or None for all of them."""
+    name = os.environ.get("LIRANK_BUILD_ISA")
+    if name and name not in ISAS:
+        sys.exit(f"LIRANK_BUILD_ISA: wanted one of {', '.join(ISAS)}, got {name!r}.")
+    return name or None
+
+
+def work_folder():
+    """Where objects are kept for the next build: one folder a Python and a choice of flags."""
+    choice = (os.environ.get("LIRANK_BUILD_FLAGS", ""), only_isa() or "")
+    name = f"ninja-{sys.implementation.cache_tag}"
+    if any(choice):
+        name += f"-{zlib.crc32(repr(choice).encode()):08x}"
+    return ROOT / "build" / name
+
+
 class NinjaFile:
     """The text of a build.ninja in `folder`. Paths may hold spaces."""
 
@@ -115,7 +138,7 @@ class NinjaFile:
     RULES = (
         "rule cxx\n  command = $cxx $flags $more -MD -MF $out.d -c $in -o $out\n"
         "  depfile = $out.d\n  deps = gcc\n  description = compile $out",
-        "rule link\n  command = $cxx -shared -Wl,-rpath,'$$ORIGIN' $in $more -o $out\n"
+        "rule link\n  command = $cxx -shared -Wl,-rpath,'$$ORIGIN' $in $more $extra -o $out\n"
         "  description = link $out",
         "rule nvcc\n  command = $nvcc -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden "
         "--fmad=false $own $arch -MD -MF $out.d -c $in -o $out\n"
@@ -174,8 +197,7 @@ class NinjaBuild(build_ext):
             self.extensions = []
             return
         check_compiler(compiler)
-        # One folder a Python, kept: a rebuild compiles what changed.
-        work = ROOT / "build" / f"ninja-{sys.implementation.cache_tag}"
+        work = work_folder()
         work.mkdir(parents=True, exist_ok=True)
         (work / "build.ninja").write_text(self.ninja_file(compiler, package.resolve(), work))
         if subprocess.call([sys.executable, "-m", "ninja", "-C", str(work)]):
@@ -196,7 +218,10 @@ class NinjaBuild(build_ext):
         file.variable("cxx", shlex.join(compiler))
         file.variable("nvcc", shlex.quote(nvcc or "nvcc"))
         file.variable("own", own)
-        file.variable("flags", f"{FLAGS} {own}")
+        more, only = os.environ.get("LIRANK_BUILD_FLAGS", ""), only_isa()
+        file.variable("extra", more)
+        chosen = f" -DLIRANK_ONLY_ISA={ISAS[only]}" if only else ""
+        file.variable("flags", f"{FLAGS} {own} {more}{chosen}")
         file.variable(
             "arch", " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES)
         )
@@ -214,7 +239,7 @@ class NinjaBuild(build_ext):
         interface = ROOT / "csrc" / "python_interface.cpp"
         host = [
             name
-            for isa in ISAS
+            for isa in ([ISAS[only]] if only else ISAS.values())
             for name in file.objects(kernels, "cxx", f"{stable} -DLIRANK_ISA={isa}", f".{isa}")
         ]
         others = [s for s in sources if s not in (bindings, interface)]

@@ -54,12 +54,19 @@ int best() {
   return 0;
 }
 
+// The only level that was built, or -1.
+#if !defined(LIRANK_ONLY_ISA)
+constexpr int kOnly = -1;
+#else
+constexpr int kOnly = LIRANK_ONLY_ISA / 256;
+#endif
+
 // A request for more than the processor has is clamped, not obeyed: obeying it
 // would end in an illegal instruction.
 int choose() {
-  const int most = best();
+  const int most = kOnly >= 0 && kOnly < 2 ? kOnly : best();
   const char* asked = std::getenv("LIRANK_ISA");
-  for (int level = 0; asked != nullptr && level <= most; ++level)
+  for (int level = kOnly > 0 ? kOnly : 0; asked != nullptr && level <= most; ++level)
     if (std::strcmp(asked, kNames[level]) == 0) return level;
 #if LIRANK_BF16_PRODUCTS
   if (most == 3 && !pairs_are_fast()) return 2;

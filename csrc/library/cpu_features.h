@@ -3,7 +3,9 @@
 #pragma once
 
 // Compilers that know products of bfloat16.
-#if defined(__x86_64__) && defined(__linux__) && \
+#if defined(LIRANK_ONLY_ISA) && LIRANK_ONLY_ISA != 512
+#define LIRANK_BF16_PRODUCTS 0
+#elif defined(__x86_64__) && defined(__linux__) && \
     (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define LIRANK_BF16_PRODUCTS 1
 #else

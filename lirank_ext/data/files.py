@@ -290,6 +290,12 @@ class File:
         kinds = {name: pa.string() for name in columns}
         if not text.strip():
             return pa.table({name: pa.array([], kind) for name, kind in kinds.items()}), 0
+        if not text.isascii():
+            try:
+                text.decode()
+            except UnicodeDecodeError as error:
+                # Arrow would print a traceback where the handler is to see a row that is no text.
+                raise pa.ArrowInvalid(str(error)) from error
         table = reader.read_csv(
             pa.BufferReader(text),
             # One thread, or the handler is not told which row it has.

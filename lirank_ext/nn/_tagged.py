@@ -59,9 +59,12 @@ def read_tag(state: Any) -> dict[str, Any]:
     if state is None or (isinstance(state, Tensor) and (state.is_meta or is_fake(state))):
         return {}
     try:
-        return json.loads(bytes(torch.as_tensor(state).tolist()))
-    except (ValueError, TypeError, RuntimeError) as error:
+        tag = json.loads(bytes(torch.as_tensor(state).tolist()))
+    except (ValueError, TypeError, RuntimeError, RecursionError) as error:
         raise ValueError("the tag of a table is damaged: it is no JSON") from error
+    if not isinstance(tag, dict) or "format" not in tag:
+        raise ValueError(f"the tag of a table is damaged: it names no format, got {tag!r:.40}")
+    return tag
 
 
 def tags_in(state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,417 @@
+"""Mutation testing of the C++ kernels: what tests the tests.
+
+    python tests/reliability/mutants.py --count 200 --seed 0 --json results.json
+
+Each mutant is one small change of a source: an operator, a constant, a condition, a dropped
+statement. It is compiled for one instruction set and judged by what a user has, ``verify`` (every
+case of the family's ops, then random calls of its fuzzer), and, where that finds nothing, by the
+family's tests. A mutant whose object file is that of the unchanged source is the same program and
+is not counted, and neither is one that does not compile.
+
+The run goes on where it was stopped: every judgment is a line of ``build/mutants/judged.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import operator
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from flavors import ROOT, Flavor, lay_out
+
+QUIET = subprocess.DEVNULL
+SCRATCH = ROOT / "build" / "mutants"
+FAST = Flavor("mutants", "-O1")
+ISA = "avx512"
+LANES = 512
+# A mutant of a header that half the library includes costs minutes, and everything finds it.
+MOST_OBJECTS = 4
+RANDOM_CALLS = 60  # of every op of the family
+PATIENCE = 300.0  # seconds of one judgment: a hang is found too
+
+FAMILIES = {
+    "cross": ("low_rank_cross", "attention_cross", "outer_attention", "residual_cross_net"),
+    "hashed_embedding": ("hashed_embedding", "quantized_hashed_embedding", "fused_"),
+    "quantized_embedding": ("quantize", "dequantize", "pack", "unpack", "quantized_embedding"),
+    "hashing": ("murmur_hash", "hash_strings"),
+    "isotonic": ("isotonic",),
+    "static_vocabulary": ("vocabulary_lookup",),
+    "bags": ("quantized_", "hashed_"),
+    "convert": ("low_rank_cross", "outer_attention"),
+}
+# Lines that change speed alone: when memory is fetched, how work is shared among threads.
+SPEED = re.compile(r"prefetch|grain|huge|__builtin_expect|unroll|kAhead|kOneThread|PerTask|_tile_")
+SKIPPED = re.compile(
+    r"^\s*(#|//|template|using|static_assert|namespace|\}|typename)|m\.(def|impl)\("
+)
+
+COMPARE = {"==": operator.eq, ">": operator.gt, ">=": operator.ge, "<": operator.lt}
+SWAPS = {
+    " < ": " <= ",
+    " <= ": " < ",
+    " > ": " >= ",
+    " >= ": " > ",
+    " == ": " != ",
+    " != ": " == ",
+    " + ": " - ",
+    " - ": " + ",
+    " * ": " + ",
+    " / ": " * ",
+    " % ": " / ",
+    " && ": " || ",
+    " || ": " && ",
+    " & ": " | ",
+    " << ": " >> ",
+    " >> ": " << ",
+    " += ": " = ",
+    "min(": "max(",
+    "max(": "min(",
+    "true": "false",
+    "false": "true",
+}
+STATEMENT = re.compile(
+    r"^\s*[\w.\->\[\]()+* ]+ ([-+*/|&^]|<<|>>)?= [^;]*;$|^\s*[\w:.\->]+\([^;]*\);$"
+)
+DECLARED = re.compile(r"^\s*(const|auto|int|int64_t|uint\w+|float|double|bool|T|V|return)\b")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one line."""
+
+    file: str
+    line: int
+    old: str
+    new: str
+
+    @property
+    def name(self) -> str:
+        text = f"{self.file}\n{self.line}\n{self.old}\n{self.new}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def changes(code: str) -> Iterator[str]:
+    """Every changed form of a line of C++."""
+    bare, comment = (code + "  ").split("  //")[0].rstrip(), '"' in code
+    if comment or SKIPPED.search(code) or SPEED.search(code) or "//" in bare:
+        return
+    for old, new in SWAPS.items():
+        for at in (m.start() for m in re.finditer(re.escape(old), bare)):
+            yield bare[:at] + new + bare[at + len(old) :]
+    for m in re.finditer(r"(?<![\w.])(\d+)(?![\w.])", bare):
+        yield bare[: m.start()] + str(int(m.group()) + 1) + bare[m.end() :]
+    for m in re.finditer(r"\bif \((.+)\)", bare):
+        if m.group(1).count("(") == m.group(1).count(")") and "constexpr" not in bare:
+            yield f"{bare[: m.start(1)]}!({m.group(1)}){bare[m.end(1) :]}"
+    if STATEMENT.match(bare) and not DECLARED.match(bare):
+        yield re.match(r"\s*", bare).group() + ";"
+
+
+def compiled_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that a build for the one instruction set compiles, with their numbers."""
+    active: list[bool] = []
+    taken: list[bool] = []
+    for number, line in enumerate(text.splitlines()):
+        words = line.strip()
+        if words.startswith(("#if", "#elif")):
+            condition = re.search(r"LIRANK_ISA (==|>|>=|<) (\d+)", words)
+            value = (
+                eval(f"{LANES} {condition[1]} {condition[2]}") if condition else "ndef" not in words
+            )
+            if words.startswith("#if"):
+                active.append(value)
+                taken.append(value)
+            else:
+                active[-1] = value and not taken[-1]
+                taken[-1] |= value
+        elif words.startswith("#else"):
+            active[-1] = not taken[-1]
+        elif words.startswith("#endif"):
+            active.pop()
+            taken.pop()
+        elif all(active):
+            yield number, line
+
+
+def family_of(path: Path) -> str | None:
+    return next((f for f in FAMILIES if path.name.startswith(f)), None)
+
+
+def sources() -> list[Path]:
+    """The files that are changed: those of the op families, without their CUDA side."""
+    found = sorted((ROOT / "csrc").rglob("*"))
+    return [
+        p.relative_to(ROOT)
+        for p in found
+        if p.suffix in (".h", ".cpp") and family_of(p) and "cuda" not in str(p.relative_to(ROOT))
+    ]
+
+
+def all_mutants() -> list[Mutant]:
+    found = []
+    for path in sources():
+        for number, line in compiled_lines((ROOT / path).read_text()):
+            found += [Mutant(str(path), number, line, new) for new in changes(line) if new != line]
+    return found
+
+
+class Workshop:
+    """A copy of the sources with a build of its own, in which one mutant at a time is compiled."""
+
+    def __init__(self) -> None:
+        self.root = SCRATCH / "tree"
+        self.root.mkdir(parents=True, exist_ok=True)
+        for name in ("csrc", "kernels"):
+            copy_changed(ROOT / name, self.root / name)
+        copy_changed(ROOT / "setup.py", self.root / "setup.py")
+        for name in ("pyproject.toml", "README.md"):
+            copy_changed(ROOT / name, self.root / name)
+        self.made = SCRATCH / "package"
+        lay_out(self.made / "lirank_ext")
+        self.environment = {
+            **os.environ,
+            "LIRANK_BUILD_FLAGS": FAST.flags,
+            "LIRANK_BUILD_ISA": ISA,
+            "FORCE_CUDA": "0",
+        }
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(self.made)]
+        subprocess.run(command, cwd=self.root, env=self.environment, check=True)
+        self.work = next((self.root / "build").glob("ninja-*"))
+        (self.work / "changed").mkdir(exist_ok=True)
+        self.library = os.path.relpath(self.made / "lirank_ext" / "liblirank.so", self.work)
+        self.depends = self._dependents()
+        self.compiling, self.linking = self._commands()
+        # The library of the last mutant of an earlier run may lie there.
+        subprocess.run(self.linking, shell=True, cwd=self.work, check=True)
+
+    def _dependents(self) -> dict[str, list[str]]:
+        """The objects that include each source, by its path."""
+        listed = subprocess.check_output(
+            [sys.executable, "-m", "ninja", "-C", str(self.work), "-t", "deps"], text=True
+        )
+        found: dict[str, list[str]] = {}
+        for block in listed.split("\n\n"):
+            lines = [line for line in block.splitlines() if not line.startswith("ninja:")]
+            if not lines:
+                continue
+            target = lines[0].split(":")[0]
+            for line in lines[1:]:
+                path = (self.work / line.strip()).resolve()
+                # That of the bindings is another library, which stays as it is.
+                if path.is_relative_to(self.root) and target != "bindings.cpp.o":
+                    found.setdefault(str(path.relative_to(self.root)), []).append(target)
+        return found
+
+    def _commands(self) -> tuple[dict[str, str], str]:
+        """The command that compiles each object, and the one that links them."""
+        listed = subprocess.check_output(
+            [sys.executable, "-m", "ninja", "-C", str(self.work), "-t", "commands", self.library],
+            text=True,
+        )
+        lines = [line for line in listed.splitlines() if " -o " in line]
+        return {line.split(" -o ")[-1]: line for line in lines[:-1]}, lines[-1]
+
+    def compile(self, file: str) -> str:
+        """Compile what a changed source is part of, beside the objects of the unchanged one.
+
+        Returns:
+            Why there is no library to judge, or "".
+        """
+        names = self.depends[file]
+        commands = [self.compiling[n].replace(f"-o {n}", f"-o changed/{n}") for n in names]
+        running = [subprocess.Popen(c, shell=True, cwd=self.work, stderr=QUIET) for c in commands]
+        if any([process.wait() for process in running]):
+            return "does not compile"
+        both = ((self.work / n, self.work / "changed" / n) for n in names)
+        if all(old.read_bytes() == new.read_bytes() for old, new in both):
+            return "the same program"
+        link = self.linking
+        for name in names:
+            link = link.replace(f" {name} ", f" changed/{name} ")
+        done = subprocess.run(link, shell=True, cwd=self.work, stderr=QUIET)
+        return "does not compile" if done.returncode else ""
+
+
+def copy_changed(source: Path, target: Path) -> None:
+    """Copy what differs, so that a later run compiles nothing again."""
+    for path in [source] if source.is_file() else sorted(source.rglob("*")):
+        if path.is_dir() or "__pycache__" in path.parts:
+            continue
+        to = target if source.is_file() else target / path.relative_to(source)
+        if not to.is_file() or to.read_bytes() != path.read_bytes():
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, to)
+
+
+def judge(mutant: Mutant, shop: Workshop) -> dict:
+    """Compile a mutant and see what notices it."""
+    path = shop.root / mutant.file
+    whole = (ROOT / mutant.file).read_text()
+    lines = whole.splitlines(keepends=True)
+    lines[mutant.line] = mutant.new + "\n"
+    began, by = time.monotonic(), ""
+    try:
+        path.write_text("".join(lines))
+        verdict = shop.compile(mutant.file)
+    finally:
+        path.write_text(whole)
+    if not verdict:
+        by = noticed(mutant, shop)
+        verdict = "caught" if by else "survived"
+    seconds = round(time.monotonic() - began, 1)
+    return {"name": mutant.name, **asdict(mutant), "verdict": verdict, "by": by, "seconds": seconds}
+
+
+def noticed(mutant: Mutant, shop: Workshop) -> str:
+    """What caught a mutant, in a few words, or ""."""
+    family = family_of(Path(mutant.file))
+    said = noticed_by_verify(FAMILIES[family], shop)
+    return f"verify: {said}" if said else _verdict_of_tests(family, shop.made)
+
+
+def noticed_by_verify(ops: Sequence[str], shop: Workshop) -> str:
+    """What ``verify`` says of the ops whose names begin so, in a process of its own."""
+    report = SCRATCH / "report"
+    report.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(int(PATIENCE))
+        os.dup2(os.open(SCRATCH / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        try:
+            report.write_text(_verdict_of_verify(tuple(ops), shop.made))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return f"ended by signal {os.WTERMSIG(status)}"
+    return report.read_text() if report.exists() else "an exception outside of a case"
+
+
+def _verdict_of_verify(prefixes: tuple[str, ...], package: Path) -> str:
+    """Runs in a process of its own, which loads the mutant's library."""
+    sys.path.insert(0, str(package))
+    from lirank_ext.library.op import implementations
+    from lirank_ext.verify import check_case, checked_ops, fuzz
+    from lirank_ext.verify.cases import all_cases
+
+    ops = [op for op in checked_ops() if op.startswith(prefixes)]
+    for op in ops:
+        kernel = implementations(op)["cpu"]
+        for case in all_cases(op):
+            outcome = check_case(case, kernel)
+            if not outcome.passed:
+                return f"{op}: {case.label}"
+    for op in set(ops) & set(fuzz.GENERATORS):
+        for seed in range(RANDOM_CALLS):
+            if problem := fuzz.judge(op, seed):
+                return f"random call {op}:{seed}: {problem}"[:200]
+    return ""
+
+
+def _verdict_of_tests(family: str, package: Path) -> str:
+    names = {"bags": "quantized_embedding", "convert": "convert"}
+    stem = names.get(family, family)
+    files = sorted(str(p) for p in (ROOT / "tests").glob(f"test_{stem}*.py"))
+    files += [str(ROOT / "tests/test_request_sharing.py")] if family == "cross" else []
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    try:
+        done = subprocess.run(
+            command, cwd=SCRATCH, env=environment, capture_output=True, text=True, timeout=1200
+        )
+    except subprocess.TimeoutExpired:
+        return "tests: no end after 20 minutes"
+    if done.returncode == 0:
+        return ""
+    failed = re.findall(r"^(?:FAILED|ERROR) \S*?(test_\S+)", done.stdout, re.M)
+    return f"tests: {failed[0] if failed else 'the process died'}"
+
+
+def drawn(count: int, seed: int, depends: dict[str, list[str]]) -> list[Mutant]:
+    """Mutants by chance: a file first, so that long files do not take all of them."""
+    by_file: dict[str, list[Mutant]] = {}
+    for mutant in all_mutants():
+        if 0 < len(depends.get(mutant.file, [])) <= MOST_OBJECTS:
+            by_file.setdefault(mutant.file, []).append(mutant)
+    draw, found = random.Random(seed), {}
+    # As many of a file as the root of its length, at random within it.
+    weights = {file: len(each) ** 0.5 for file, each in by_file.items()}
+    while len(found) < count:
+        file = draw.choices(list(weights), list(weights.values()))[0]
+        mutant = draw.choice(by_file[file])
+        found[mutant.name] = mutant
+    return list(found.values())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=200, help="mutants to draw (default 200)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    parser.add_argument("--again", metavar="NAME", nargs="*", help="judge these once more")
+    parser.add_argument("--json", type=Path, help="where the counts and the survivors go")
+    args = parser.parse_args()
+    shop = Workshop()
+    import torch  # before the first fork: every child has it
+
+    torch.set_num_threads(2)
+    if said := noticed_by_verify(sorted({op for each in FAMILIES.values() for op in each}), shop):
+        sys.exit(f"mutants: the unchanged library does not pass: {said}")
+    judged_file = SCRATCH / "judged.jsonl"
+    lines = judged_file.read_text().splitlines() if judged_file.exists() else []
+    judged = {each["name"]: each for each in map(json.loads, lines)}
+    mutants = drawn(args.count, args.seed, shop.depends)
+    for number, mutant in enumerate(mutants):
+        if mutant.name in judged and mutant.name not in (args.again or ()):
+            continue
+        if args.again and mutant.name not in args.again:
+            continue
+        found = judge(mutant, shop)
+        judged[mutant.name] = found
+        with judged_file.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        where = f"{mutant.file}:{mutant.line + 1}"
+        print(f"{number + 1}/{len(mutants)} {where} {found['verdict']} {found['by']}", flush=True)
+    counted = [judged[m.name] for m in mutants if m.name in judged]
+    print(summary(counted, args))
+    if args.json:
+        args.json.write_text(json.dumps(figures(counted, args), indent=1) + "\n")
+    return 0
+
+
+def figures(judged: list[dict], args: argparse.Namespace) -> dict:
+    count = {v: sum(j["verdict"] == v for j in judged) for v in VERDICTS}
+    survivors = [j for j in judged if j["verdict"] == "survived"]
+    by = {w: sum(j["by"].startswith(w) for j in judged) for w in ("verify", "tests")}
+    return {"isa": ISA, "seed": args.seed, "drawn": args.count, "verdicts": count, "by": by} | {
+        "survivors": [{k: s[k] for k in ("name", "file", "line", "old", "new")} for s in survivors]
+    }
+
+
+VERDICTS = ("caught", "survived", "the same program", "does not compile")
+
+
+def summary(judged: list[dict], args: argparse.Namespace) -> str:
+    count = figures(judged, args)["verdicts"]
+    return f"{sum(count.values())} of {args.count} mutants judged: " + ", ".join(
+        f"{n} {verdict}" for verdict, n in count.items()
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

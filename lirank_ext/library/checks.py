@@ -25,10 +25,18 @@ def refuse(a: Call, argument: str, text: str, error: type[Exception] = ValueErro
 
 
 def check(condition: bool, a: Call, argument: str, wanted: str, got: Any = _ARGUMENT) -> None:
-    """Raise a ValueError that names op and argument unless ``condition`` holds."""
+    """Raise a ValueError that names op and argument unless ``condition`` holds.
+
+    What was got is written as C++ writes it: numbers by six digits, tensors by their shape.
+    """
     if not condition:
         got = getattr(a, argument) if got is _ARGUMENT else got
-        got = shape(got) if isinstance(got, Tensor) else got
+        if isinstance(got, Tensor):
+            got = (
+                shape(got) if wanted.startswith(("shape ", "the shape ")) else f"shape {shape(got)}"
+            )
+        elif isinstance(got, float):
+            got = f"{got:g}"
         refuse(a, argument, f"wanted {wanted}, got {got}")
 
 

@@ -5,18 +5,19 @@ An op that keeps more for the backward reports itself by the name that its users
 
 from __future__ import annotations
 
+from operator import eq
 from typing import Any
 
 from torch import Tensor
 
-from ..library.checks import check, check_device, check_dim, check_dtype, check_floating
+from ..library.checks import check, check_device, check_dim, check_dtype, check_floating, shape
 
 
 def check_attention(a: Any) -> None:
     """q, k, v: (B, r)."""
     check_floating(a, "q")
     check_dim(a, "q", 2)
-    check(a.q.shape[1] > 0, a, "q", "a rank of at least 1")
+    check(a.q.shape[1] > 0, a, "q", "a rank of at least 1", shape(a.q))
     for name, t in (("k", a.k), ("v", a.v)):
         check_dtype(a, name, a.q.dtype)
         check(t.shape == a.q.shape, a, name, f"shape {tuple(a.q.shape)}")
@@ -52,17 +53,17 @@ def check_cross(
     check_floating(op, "x0", x0)
     check_dim(op, "x0", 2, x0)
     dim, rank = x0.shape[1], u.shape[-1] if u.dim() else 0
-    check(dim > 0, op, "x0", "a width of at least 1", x0)
+    check(dim > 0, op, "x0", "a width of at least 1", shape(x0))
     wanted = {"x": (x, tuple(x0.shape)), "u": (u, (dim, rank))}
     wanted |= {name: (t, (rank, dim)) for name, t in kernels.items()}
     if bias is not None:
         wanted["bias"] = (bias, (dim,))
-    for name, (t, shape) in wanted.items():
+    for name, (t, sizes) in wanted.items():
         check_dtype(op, name, x0.dtype, t)
-        check_dim(op, name, len(shape), t)
-        check(all(a == b for a, b in zip(t.shape, shape, strict=True)), op, name, f"{shape}", t)
+        check_dim(op, name, len(sizes), t)
+        check(all(map(eq, t.shape, sizes)), op, name, f"shape {sizes}", t)
         check_device(op, name, x0.device, t)
-    check(rank > 0, op, "u", "a rank of at least 1", u)
+    check(rank > 0, op, "u", "a rank of at least 1", shape(u))
 
 
 def check_grad(a: Any, like: Tensor) -> None:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..library.checks import check, check_device, check_dim, check_dtype, check_floating, refuse
+from ..library.checks import (
+    check,
+    check_device,
+    check_dim,
+    check_dtype,
+    check_floating,
+    refuse,
+    shape,
+)
 from ..library.op import OPS, op
 from .cross import low_rank_cross
 from .cross_attention import attention_cross
@@ -118,7 +126,8 @@ def _(a):
     for name in ("request", "items"):
         check_dtype(a, name, a.request.dtype)
         check_dim(a, name, 2)
-        check(getattr(a, name).shape[1] > 0, a, name, "a width of at least 1")
+        t = getattr(a, name)
+        check(t.shape[1] > 0, a, name, "a width of at least 1", shape(t))
         check_device(a, name, a.request.device)
     check_dtype(a, "counts", torch.int64)
     check_dim(a, "counts", 1)

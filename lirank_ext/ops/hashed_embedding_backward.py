@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library.checks import check, check_device, check_dim, check_dtype, check_floating
+from ..library.checks import check, check_device, check_dim, check_dtype, check_floating, shape
 from ..library.op import op
 from .bags import Bags, check_offsets
 from .hashed_embedding_rule import (
@@ -40,9 +40,10 @@ def check_tables(a: Any) -> None:
         check_dtype(a, name, first.dtype)
         check_dim(a, name, 2)
         check_device(a, name, first.device)
-    check(first.shape[1] > 0, a, "quotient_b", "a positive width")
+    check(first.shape[1] > 0, a, "quotient_b", "a positive width", shape(first))
     for name in TABLES:
-        check(getattr(a, name).shape[1] == first.shape[1], a, name, f"width {first.shape[1]}")
+        t = getattr(a, name)
+        check(t.shape[1] == first.shape[1], a, name, f"width {first.shape[1]}", shape(t))
     check_heights(a)
 
 
@@ -93,7 +94,7 @@ def _check_backward(a: Any) -> None:
     check_ids(a, a.grad.device)
     check_dim(a, "grad", 2)
     count = Bags.of(a).count()
-    check(a.grad.shape[0] == count, a, "grad", f"{count} rows")
+    check(a.grad.shape[0] == count, a, "grad", f"{count} rows", shape(a.grad))
 
 
 @hashed_embedding_bag_backward.fake

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library.checks import check, check_dtype, check_index_dtype
+from ..library.checks import check, check_dtype, check_index_dtype, shape
 from .bags import check_bags
 from .hashing import murmur
 
@@ -55,9 +55,10 @@ def check_ids(a: Any, device: torch.device) -> None:
 def check_heights(a: Any) -> None:
     """Rows of the four tables against the rule."""
     remainders = a.remainder_b.shape[0]
-    check(0 < remainders <= HALF, a, "remainder_b", "1 to 2^32 - 1 rows")
+    check(0 < remainders <= HALF, a, "remainder_b", "1 to 2^32 - 1 rows", remainders)
     quotients = -(-a.num_buckets // remainders)
     for name in TABLES:
         rows = quotients if name.startswith("quotient") else remainders
         wanted = f"{rows} rows for {a.num_buckets} buckets and {remainders} remainders"
-        check(getattr(a, name).shape[0] == rows, a, name, wanted)
+        t = getattr(a, name)
+        check(t.shape[0] == rows, a, name, wanted, shape(t))

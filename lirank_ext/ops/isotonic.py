@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..library.checks import check, check_device, check_dim, check_dtype, check_floating
+from ..library.checks import check, check_device, check_dim, check_dtype, check_floating, shape
 from ..library.op import op
 
 # Edges and widths beyond these leave float32's range before the logit does.
@@ -84,7 +84,9 @@ def _check(a) -> None:
         fits = a.embedding.dim() == len(wanted) and all(
             size == want for size, want in zip(a.embedding.shape, wanted, strict=True)
         )
-        check(fits, a, "embedding", f"shape {wanted}")
+        text = f"the shape of logits with a last axis of {wanted[-1]}"
+        got = f"{shape(a.embedding)} for logits {shape(a.logits)}"
+        check(fits, a, "embedding", text, got)
 
 
 isotonic_calibration.autocast("float32")

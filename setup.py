@@ -1,30 +1,37 @@
 """Builds liblirank.so (the ops), lirank_ext._C (pybind11) and liblirank_cuda.so (CUDA kernels).
 
 Ninja runs the compilers, so that a rebuild compiles only what changed. Without a C++ compiler the
-package installs as pure Python, and ``lirank-ext info`` says why. Environment variables:
+package installs as pure Python, and ``lirank-ext info`` says why. PyTorch is read for its headers
+and never imported; where there is none, its wheel is fetched for them. Environment variables:
 
-CXX                 the compiler, with a launcher if there is one: ``CXX="ccache g++"``.
-LIRANK_NO_BUILD=1   compiles nothing.
-FORCE_CUDA=0|1      compiles the CUDA kernels never, or always where nvcc is. Without it they are
-                    compiled where nvcc is and PyTorch has CUDA.
-LIRANK_BUILD_FLAGS  more flags for the compiler and the linker of host code, after those of this
-                    file: "-O1 -g -fsanitize=address".
-LIRANK_BUILD_ISA    plain, avx2 or avx512: the only instruction set whose kernels are compiled.
-                    The library that results is for tests. Objects of a build with either variable
-                    have a folder of their own.
+CXX                   the compiler, with a launcher if there is one: ``CXX="ccache g++"``.
+LIRANK_NO_BUILD=1     compiles nothing; the wheel is py3-none-any.
+LIRANK_ANY_PYTHON=1   leaves out lirank_ext._C, which is for one Python; lirank_ext.library.native
+                      does its work by ctypes. The wheel is py3-none-<platform>.
+FORCE_CUDA=0|1        compiles the CUDA kernels never, or always where nvcc is. Without it they are
+                      compiled where nvcc is and PyTorch has CUDA.
+LIRANK_BUILD_FLAGS    more flags for the compiler and the linker of host code, after those of this
+                      file: "-O1 -g -fsanitize=address".
+LIRANK_BUILD_ISA      plain, avx2 or avx512: the only instruction set whose kernels are compiled.
+                      The library that results is for tests. Objects of a build with either variable
+                      have a folder of their own.
 """
 
+import importlib.util
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import zipfile
 import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -35,6 +42,14 @@ ISAS = {"plain": 0, "avx2": 256, "avx512": 512}
 # only where a kernel says so.
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off"
 FLAGS += " -Wall -Wno-psabi -Wno-maybe-uninitialized"
+ANY_PYTHON = os.environ.get("LIRANK_ANY_PYTHON") == "1"
+NO_BUILD = os.environ.get("LIRANK_NO_BUILD") == "1"
+OLDEST_TORCH = (2, 10)
+# Asked for in this order where there is no PyTorch: a CPU wheel is a fifth of one with CUDA, and
+# only the headers are used, whose version does not matter to the result.
+FETCHED_TORCH = ("torch==2.13.0+cpu", "torch>=2.10")
+HEADERS = ("version.py", "include/torch/csrc/stable/", "include/torch/headeronly/",
+           "include/torch/csrc/inductor/aoti_torch/")  # fmt: skip
 WITHOUT = "or set LIRANK_NO_BUILD=1 to install without compiled parts"
 # C++17, and the newest instruction sets for which code is compiled.
 PROBE = """
@@ -76,12 +91,78 @@ def check_compiler(command):
             f"the compiler {shlex.join(command)!r} cannot compile C++17 for AMX ({said}): "
             "lirank_ext needs GCC 11 or clang 12, or newer. Name such a compiler in CXX"
         )
+    if ANY_PYTHON:
+        return
     include = Path(sysconfig.get_paths()["include"])
     if not (include / "Python.h").is_file():
         stop(
             f"{include}/Python.h is missing: install Python's headers (python3-dev on Debian and "
-            "Ubuntu, python3-devel on Fedora)"
+            "Ubuntu, python3-devel on Fedora), or set LIRANK_ANY_PYTHON=1, which needs none"
         )
+
+
+class Torch:
+    """The folder of an installed PyTorch, or of its headers."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        named = runpy.run_path(str(folder / "version.py"))
+        self.version, self.cuda = named["__version__"].split("+")[0], named.get("cuda")
+
+    def fits(self):
+        return tuple(int(n) for n in self.version.split(".")[:2]) >= OLDEST_TORCH
+
+    def link(self, compiler):
+        """The options that name libtorch_cpu.so, which the process has loaded at run time."""
+        folder, options = self.folder / "lib", "-Wl,--no-as-needed -ltorch_cpu"
+        if (folder / "libtorch_cpu.so").is_file():
+            return f"{_folder('-L', folder)} {options} -Wl,-z,defs"
+        # Headers alone: an empty library of that name, and no check that it has the functions.
+        folder.mkdir(exist_ok=True)
+        command = [*compiler, "-shared", "-fPIC", "-Wl,-soname,libtorch_cpu.so", "-x", "c++",
+                   os.devnull, "-o", str(folder / "libtorch_cpu.stub.so")]  # fmt: skip
+        subprocess.run(command, check=True)
+        return f"{_folder('-L', folder)} -Wl,--no-as-needed -l:libtorch_cpu.stub.so"
+
+
+def find_torch():
+    """The PyTorch of this environment, or the headers of one.
+
+    pip hides the environment from an isolated build, but its folder is still that of sysconfig: so
+    an isolated build takes the PyTorch that is already there. Other front ends build in an
+    environment of their own, where the wheel of a PyTorch is fetched, without what it depends on.
+    """
+    spec = importlib.util.find_spec("torch")
+    folders = [Path(f) for f in (spec.submodule_search_locations or ())] if spec else []
+    folders += [Path(sysconfig.get_paths()[kind]) / "torch" for kind in ("purelib", "platlib")]
+    kept = ROOT / "build" / "torch"
+    for folder in (*folders, kept):
+        if all((folder / name).exists() for name in HEADERS) and Torch(folder).fits():
+            return Torch(folder)
+    fetch_torch(kept)
+    return Torch(kept)
+
+
+def fetch_torch(kept):
+    shutil.rmtree(kept, ignore_errors=True)
+    for wanted in FETCHED_TORCH:
+        with tempfile.TemporaryDirectory() as folder:
+            print(f"lirank_ext: no PyTorch here, fetching the wheel of {wanted} for its headers.")
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+            done = subprocess.run(
+                [*command, "-q", "--dest", folder, wanted], capture_output=True, text=True
+            )
+            if done.returncode:
+                continue
+            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+                names = tuple(f"torch/{name}" for name in HEADERS)
+                wheel.extractall(kept.parent, [n for n in wheel.namelist() if n.startswith(names)])
+            return
+    said = (done.stderr.strip() or f"pip ended with {done.returncode}").splitlines()[-1]
+    stop(
+        f"compiling needs the headers of PyTorch 2.10 or newer, and pip could not fetch them "
+        f"({said}): install PyTorch into this environment first"
+    )
 
 
 def wants_cuda(nvcc, torch_has_cuda):
@@ -184,10 +265,9 @@ class NinjaBuild(build_ext):
         reason = package / "_not_built.txt"
         reason.unlink(missing_ok=True)
         self.stale = None
-        switched_off = os.environ.get("LIRANK_NO_BUILD") == "1"
-        compiler = [] if switched_off else find_compiler()
+        compiler = [] if NO_BUILD else find_compiler()
         if not compiler:
-            why = "LIRANK_NO_BUILD was set" if switched_off else "no C++ compiler was found"
+            why = "LIRANK_NO_BUILD was set" if NO_BUILD else "no C++ compiler was found"
             if not self.inplace:  # those of an earlier build would be shipped
                 for old in package.glob("*.so"):
                     old.unlink()
@@ -197,6 +277,9 @@ class NinjaBuild(build_ext):
             self.extensions = []
             return
         check_compiler(compiler)
+        for name in ("ninja",) if ANY_PYTHON else ("ninja", "pybind11"):
+            if importlib.util.find_spec(name) is None:
+                stop(f"compiling needs the package {name}: pip install {name}")
         work = work_folder()
         work.mkdir(parents=True, exist_ok=True)
         (work / "build.ninja").write_text(self.ninja_file(compiler, package.resolve(), work))
@@ -207,12 +290,8 @@ class NinjaBuild(build_ext):
             self.stale.unlink()
 
     def ninja_file(self, compiler, package, work):
-        import pybind11
-        import torch
-
         file = NinjaFile(work)
-        torch_root = Path(torch.__file__).parent
-        version = torch.__version__.split("+")[0]
+        torch = find_torch()
         nvcc = shutil.which("nvcc")
         own = " ".join(_folder("-I", file.path(ROOT / f)) for f in ("csrc", "kernels"))
         file.variable("cxx", shlex.join(compiler))
@@ -228,9 +307,9 @@ class NinjaBuild(build_ext):
         file.lines += NinjaFile.RULES
 
         stable = "-DTORCH_TARGET_VERSION=0x020a000000000000 " + _folder(
-            "-I", torch_root / "include"
+            "-I", torch.folder / "include"
         )
-        torch_link = _folder("-L", torch_root / "lib") + " -ltorch_cpu"
+        torch_link = torch.link(compiler)
         sources, shared, glue, kernels = (
             sorted((ROOT / "csrc" / folder).glob("*.cpp"))
             for folder in ("", "library", "cuda", "simd")
@@ -244,19 +323,17 @@ class NinjaBuild(build_ext):
         ]
         others = [s for s in sources if s not in (bindings, interface)]
         host += file.objects([*others, *shared], "cxx", stable)
-        host += file.objects([interface], "cxx", f"-DLIRANK_BUILT_FOR_TORCH={version}")
+        host += file.objects([interface], "cxx", f"-DLIRANK_BUILT_FOR_TORCH={torch.version}")
         core = file.path(package / "liblirank.so")
-        file.build(core, "link", host, f"{torch_link} -lpthread -Wl,-z,defs")
+        file.build(core, "link", host, f"{torch_link} -lpthread")
 
-        python = [sysconfig.get_paths()["include"], pybind11.get_include()]
-        python = " ".join(_folder("-I", path) for path in python)
-        bound = file.objects([bindings], "cxx", python)
-        module = file.path(package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
-        beside = _folder("-L", file.path(package)) + " -l:liblirank.so"
-        file.build(module, "link", bound, beside, after=[core])
+        for old in package.glob("_C.*.so") if ANY_PYTHON else ():
+            old.unlink()
+        if not ANY_PYTHON:
+            self.module(file, bindings, package, core)
 
         cuda = package / "liblirank_cuda.so"
-        if not wants_cuda(nvcc, torch.version.cuda is not None):
+        if not wants_cuda(nvcc, torch.cuda is not None):
             self.stale = cuda  # an earlier build's, which may not fit the rest
             return "\n".join(file.lines) + "\n"
         toolkit = toolkit_of(nvcc)
@@ -268,9 +345,39 @@ class NinjaBuild(build_ext):
         file.build(file.path(cuda), "link", device, link)
         return "\n".join(file.lines) + "\n"
 
+    def module(self, file, bindings, package, core):
+        """lirank_ext._C, for the Python that runs this."""
+        import pybind11
+
+        python = [sysconfig.get_paths()["include"], pybind11.get_include()]
+        python = " ".join(_folder("-I", path) for path in python)
+        module = file.path(package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
+        beside = _folder("-L", file.path(package)) + " -l:liblirank.so"
+        file.build(module, "link", file.objects([bindings], "cxx", python), beside, after=[core])
+
     def get_outputs(self):
         package = Path(self.build_lib) / "lirank_ext"
         return [str(p) for p in (*package.glob("*.so"), *package.glob("_not_built.txt"))]
 
 
-setup(ext_modules=[Extension("lirank_ext._C", sources=[])], cmdclass={"build_ext": NinjaBuild})
+class Wheel(bdist_wheel):
+    """Tags the wheel by what it holds."""
+
+    def run(self):
+        if NO_BUILD or not find_compiler():
+            self.run_command("build_ext")  # which leaves the reason in the package
+            self.distribution.ext_modules = []
+            self.root_is_pure = True
+        super().run()
+
+    def get_tag(self):
+        if self.root_is_pure:
+            return "py3", "none", "any"
+        python, abi, platform = super().get_tag()
+        return ("py3", "none", platform) if ANY_PYTHON else (python, abi, platform)
+
+
+setup(
+    ext_modules=[Extension("lirank_ext._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuild, "bdist_wheel": Wheel},
+)

@@ -18,7 +18,7 @@ pytest.importorskip("pybind11", reason="setup.py needs pybind11")
 pytest.importorskip("ninja", reason="setup.py needs ninja")
 
 # A compiler that only checks that its sources exist, and writes empty files.
-COMPILER = """#!{python}
+COMPILER = """#!{python} -SE
 import pathlib, sys
 args = sys.argv[1:]
 with open({log!r}, "a") as log:

@@ -14,6 +14,7 @@ import lirank_ext
 from lirank_ext import nn
 from lirank_ext.library.op import OPS
 from lirank_ext.models import LiRank
+from lirank_ext.nn.reference_isotonic import ReferenceIsotonicCalibration
 from lirank_ext.verify import check_case
 from lirank_ext.verify.cases import all_cases
 
@@ -112,6 +113,13 @@ def test_onnxruntime_gives_the_same(quantized, tmp_path):
         with torch.no_grad():
             wanted = model(*given)
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reference_calibration_converts_by_itself():
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    plain = ReferenceIsotonicCalibration(-4, 4, 0.5).eval()
+    assert torch.onnx.export(plain, (torch.randn(5),), dynamo=True, verbose=False) is not None
 
 
 @pytest.mark.skipif(

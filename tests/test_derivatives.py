@@ -12,7 +12,16 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from lirank_ext import attention_cross, isotonic_calibration, low_rank_cross, nn, outer_attention
+from lirank_ext import (
+    attention_cross,
+    dequantize_rows,
+    isotonic_calibration,
+    low_rank_cross,
+    nn,
+    outer_attention,
+    pack_rows,
+    quantize_rows,
+)
 from lirank_ext.library.op import OPS
 from lirank_ext.nn import reference_cross
 
@@ -316,3 +325,76 @@ def test_the_op_of_a_whole_net_has_gradients():
     found = torch.autograd.grad(y.square().sum(), list(net.parameters()))
     wanted = torch.autograd.grad(slow(x).square().sum(), list(slow.parameters()))
     assert_same(found, wanted)
+
+
+# ---- what has first derivatives alone, or none ------------------------------------------
+
+IDS, OFFSETS = torch.arange(7), torch.tensor([0, 3, 3, 5])
+
+
+def bags_of(kind):
+    """A function of the weights of 7 ids."""
+    plain = torch.nn.EmbeddingBag(50, 8, mode="sum")
+    hashed = nn.HashedEmbeddingBag(8, 1000, 10, sparse=False)
+    if kind == "bags":
+        both = nn.QuantizedEmbeddingBagCollection.from_float({"a": plain, "b": plain})
+        return lambda w: both(IDS, torch.tensor([0, 3, 3, 5, 7]), w)
+    kinds = {
+        "hashed": hashed,
+        "hashed, int8": hashed.quantize(),
+        "int8": nn.QuantizedEmbeddingBag.from_float(plain),
+    }
+    return lambda w: kinds[kind](IDS, OFFSETS, w)
+
+
+BAGS = ("hashed", "hashed, int8", "int8", "bags")
+
+
+@pytest.mark.parametrize("kind", BAGS)
+def test_weights_of_bags_have_first_derivatives_and_no_zeros_beyond(kind):
+    bags, w = bags_of(kind), torch.rand(7)
+    leaf = w.clone().requires_grad_()
+    (g,) = torch.autograd.grad(bags(leaf).square().sum(), leaf, create_graph=True)
+    assert g.any()
+    with pytest.raises(RuntimeError, match="a second derivative was wanted"):
+        g.square().sum().backward()
+    refused = "wanted in forward mode or by torch.func"
+    for transform in (
+        lambda: func.jvp(bags, (w,), (w,)),
+        lambda: func.grad(lambda w: bags(w).sum())(w),
+        lambda: func.vjp(bags, w),
+        lambda: func.jacfwd(bags)(w),
+    ):
+        with pytest.raises(RuntimeError, match=refused):
+            transform()
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=refused):
+        bags(forward_ad.make_dual(w, w))
+
+
+def test_tables_refuse_what_is_beyond_first_derivatives():
+    bag = nn.HashedEmbeddingBag(8, 1000, 10, sparse=False)
+    held = dict(bag.named_parameters())
+
+    def loss(tables):
+        return func.functional_call(bag, tables, (IDS, OFFSETS)).square().sum()
+
+    with pytest.raises(RuntimeError, match=r"by torch\.func"):
+        func.grad(loss)(held)
+    with pytest.raises(RuntimeError, match="forward mode"):
+        func.jvp(loss, (held,), (held,))
+
+
+def test_quantizing_is_no_derivative_of_zero():
+    weight = draw(4, 8, dtype=torch.float32)
+    assert not quantize_rows(weight.clone().requires_grad_())[1].requires_grad
+    for transform in (
+        lambda: func.jvp(lambda w: quantize_rows(w)[1], (weight,), (weight,)),
+        lambda: func.grad(lambda w: quantize_rows(w)[1].sum())(weight),
+    ):
+        with pytest.raises(ValueError, match="codes have none; detach"):
+            transform()
+    codes, scale, mid = quantize_rows(weight)
+    with pytest.raises(ValueError, match="a quantized table cannot be trained"):
+        func.jvp(lambda s: pack_rows(codes, s, mid), (scale,), (scale,))
+    _, tangent = func.jvp(lambda s: dequantize_rows(codes, s, mid), (scale,), (scale,))
+    torch.testing.assert_close(tangent, codes * scale.unsqueeze(1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rankers import PRESETS, make_features, small
 
-from lirank_ext import nn, quantize
+from lirank_ext import hash_strings, nn, quantize
 from lirank_ext.models import LiRank
 
 ANY = {0: torch.export.Dim.DYNAMIC}
@@ -65,6 +65,24 @@ class Fallback(torch.nn.Module):
         return self.vocabulary.lookup(ids)
 
 
+class Strings(torch.nn.Module):
+    def forward(self, data, offsets):
+        return hash_strings((data, offsets))
+
+
+def strings(rows, ids):
+    ids, offsets = bags(rows, ids, last=True)
+    return ids.to(torch.uint8), offsets
+
+
+def int8_bag(**options):
+    return nn.QuantizedEmbeddingBag.from_float(torch.nn.EmbeddingBag(50, 8, **options))
+
+
+def ended(rows, ids):
+    return bags(rows, ids, last=True)
+
+
 NET = {"dim": 20, "rank": 4, "attention_rank": 6, "token_dim": 2}
 FLOAT = {k: torch.nn.EmbeddingBag(50, d, mode="sum") for k, d in (("a", 8), ("b", 12))}
 HEAD = {"input_dim": 6, "num_tasks": 2}
@@ -87,6 +105,18 @@ MODULES = {
         lambda rows, ids: bags(rows, ids)[:1],
     ),
     "int4 bag": (lambda: nn.QuantizedEmbeddingBag.from_float(FLOAT["a"], 4), bags),
+    "int8 bag, last offset": (lambda: int8_bag(mode="sum", include_last_offset=True), ended),
+    "int8 bag, max": (lambda: int8_bag(mode="max", padding_idx=7), bags),
+    "int8 bag, padded": (lambda: int8_bag(mode="mean", padding_idx=7), bags),
+    "hashed, last offset": (
+        lambda: nn.HashedEmbeddingBag(8, 1000, 10, include_last_offset=True),
+        ended,
+    ),
+    "hashed, int8, last offset": (
+        lambda: nn.HashedEmbeddingBag(8, 1000, 10, include_last_offset=True).quantize(),
+        ended,
+    ),
+    "strings": (Strings, strings),
     "int8 bags": (
         lambda: nn.QuantizedEmbeddingBagCollection.from_float(FLOAT),
         lambda rows, ids: bags(rows, ids, 2, last=True),
@@ -120,6 +150,19 @@ def test_modules_export_for_any_number_of_rows(name, strict):
     for size in SIZES:
         given = inputs(*size)
         assert torch.equal(program(*given), module(*given))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_graph_of_largest_values_refuses_offsets_that_fall(compiled):
+    module, (ids, offsets) = int8_bag(mode="max"), bags(4, 11)
+    if compiled:
+        run = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    else:
+        run = torch.export.export(module, (ids, offsets), dynamic_shapes=(ANY, ANY)).module()
+    assert torch.equal(run(ids, offsets), module(ids, offsets))
+    for wrong in (offsets.flip(0), offsets + 1, offsets + 20):
+        with pytest.raises(RuntimeError, match="argument 'offsets': wanted 0 first, no decrease"):
+            run(ids, wrong)
 
 
 def features_of(config, rows, ids):

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from rankers import PRESETS, make_features, small
+from test_export_dynamic import MODULES
 
 from lirank_ext import nn, quantize
 from lirank_ext.models import LiRank
@@ -198,3 +199,25 @@ def test_a_quantized_model_loads_without_float_tables(bits):
     features = make_features(config)
     with torch.no_grad():
         assert torch.equal(other(features), model(features))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_is_written_by_safetensors(name, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    module = MODULES[name][0]()
+    if isinstance(module, nn.NeuralLinear):
+        module.update(torch.randn(20, 5), torch.randn(20, 2))
+    safetensors.save_file(module.state_dict(), tmp_path / "module.safetensors")
+    state = safetensors.load_file(tmp_path / "module.safetensors")
+    assert state.keys() == module.state_dict().keys()
+    assert all(torch.equal(state[k], v) for k, v in module.state_dict().items())
+
+
+def test_a_vocabulary_is_built_where_its_model_is_on_meta():
+    wanted = nn.StaticVocabulary.build(["a", "b", "c"])
+    with torch.device("meta"):
+        made = nn.StaticVocabulary.build(["a", "b", "c"])
+        nothing = torch.arange(3)
+    assert torch.equal(made.table, wanted.table)
+    with pytest.raises(ValueError, match="wanted ids with data, got a tensor on the meta device"):
+        nn.StaticVocabulary.build(nothing)

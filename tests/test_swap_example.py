@@ -190,6 +190,13 @@ def test_one_parametrized_layer_is_left_and_the_others_replaced():
     assert type(model[0]) is TorchRec and type(model[1]) is LowRankCrossNet
 
 
+def test_what_compile_did_is_said_to_be_lost():
+    model = nn.Sequential(TorchRec(), TorchRec())
+    model[0].compile(backend="eager")
+    reasons = [row.reason for row in swap(model).replaced]
+    assert "call compile()" in reasons[0] and not reasons[1]
+
+
 # ---- with an example ---------------------------------------------------------------------------
 
 

@@ -295,8 +295,12 @@ def _plan(
     new[module] = made
     kept = set(map(id, made.parameters()))
     same = all(id(p) in kept for p in module.parameters())
-    note = NOTES.get(name_of(module), "")
-    note = note if same else "it has new parameters: pass them to the optimizer again"
+    notes = [NOTES.get(name_of(module), "")]
+    if not same:
+        notes = ["it has new parameters: pass them to the optimizer again"]
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        notes.append("it was compiled by its compile(), the replacement is not: call compile()")
+    note = "; ".join(filter(None, notes))
     return SwapRow(found.paths, source, type_name(made), note)
 
 

@@ -244,12 +244,19 @@ def _getter(positions: Sequence[int]) -> Callable[[tuple], tuple]:
     return lambda values: tuple(values[i] for i in positions)
 
 
-def refuse(library: torch.library.Library, op: Op, text: str) -> None:
-    """Let an op raise ValueError where a gradient is wanted."""
+def refuse(library: torch.library.Library, op: Op, text: str, only_transforms: bool) -> None:
+    """Let an op raise ValueError where a derivative is wanted.
+
+    With ``only_transforms`` that is in forward mode and in ``torch.func``, which would take the
+    result for a constant; elsewhere ``requires_grad`` of the result says that there is none.
+    """
     redispatch = _redispatch(op)
 
     def autograd(keyset: Any, *args: Any) -> Any:
-        if _grad_enabled() and _any_requires_grad(*args):
+        backwards = _grad_enabled() and _any_requires_grad(*args)
+        if only_transforms:
+            backwards = backwards and _functorch_active()
+        if backwards or (forward_ad._current_level >= 0 and any(map(_has_tangent, args))):
             raise ValueError(text)
         with _BelowAutograd():
             return redispatch(keyset & _BELOW, *args)

@@ -85,3 +85,15 @@ def check_dim(a: Call, argument: str, dims: int, t: Tensor | None = None) -> Non
 def check_device(a: Call, argument: str, wanted: torch.device, t: Tensor | None = None) -> None:
     t = getattr(a, argument) if t is None else t
     check(t.device == wanted, a, argument, f"device {wanted}", t.device)
+
+
+def free_size(size: int) -> int:
+    """A size of a fake result that is computed from the shapes of the arguments.
+
+    In an exported program it would leave the guard that it is not 1, so that one row were refused.
+    """
+    if not isinstance(size, torch.SymInt) or not torch.compiler.is_exporting():
+        return size
+    free = torch.library.get_ctx().new_dynamic_size()
+    torch._check(free == size)
+    return free

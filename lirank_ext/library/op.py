@@ -136,15 +136,16 @@ class Op:
         flops.register(self, formula)
         return formula
 
-    def no_gradient(self, refusal: str | None = None) -> None:
+    def no_gradient(self, refusal: str | None = None, only_transforms: bool = False) -> None:
         """Declare that the results never require a gradient.
 
-        A call whose arguments require one is refused with ``refusal``, if that is given.
+        A call whose arguments require one is refused with ``refusal``, if that is given; with
+        ``only_transforms`` in forward mode and in ``torch.func`` alone.
         """
         if refusal is None:
             library.impl(self.name, torch.library.fallthrough_kernel, "Autograd")
         else:
-            autograd.refuse(library, self, refusal)
+            autograd.refuse(library, self, refusal, only_transforms)
 
 
 OPS: dict[str, Op] = {}

@@ -90,7 +90,8 @@ class NeuralLinear(Float64Buffers):
         # Mean and factor are saved too, so that a restored module gives the same bits on any
         # machine.
         for name, t in zip(STATE, start, strict=True):
-            self.register_buffer(name, t.clone())
+            # Cholesky factors come transposed, and safetensors writes contiguous tensors only.
+            self.register_buffer(name, t.clone(memory_format=torch.contiguous_format))
 
     def _prior(self, device: torch.device | str) -> Tensor:
         eye = torch.eye(self.dim, dtype=torch.float64, device=device)

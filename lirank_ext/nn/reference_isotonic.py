@@ -22,5 +22,5 @@ class ReferenceIsotonicCalibration(IsotonicParameters):
         buckets = len(self.weight)
         edges = torch.arange(buckets, device=logits.device, dtype=logits.dtype) * self.step
         z = logits.clamp(self.lower, self.lower + buckets * self.step) - self.lower
-        filled = (z.unsqueeze(-1) - edges).clamp(0, self.step)
+        filled = (z.unsqueeze(-1) - edges).clamp(0.0, self.step)
         return (weight.relu() * filled).sum(-1) + self.lower + self.bias

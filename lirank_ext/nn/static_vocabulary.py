@@ -82,20 +82,8 @@ class StaticVocabulary(ResizingBuffers):
         whole = isinstance(tag_bits, int) and not isinstance(tag_bits, bool)
         if not whole or not 0 <= tag_bits <= MOST_TAG_BITS:
             refuse(_OWNER, "tag_bits", f"a whole number from 0 to {MOST_TAG_BITS}", repr(tag_bits))
-        if isinstance(keys, Tensor):
-            _check_ids("keys", keys, 1)
-            return cls(_build(keys.cpu().contiguous(), tag_bits, -1, keys, progress), oov)
-        if hasattr(keys, "__iter__") and not hasattr(keys, "__getitem__"):
-            keys = list(keys)
-        for string_seed in range(_ATTEMPTS):
-            hashes = hash_strings(keys, string_seed).cpu()
-            try:
-                return cls(_build(hashes, tag_bits, string_seed, keys, progress), oov)
-            except _Collision:
-                # Two strings share a 64-bit hash. With 10 million keys this happens with a
-                # probability of 3 in a million.
-                continue
-        raise RuntimeError(f"{_OWNER}.build: two keys share a hash under {_ATTEMPTS} seeds")
+        with torch.device("cpu"):  # also where a model is built on the meta device
+            return cls(_table_of(keys, tag_bits, progress), oov)
 
     def lookup(self, keys: Any, oov: int | None = None) -> Tensor:
         """Rows of the keys.
@@ -204,6 +192,26 @@ def _check_ids(argument: str, keys: Tensor, dims: int | None = None) -> None:
         refuse(_OWNER, argument, "an int64 tensor or strings", keys.dtype, TypeError)
     if dims is not None and keys.dim() != dims:
         refuse(_OWNER, argument, "one dimension", tuple(keys.shape))
+
+
+def _table_of(keys: Any, tag_bits: int, progress: bool) -> Tensor:
+    """The table of ids or strings."""
+    if isinstance(keys, Tensor):
+        _check_ids("keys", keys, 1)
+        if keys.is_meta:
+            refuse(_OWNER, "keys", "ids with data", "a tensor on the meta device")
+        return _build(keys.cpu().contiguous(), tag_bits, -1, keys, progress)
+    if hasattr(keys, "__iter__") and not hasattr(keys, "__getitem__"):
+        keys = list(keys)
+    for string_seed in range(_ATTEMPTS):
+        hashes = hash_strings(keys, string_seed).cpu()
+        try:
+            return _build(hashes, tag_bits, string_seed, keys, progress)
+        except _Collision:
+            # Two strings share a 64-bit hash. With 10 million keys this happens with a
+            # probability of 3 in a million.
+            continue
+    raise RuntimeError(f"{_OWNER}.build: two keys share a hash under {_ATTEMPTS} seeds")
 
 
 def _build(hashes: Tensor, tag_bits: int, string_seed: int, keys: Any, progress: bool) -> Tensor:

@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..library.checks import check, check_device, check_dim, check_floating, check_index_dtype
+from ..library.checks import (
+    check,
+    check_device,
+    check_dim,
+    check_floating,
+    check_index_dtype,
+    free_size,
+)
 
 
 class Bags(NamedTuple):
@@ -48,6 +55,10 @@ class Bags(NamedTuple):
             return self.ids.shape[0]
         return self.offsets.shape[0] - int(self.include_last)
 
+    def size_of_result(self) -> int:
+        """The number of bags as a size in a fake kernel."""
+        return free_size(self.count()) if self.include_last else self.count()
+
     def of_each_id(self) -> Tensor:
         """The bag of every id, in order; -1 behind the last bag."""
         ids = self.ids
@@ -65,13 +76,9 @@ class Bags(NamedTuple):
         """(B,): how many ids of each bag are kept."""
         if self.offsets is None:
             return keep.sum(1)
-        upto = torch.nn.functional.pad(keep.long().cumsum(0), (1, 0))
-        starts = self.offsets[: self.count()].long()
-        if self.include_last:
-            ends = self.offsets[1:].long()
-        else:
-            ends = torch.cat([starts[1:], starts.new_full((1,), keep.shape[0])])[: len(starts)]
-        return upto[ends] - upto[starts]
+        bag, count = self.of_each_id(), self.count()
+        bag = torch.where(bag >= 0, bag, count)
+        return bag.new_zeros(count + 1).scatter_add(0, bag, keep.long())[:count]
 
     def largest(self, rows: Tensor, keep: Tensor | None) -> Tensor:
         """The largest value of each column among the rows of a bag; zeros for a bag without any."""
@@ -130,6 +137,12 @@ def check_offsets(op: str, bags: Bags, name: str) -> None:
     if bags.offsets is None or bags.offsets.numel() == 0:
         return
     o, used = bags.offsets.long(), bags.ids.numel()
+    if torch.compiler.is_compiling():  # a graph cannot branch on the numbers
+        rising = (o[:1] == 0).all() & (o == o.cummax(0)[0]).all() & (o[-1:] <= used).all()
+        wanted = (
+            f"lirank::{op}: argument 'offsets': wanted 0 first, no decrease and at most the number"
+        )
+        return torch._assert_async(rising, f"{wanted} of {name}")
     check(int(o[0]) == 0, op, "offsets", "0 first", int(o[0]))
     falls = (o.diff() < 0).nonzero()
     if falls.numel():

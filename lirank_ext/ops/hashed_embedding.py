@@ -87,7 +87,7 @@ def _(a) -> None:
 
 @hashed_embedding_bag.fake
 def _(a):
-    return a.quotient_b.new_empty((Bags.of(a).count(), a.quotient_b.shape[1]))
+    return a.quotient_b.new_empty((Bags.of(a).size_of_result(), a.quotient_b.shape[1]))
 
 
 # Without weights to train, the gradients of the tables need no table: it may change before then.

@@ -89,7 +89,7 @@ def _(a) -> None:
 
 @quantized_hashed_embedding_bag.fake
 def _(a):
-    return a.quotient_b.new_empty((Bags.of(a).count(), a.dim), dtype=result_dtype(a))
+    return a.quotient_b.new_empty((Bags.of(a).size_of_result(), a.dim), dtype=result_dtype(a))
 
 
 @op(family=FAMILY, internal=True)

@@ -13,6 +13,7 @@ from ..library.checks import (
     check_dim,
     check_dtype,
     check_index_dtype,
+    free_size,
     refuse,
 )
 from ..library.op import op
@@ -126,7 +127,7 @@ def _(a) -> None:
 
 @_hash_strings.fake
 def _(a):
-    return a.offsets.new_empty(a.offsets.shape[0] - 1)
+    return a.offsets.new_empty(free_size(a.offsets.shape[0] - 1))
 
 
 def _check_offsets(data: Tensor, offsets: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library.checks import check, check_output_dtype, result_dtype
+from ..library.checks import check, check_output_dtype, free_size, result_dtype
 from ..library.op import op
 from .bags import Bags, check_offsets, pool
 from .quantized_embedding_backward import (
@@ -83,7 +83,7 @@ def _(a) -> None:
 
 @quantized_embedding_bag.fake
 def _(a):
-    return a.packed.new_empty((Bags.of(a).count(), a.dim), dtype=result_dtype(a))
+    return a.packed.new_empty((Bags.of(a).size_of_result(), a.dim), dtype=result_dtype(a))
 
 
 @quantized_embedding_bag.backward(saves=("packed", "indices", "offsets"))
@@ -199,12 +199,7 @@ def _(a):
     if width < 0:  # the widths are data: a size that only the run knows
         width = torch.library.get_ctx().new_dynamic_size()
     bags = Bags.of(a).count() // a.rows.shape[0]
-    if isinstance(bags, torch.SymInt) and a.rows.shape[0] > 1 and torch.compiler.is_exporting():
-        # As a quotient, the size would leave the guard that it is not 1 in the exported program.
-        each = torch.library.get_ctx().new_dynamic_size()
-        torch._check(each == bags)
-        bags = each
-    return a.packed.new_empty((bags, width), dtype=result_dtype(a))
+    return a.packed.new_empty((free_size(bags), width), dtype=result_dtype(a))
 
 
 @_quantized_embedding_bags.backward(saves=("packed", "rows", "dims", "indices", "offsets"))

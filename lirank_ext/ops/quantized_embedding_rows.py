@@ -29,7 +29,8 @@ def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor
         codes = clamp(round_half_even((w - mid) / scale), -2^(bits-1), 2^(bits-1) - 1)
 
     A constant row gives codes 0, scale 1 and mid = the value. The codes are the same bits on
-    every backend. Gradients do not flow through.
+    every backend. Gradients do not flow through, and forward mode and ``torch.func``, which would
+    take that for a derivative of zero, are refused.
 
     Args:
         weight: (N, D) float32, float16 or bfloat16.
@@ -39,7 +40,8 @@ def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor
         ``codes`` int8 (N, D) (also for 4 bits), ``scale`` float32 (N,), ``mid`` float32 (N,).
 
     Raises:
-        ValueError: a row holds NaN or Inf, or its range overflows float32; the row is named.
+        ValueError: a row holds NaN or Inf, or its range overflows float32; the row is named. Or a
+            derivative is wanted in forward mode or by ``torch.func``.
         ValueError, TypeError, RuntimeError: shapes, dtypes or ``bits`` do not fit.
     """
     codes, scale, mid = rows_to_codes(weight, bits)
@@ -89,7 +91,11 @@ def _(a):
     return a.weight.new_empty(a.weight.shape, dtype=torch.int8), row, torch.empty_like(row)
 
 
-quantize_rows.no_gradient()
+quantize_rows.no_gradient(
+    "lirank::quantize_rows: argument 'weight': wanted a tensor without a derivative in forward "
+    "mode and in torch.func, got one with: codes have none; detach() it first",
+    only_transforms=True,
+)
 
 
 @op(family=FAMILY)
@@ -175,7 +181,7 @@ def _(a):
 
 
 pack_rows.no_gradient(
-    "lirank::pack_rows: argument 'scale' or 'mid': wanted requires_grad=False, got True: "
+    "lirank::pack_rows: argument 'scale' or 'mid': wanted no gradient, got a tensor with one: "
     "a quantized table cannot be trained; detach() it first"
 )
 

@@ -36,7 +36,7 @@ test: $(VENV)/installed
 # Equality with TorchRec and FBGEMM, which are installed for this alone.
 test-peers: $(VENV)/installed
 	$(PIP) install -q --no-deps -r benchmarks/requirements-peers.txt
-	$(RUN) -m pytest tests/test_peers.py
+	$(RUN) -m pytest tests/test_peers.py tests/test_torchrec.py
 
 # Without a warning, dead links and docstrings that name an argument that is not there included.
 docs: $(VENV)/installed

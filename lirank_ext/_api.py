@@ -14,6 +14,7 @@ from .ops.cross_attention import attention_cross, outer_attention
 from .ops.decompositions import decompositions
 from .ops.hashed_embedding import hashed_embedding_bag
 from .ops.hashed_embedding_packed import quantized_hashed_embedding_bag
+from .ops.hashed_embedding_rule import hashed_rows
 from .ops.hashing import hash_strings, murmur_hash
 from .ops.isotonic import isotonic_calibration
 from .ops.quantized_embedding import (
@@ -43,6 +44,7 @@ __all__ = [
     "dequantize_rows",
     "hash_strings",
     "hashed_embedding_bag",
+    "hashed_rows",
     "implementations",
     "isotonic_calibration",
     "library_path",

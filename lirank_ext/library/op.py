@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
@@ -218,6 +219,15 @@ def op(function=None, *, name=None, family=None, internal=False, mutates=()):
 
 def _python_error(op: Op, error: Exception, args: tuple, kwargs: dict) -> Exception:
     """The error that the reference would raise. C++ ops can only raise RuntimeError."""
+    sharded = sys.modules.get("torch.distributed.tensor")  # whoever has a DTensor has imported it
+    for name, value in (*zip(op.call._fields, args, strict=False), *kwargs.items()):
+        if sharded is not None and isinstance(value, sharded.DTensor):
+            return TypeError(
+                f"lirank::{op.name}: argument '{name}': wanted a plain tensor, got a DTensor: give "
+                "it the part of this process, by to_local(), where rows of a batch are sharded, "
+                "and wrap layers with fully_shard, whose parameters are plain within forward; "
+                "nn.shard_rows spreads hashed tables"
+            )
     devices = [a.device.type for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
     if devices and devices[0] in autocast.KEYS:  # the checks see what the op saw
         args = autocast.cast(args, devices[0], op.autocast_rule)

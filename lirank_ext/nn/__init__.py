@@ -7,6 +7,7 @@ from .dwell import LongDwellLabels
 from .explore import NeuralLinear
 from .gated_mlp import GatedMLP
 from .hashed_embedding import HashedEmbeddingBag, QuantizedHashedEmbeddingBag
+from .hashed_embedding_sharded import shard_rows
 from .history import HistoryEncoder
 from .incremental import IncrementalPenalty
 from .inputs import NumericBatchNorm
@@ -44,4 +45,5 @@ __all__ = [
     "ResidualCrossNet",
     "StaticVocabulary",
     "clip_grad_norm_",
+    "shard_rows",
 ]

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from ..library.huge_pages import use_huge_pages
 from ..ops.hashed_embedding import hashed_embedding_bag
 from ..ops.hashed_embedding_packed import quantized_hashed_embedding_bag
+from ..ops.hashed_embedding_rule import hashed_rows
 from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
 from ._common import check_choice, check_positive, refuse
 from ._tagged import Tagged
 from .fused_update import FusedOptimizer, moves_in_backward
+from .hashed_embedding_sharded import is_sharded, look_up_sharded
 from .quantized_embedding import (
     SCHEME,
     FollowsDtype,
@@ -57,6 +59,12 @@ class _HashRule(Tagged):
         self.num_buckets, self.num_remainders = num_buckets, num_remainders
         self.mode, self.seed = mode, seed
         self.include_last_offset, self.prehashed = include_last_offset, prehashed
+
+    def row_ids(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The rows of ids in the four tables: :func:`lirank_ext.hashed_rows` by this module."""
+        _check_ids(type(self).__name__, ids)
+        rule = (self.num_buckets, self.num_remainders, self.seed, self.prehashed)
+        return hashed_rows(ids, *rule)
 
     def meaning(self) -> dict[str, Any]:
         names = ("dim", "num_buckets", "num_remainders", "seed", "mode")
@@ -149,6 +157,8 @@ class HashedEmbeddingBag(HashedParameters):
     no sparse gradients of this module. ``sparse="always"`` is for code that adds up the sparse
     gradients of the processes itself.
 
+    :func:`lirank_ext.nn.shard_rows` spreads the tables over processes by their rows.
+
     ``fuse`` of :class:`lirank_ext.training.RowwiseAdagrad` and of
     :class:`lirank_ext.training.TableSGD` lets the backward pass move the tables, without making
     gradients of them.
@@ -181,6 +191,8 @@ class HashedEmbeddingBag(HashedParameters):
         """ids int64 or int32 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
         refuse_weights(self, per_sample_weights)
+        if type(self.quotient_b) is not nn.Parameter and is_sharded(self):
+            return look_up_sharded(self, ids, offsets, per_sample_weights)
         if self._fused is not None and moves_in_backward(self):
             return self._look_up(self, ids, offsets, per_sample_weights)
         return hashed_embedding_bag(

@@ -31,11 +31,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from flavors import ROOT, Flavor, lay_out
+from flavors import ROOT, lay_out
 
 QUIET = subprocess.DEVNULL
 SCRATCH = ROOT / "build" / "mutants"
-FAST = Flavor("mutants", "-O1")
 ISA = "avx512"
 LANES = 512
 # A mutant of a header that half the library includes costs minutes, and everything finds it.
@@ -170,97 +169,108 @@ def all_mutants() -> list[Mutant]:
 
 
 class Workshop:
-    """A copy of the sources with a build of its own, in which one mutant at a time is compiled."""
+    """A copy of the sources in which one mutant at a time is compiled.
+
+    All other objects are those of the checkout's own build, which stays as it is.
+    """
 
     def __init__(self) -> None:
+        self.built = ROOT / "build" / f"ninja-{sys.implementation.cache_tag}"
+        self.shipped = os.path.relpath(ROOT / "lirank_ext" / "liblirank.so", self.built)
+        self._check_built()
         self.root = SCRATCH / "tree"
-        self.root.mkdir(parents=True, exist_ok=True)
         for name in ("csrc", "kernels"):
-            copy_changed(ROOT / name, self.root / name)
-        copy_changed(ROOT / "setup.py", self.root / "setup.py")
-        for name in ("pyproject.toml", "README.md"):
-            copy_changed(ROOT / name, self.root / name)
+            shutil.rmtree(self.root / name, ignore_errors=True)
+            shutil.copytree(ROOT / name, self.root / name)
+        # The commands name sources relative to the folder of the build.
+        self.work = self.root / "build" / self.built.name
+        self.work.mkdir(parents=True, exist_ok=True)
         self.made = SCRATCH / "package"
         lay_out(self.made / "lirank_ext")
-        self.environment = {
-            **os.environ,
-            "LIRANK_BUILD_FLAGS": FAST.flags,
-            "LIRANK_BUILD_ISA": ISA,
-            "FORCE_CUDA": "0",
-        }
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(self.made)]
-        subprocess.run(command, cwd=self.root, env=self.environment, check=True)
-        self.work = next((self.root / "build").glob("ninja-*"))
-        (self.work / "changed").mkdir(exist_ok=True)
-        self.library = os.path.relpath(self.made / "lirank_ext" / "liblirank.so", self.work)
+        for module in (ROOT / "lirank_ext").glob("_C.*.so"):
+            shutil.copyfile(module, self.made / "lirank_ext" / module.name)
+        self.library = self.made / "lirank_ext" / "liblirank.so"
         self.depends = self._dependents()
         self.compiling, self.linking = self._commands()
-        # The library of the last mutant of an earlier run may lie there.
-        subprocess.run(self.linking, shell=True, cwd=self.work, check=True)
+        self.link({})
+
+    def ninja(self, *options: str) -> str:
+        command = [sys.executable, "-m", "ninja", "-C", str(self.built), *options]
+        return subprocess.run(command, capture_output=True, text=True).stdout
+
+    def _check_built(self) -> None:
+        if "no work to do" not in self.ninja("-n", self.shipped):
+            sys.exit(
+                f"mutants: {self.built} is not of these sources: run "
+                "'python setup.py build_ext --inplace' first"
+            )
 
     def _dependents(self) -> dict[str, list[str]]:
-        """The objects that include each source, by its path."""
-        listed = subprocess.check_output(
-            [sys.executable, "-m", "ninja", "-C", str(self.work), "-t", "deps"], text=True
-        )
+        """The objects that include each source, by its path; of kernels, those of one set."""
         found: dict[str, list[str]] = {}
-        for block in listed.split("\n\n"):
-            lines = [line for line in block.splitlines() if not line.startswith("ninja:")]
+        for block in self.ninja("-t", "deps").split("\n\n"):
+            lines = [line for line in block.splitlines() if line and not line.startswith("ninja:")]
             if not lines:
                 continue
             target = lines[0].split(":")[0]
+            # The bindings are another library, which stays as it is.
+            if target.startswith("bindings") or re.search(r"\.(0|256)\.o$", target):
+                continue
             for line in lines[1:]:
-                path = (self.work / line.strip()).resolve()
-                # That of the bindings is another library, which stays as it is.
-                if path.is_relative_to(self.root) and target != "bindings.cpp.o":
-                    found.setdefault(str(path.relative_to(self.root)), []).append(target)
+                path = (self.built / line.strip()).resolve()
+                if path.is_relative_to(ROOT):
+                    found.setdefault(str(path.relative_to(ROOT)), []).append(target)
         return found
 
     def _commands(self) -> tuple[dict[str, str], str]:
         """The command that compiles each object, and the one that links them."""
-        listed = subprocess.check_output(
-            [sys.executable, "-m", "ninja", "-C", str(self.work), "-t", "commands", self.library],
-            text=True,
-        )
-        lines = [line for line in listed.splitlines() if " -o " in line]
-        return {line.split(" -o ")[-1]: line for line in lines[:-1]}, lines[-1]
+        lines = [x for x in self.ninja("-t", "commands", self.shipped).splitlines() if " -o " in x]
+        # Mutants and what they are compared with are compiled faster than what is shipped.
+        found = {line.split(" -o ")[-1]: f"{line} -O1" for line in lines[:-1]}
+        return found, lines[-1].rsplit(" -o ", 1)[0]
+
+    def _compile(self, names: list[str], folder: str) -> bool:
+        (self.work / folder).mkdir(exist_ok=True)
+        commands = [self.compiling[n].replace(f"-o {n}", f"-o {folder}/{n}") for n in names]
+        running = [subprocess.Popen(c, shell=True, cwd=self.work, stderr=QUIET) for c in commands]
+        return not any([process.wait() for process in running])
+
+    def link(self, changed: dict[str, Path]) -> bool:
+        link = f"{self.linking} "
+        for name in self.compiling:
+            link = link.replace(f" {name} ", f" {changed.get(name, self.built / name)} ")
+        command = f"{link} -o {self.library}"
+        return subprocess.run(command, shell=True, cwd=self.work, stderr=QUIET).returncode == 0
+
+    def unchanged(self, file: str) -> None:
+        """Compile what a source is part of as it is, for comparison, if that was not done yet."""
+        names = self.depends[file]
+        if not all((self.work / "unchanged" / name).exists() for name in names):
+            self._compile(names, "unchanged")
 
     def compile(self, file: str) -> str:
-        """Compile what a changed source is part of, beside the objects of the unchanged one.
+        """Compile what a changed source is part of.
 
         Returns:
             Why there is no library to judge, or "".
         """
         names = self.depends[file]
-        commands = [self.compiling[n].replace(f"-o {n}", f"-o changed/{n}") for n in names]
-        running = [subprocess.Popen(c, shell=True, cwd=self.work, stderr=QUIET) for c in commands]
-        if any([process.wait() for process in running]):
+        if not self._compile(names, "changed"):
             return "does not compile"
-        both = ((self.work / n, self.work / "changed" / n) for n in names)
-        if all(old.read_bytes() == new.read_bytes() for old, new in both):
+        changed = {name: self.work / "changed" / name for name in names}
+        same = (self.work / "unchanged" / n for n in names)
+        if all(
+            a.read_bytes() == b.read_bytes() for a, b in zip(same, changed.values(), strict=True)
+        ):
             return "the same program"
-        link = self.linking
-        for name in names:
-            link = link.replace(f" {name} ", f" changed/{name} ")
-        done = subprocess.run(link, shell=True, cwd=self.work, stderr=QUIET)
-        return "does not compile" if done.returncode else ""
-
-
-def copy_changed(source: Path, target: Path) -> None:
-    """Copy what differs, so that a later run compiles nothing again."""
-    for path in [source] if source.is_file() else sorted(source.rglob("*")):
-        if path.is_dir() or "__pycache__" in path.parts:
-            continue
-        to = target if source.is_file() else target / path.relative_to(source)
-        if not to.is_file() or to.read_bytes() != path.read_bytes():
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, to)
+        return "" if self.link(changed) else "does not compile"
 
 
 def judge(mutant: Mutant, shop: Workshop) -> dict:
     """Compile a mutant and see what notices it."""
     path = shop.root / mutant.file
     whole = (ROOT / mutant.file).read_text()
+    shop.unchanged(mutant.file)
     lines = whole.splitlines(keepends=True)
     lines[mutant.line] = mutant.new + "\n"
     began, by = time.monotonic(), ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def parse(kind: type[T], data: Any, where: str = "") -> T:
     if isinstance(data, str) and "name" in hints:
         data = {"name": data}
     if not isinstance(data, dict):
-        raise ConfigError(f"{where or kind.__name__}: wanted keys and values, got {data!r}")
+        raise ConfigError(f"{where or kind.__name__}: wanted keys and values, got {shown(data)}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     values = {}
     for key, value in data.items():
@@ -58,6 +59,13 @@ def parse(kind: type[T], data: Any, where: str = "") -> T:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
 
 
+def shown(value: Any) -> str:
+    """A value for a message, of bounded length: a few aliases of aliases stand for terabytes."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 3, 100, 100
+    return short.repr(value)
+
+
 def _join(where: str, key: Any) -> str:
     return f"{where}.{key}" if where else str(key)
 
@@ -72,17 +80,17 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, bool):  # YAML reads a bare on or off as a bool
             value = "on" if value else "off"
         if value not in inner:
-            hint = did_you_mean(value, map(str, inner))
+            hint = did_you_mean(value, map(str, inner)) if isinstance(value, str) else ""
             wanted = ", ".join(map(repr, inner))
-            raise ConfigError(f"{where}: wanted one of {wanted}, got {value!r}{hint}")
+            raise ConfigError(f"{where}: wanted one of {wanted}, got {shown(value)}{hint}")
         return value
     if origin is list:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: wanted a list, got {value!r}")
+            raise ConfigError(f"{where}: wanted a list, got {shown(value)}")
         return [_value(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{where}: wanted keys and values, got {value!r}")
+            raise ConfigError(f"{where}: wanted keys and values, got {shown(value)}")
         return {k: _value(inner[1], v, _join(where, k)) for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else parse(hint, value, where)
@@ -101,7 +109,7 @@ def _plain(hint: type, value: Any, where: str) -> Any:
         raise ConfigError(f"{where}: wanted a finite number, got {value}")
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        raise ConfigError(f"{where}: wanted {names[hint]}, got {value!r}")
+        raise ConfigError(f"{where}: wanted {names[hint]}, got {shown(value)}")
     return value
 
 
@@ -148,7 +156,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "not YAML"
         raise ConfigError(f"{path}{line}: {problem}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: wanted keys and values, got {data!r}")
+        raise ConfigError(f"{path}: wanted keys and values, got {shown(data)}")
     return data
 
 

@@ -46,12 +46,12 @@ docs: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'kernels/*.cu' 'kernels/*.cuh')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'examples/*.cpp' 'examples/*.h' 'kernels/*.cu' 'kernels/*.cuh')
 
 format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'kernels/*.cu' 'kernels/*.cuh')
+	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'examples/*.cpp' 'examples/*.h' 'kernels/*.cu' 'kernels/*.cuh')
 
 # Random calls of every op against the reference; SECONDS=600 for more of them.
 SECONDS ?= 120

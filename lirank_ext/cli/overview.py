@@ -60,6 +60,9 @@ COMMANDS = {
     "quantize": Entry(
         "write a model with int8 or int4 tables, for serving", USE, "lirank_model --bits 8"
     ),
+    "export": Entry(
+        "write a model as a folder that serves without Python", USE, "lirank_model --output served"
+    ),
     "info": Entry("show versions and what was built", PACKAGE, ""),
     "verify": Entry("compare every backend with the reference", PACKAGE, "--device cpu"),
     "bench": Entry("time every op beside its peers", PACKAGE, "--quick --peers"),

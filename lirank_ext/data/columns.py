@@ -25,7 +25,7 @@ from .text import (
     to_numbers,
     to_text,
 )
-from .times import UNITS, parts, seconds, typed_seconds
+from .times import NEWEST, OLDEST, UNITS, parts, seconds, typed_seconds
 
 Bag = tuple[np.ndarray, np.ndarray]  # hashes of all rows one after the other, how many each has
 FEW = 20  # values that a message may list
@@ -152,16 +152,20 @@ class ColumnReader:
         if is_moment(values.type):
             return typed_seconds(values)
         if is_number(values.type) and form in UNITS:
-            return self.numbers(column) * UNITS[form]
-        text = self._read(column, to_text, self.schema.missing)
-        found = seconds(text, form)
-        there = need("pyarrow.compute").not_equal(text, "").to_numpy(zero_copy_only=False)
+            found = self.numbers(column) * UNITS[form]
+            there = ~np.isnan(found)
+        else:
+            text = self._read(column, to_text, self.schema.missing)
+            found = seconds(text, form)
+            there = need("pyarrow.compute").not_equal(text, "").to_numpy(zero_copy_only=False)
+        inside = (found >= OLDEST) & (found < NEWEST)
 
         def message(row: int) -> str:
-            return f"column '{column}' holds '{text[row]}', where a time ({form}) was wanted"
+            held = to_text(self.chunk.table[column].slice(row, 1))[0]
+            return f"column '{column}' holds '{held}', where a time ({form}) was wanted"
 
-        self._mark(np.flatnonzero(there & np.isnan(found)), message)
-        return found
+        self._mark(np.flatnonzero(there & ~inside), message)
+        return np.where(inside, found, np.nan)
 
     def _part(self, part: TimePart) -> np.ndarray:
         moments = self.moments(part.column, part.form)

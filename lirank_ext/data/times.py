@@ -31,6 +31,7 @@ FORMATS = (*DATES, *UNITS)
 FIRST, LAST = 946_684_800.0, 2_114_380_800.0  # the years 2000 to 2036, where numbers may be times
 NAMED = re.compile(r"(^|_|\b)(time|date|day|ts|at|on|created|updated|when)(_|\b|$)|time|date", re.I)
 DAY_SECONDS = 86_400
+OLDEST, NEWEST = -377_705_116_800, 253_402_300_800  # the years -9999 to 9999
 
 
 def seconds(text: Any, form: str = "y-m-d") -> np.ndarray:
@@ -83,15 +84,16 @@ def typed_seconds(values: Any) -> np.ndarray:
 
 
 def iso(moments: np.ndarray) -> Any:
-    """Arrow text such as ``2024-12-31`` or ``2024-12-31T23:59:59.5``; null for NaN.
+    """Arrow text such as ``2024-12-31`` or ``2024-12-31T23:59:59.5``.
 
-    One moment has one text, however a file spells it.
+    One moment has one text, however a file spells it. NaN and moments beyond the years of four
+    digits give null.
 
     Args:
         moments: seconds since 1970.
     """
     pa, pc = need("pyarrow"), need("pyarrow.compute")
-    there = np.isfinite(moments)
+    there = (moments >= OLDEST) & (moments < NEWEST)
     micros = np.round(np.where(there, moments, 0) * 1e6).astype(np.int64)
     text = pa.array(micros, mask=~there).cast(pa.timestamp("us")).cast(pa.large_string())
     text = pc.replace_substring_regex(text, r"\.?0*$", "")  # always has a fraction

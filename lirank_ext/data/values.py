@@ -64,7 +64,7 @@ def canonical_numbers(plain: Any) -> Any:
     """
     pa, pc = need("pyarrow"), need("pyarrow.compute")
     # Whole numbers, also those with zeros after the point, are the common case.
-    text = pc.replace_substring_regex(plain, r"\.0*$", "")
+    text = pc.replace_substring_regex(plain, r"(\d)\.0*$", r"\1")
     rest = pc.fill_null(pc.invert(pc.match_substring_regex(text, WHOLE)), False)
     if not pc.any(rest).as_py():
         return text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,3 +43,35 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put a folder in the place of an older one, which is removed.
+
+    On Linux a reader finds the old folder or the new one at every moment. Elsewhere there is none
+    for an instant.
+
+    Args:
+        new: the complete folder, beside the other.
+        folder: its name from now on.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    if not folder.exists():
+        os.rename(new, folder)
+    elif _exchange(new, folder):
+        shutil.rmtree(new)
+    else:
+        old = new.with_name(f"{new.name}.old")
+        os.rename(folder, old)
+        os.rename(new, folder)
+        shutil.rmtree(old)
+    _sync_folder(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places at once. Returns whether the system can do that."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    return call is not None and call(here, bytes(one), here, bytes(other), exchange) == 0

@@ -277,9 +277,10 @@ def save_model(folder: Path, model: LiRank, config: Config) -> Path:
     return path
 
 
-def _built_for(config: Config, tensors: dict[str, torch.Tensor]) -> LiRank:
+def _built_for(config: Config, tensors: dict[str, torch.Tensor], mapped: bool) -> LiRank:
     """The model that holds these tensors, with quantized tables where they are quantized."""
-    if not any("bits" in tag for tag in tags_in(tensors).values()):
+    quantized = any("bits" in tag for tag in tags_in(tensors).values())
+    if not quantized and not mapped:
         model = LiRank(config.model)
         model.load_state_dict(tensors)
         return model
@@ -287,12 +288,23 @@ def _built_for(config: Config, tensors: dict[str, torch.Tensor]) -> LiRank:
         model = LiRank(config.model)
     quantize_like(model, tensors)
     model.load_state_dict(tensors, assign=True)
-    use_huge_pages(model)
+    if not mapped:
+        use_huge_pages(model)
     return model
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LiRank, Config]:
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", *, mmap: bool = False
+) -> tuple[LiRank, Config]:
     """The model in a folder, or in a file of :func:`save_model`, in evaluation mode.
+
+    Args:
+        path: of either.
+        device: to move it to.
+        mmap: leave the weights where the file lies in memory, so that all processes that load it
+            share one copy. What a process writes to a weight is its own, and the file stays as it
+            is. The file may be replaced by another one, as this package does, but not be written
+            to. Tables are not moved to huge pages.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is not a model's.
@@ -305,7 +317,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Li
     try:
         content["config"]["model"]["schema"].setdefault("version", 1)  # before it was kept
         config = Config.from_dict(content["config"])
-        model = _built_for(config, tensors)
+        model = _built_for(config, tensors, mmap)
     except (ConfigError, RuntimeError, KeyError) as error:
         # The first line of a refused state dict is a heading.
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])

@@ -18,7 +18,7 @@ $(VENV)/installed: $(SOURCES)
 	@$(PIP) --version > /dev/null 2>&1 || { echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	$(PIP) install -q "$(TORCH)" numpy "setuptools>=77" wheel pybind11 ninja
 	$(RUN) setup.py build_ext --inplace
-	$(PIP) install -q --no-build-isolation -e ".[demo,bench,test,train,lint]"
+	$(PIP) install -q --no-build-isolation -e ".[demo,bench,test,train,serve,lint]"
 	touch $@
 
 demo: $(VENV)/installed

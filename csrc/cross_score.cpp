@@ -160,20 +160,25 @@ void add_few(size_t request, int64_t begin, int64_t rows, int64_t most,
   }
 }
 
-// Tiles of nearly equal size for every request, smaller where threads would be idle.
+// Tiles of nearly equal size for every request, smaller where threads would be idle. `cost` is that
+// of a candidate in multiply-adds.
 std::vector<ScoreRows> tiles_of_requests(const std::vector<int64_t>& counts,
                                          const std::vector<Plan>& plans, int64_t lanes,
-                                         int64_t most) {
+                                         int64_t most, double cost) {
   int64_t total = 0;
   for (size_t q = 0; q < counts.size(); ++q) total += plans[q].joined ? 0 : counts[q];
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t share = (total + threads * lanes - 1) / (threads * lanes);
   const int64_t widest = share < 1 ? 1 : share < most ? share : most;
+  // A few candidates of one request are worth all threads whose share is worth waking one.
+  const int64_t useful = 1 + (int64_t)(cost * (double)total / (double)kWork);
+  const int64_t tasks = useful < threads ? useful : threads;
+  const int64_t piece = (total + tasks - 1) / tasks;
   std::vector<ScoreRows> found;
   int64_t begin = 0;
   for (size_t q = 0; q < counts.size(); ++q) {
     if (counts[q] <= kFew) {
-      if (!plans[q].joined && counts[q] > 0) add_few(q, begin, counts[q], share * lanes, found);
+      if (!plans[q].joined && counts[q] > 0) add_few(q, begin, counts[q], piece, found);
       begin += counts[q];
       continue;
     }
@@ -258,8 +263,9 @@ Tensor score(const ScoreArguments& a, const std::vector<int64_t>& counts) {
   T* y = out.mutable_data_ptr<T>();
   FoldedRequests<T> folded(p.net, plans, request.const_data_ptr<T>());
   fold_all(p.net, plans, folded);
-  const auto tiles = tiles_of_requests(counts, plans, LIRANK_DISPATCH(CrossScore<T>::lanes),
-                                       LIRANK_DISPATCH(CrossScore<T>::most_vectors));
+  const auto tiles =
+      tiles_of_requests(counts, plans, LIRANK_DISPATCH(CrossScore<T>::lanes),
+                        LIRANK_DISPATCH(CrossScore<T>::most_vectors), joined_cost(shape));
   score_tiles(p.net, folded, tiles, items.const_data_ptr<T>(), wide, y);
   if (joined > 0) {
     const Tensor plain = score_joined(a, join_rows(a, counts, plans, joined));

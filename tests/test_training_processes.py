@@ -133,7 +133,7 @@ def start(words, **variables) -> subprocess.Popen:
 def ended(process) -> tuple[int, str, str]:
     """Exit code, and what was printed."""
     try:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     return process.returncode, out, err
@@ -241,7 +241,7 @@ def test_an_error_of_one_process_ends_all_with_its_sentence(data, tmp_path):
     began = time.monotonic()
     code, _, err = run(2, [command(data, config, tmp_path / "o")], "at(1, 3, fail)")
     assert code != 0
-    assert time.monotonic() - began < 50
+    assert time.monotonic() - began < 200  # not the half hour that a lost process is given
     assert err.count("lirank-ext train: this process cannot go on") == 1
     assert "lost another one" not in err
     assert "exitcode  : 2" in err

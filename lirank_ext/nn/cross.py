@@ -318,7 +318,10 @@ def score_net(
 def stacks_of(net: nn.Module) -> tuple[tuple[list[nn.Module], list[nn.Module]], int]:
     """The low-rank layers and the attention layers of a net, and how they merge."""
     if isinstance(net, ResidualCrossParameters):
-        return (list(net.low_rank), list(net.attention)), MERGES.index(net.merge)
+        # Reading _modules saves 1 us per list: nn.Module.__getattr__ and ModuleList are slow.
+        low_rank = list(net._modules["low_rank"]._modules.values())
+        attention = list(net._modules["attention"]._modules.values())
+        return (low_rank, attention), MERGES.index(net.merge)
     layers = list(getattr(net, "layers", ()))
     if layers and isinstance(layers[0], AttentionParameters):
         return ([], layers), 0

@@ -47,11 +47,12 @@ def check_counts(owner: str, counts: Tensor, requests: int, items: int) -> list[
 def check_widths(owner: str, request: Tensor, items: Tensor, width: int) -> None:
     """Refuse unless request (R, d_u) and items (N, width - d_u) make rows of ``width``."""
     for name, t in (("request", request), ("items", items)):
-        if t.dim() != 2 or t.shape[1] < 1:
+        if t.ndim != 2 or t.shape[1] < 1:
             refuse(owner, name, "shape (rows, columns) with at least one column", tuple(t.shape))
     if items.dtype != request.dtype:
         refuse(owner, "items", f"dtype {request.dtype}", items.dtype, TypeError)
-    check_shape(owner, "items", items, "N", width - request.shape[1])
+    if items.shape[1] + request.shape[1] != width:
+        check_shape(owner, "items", items, "N", width - request.shape[1])
 
 
 class Rows:
@@ -167,6 +168,14 @@ def vanishing(tensors: int, request: Tensor, items: Tensor) -> list[Tensor]:
     return [*[down] * (tensors - 2), up, request.new_full((width,), -1.0)]
 
 
+def _arranged(tensors: list[Tensor], runs: Runs | None) -> list[Tensor]:
+    """A layer's projections, its u and its bias, as :func:`arrange` moves their columns or rows."""
+    if runs is None:
+        return tensors
+    *kernels, u, b = tensors
+    return [*(arrange(k, runs, 1) for k in kernels), arrange(u, runs, 0), arrange(b, runs, 0)]
+
+
 def score_stacks(
     low_rank: Iterable[nn.Module],
     attention: Iterable[nn.Module],
@@ -189,12 +198,10 @@ def score_stacks(
     """
     low, high, learned = [], [], []
     for layer in low_rank:
-        v, u, b = tensors_of(layer, ("v", "u", "bias"))
-        low += [arrange(v, runs, 1), arrange(u, runs, 0), arrange(b, runs, 0)]
+        low += _arranged(tensors_of(layer, ("v", "u", "bias")), runs)
     options = (1.0, 1, True)
     for layer in attention:
-        *kernels, u, b = tensors_of(layer, ("q", "k", "v", "u", "bias"))
-        high += [*(arrange(k, runs, 1) for k in kernels), arrange(u, runs, 0), arrange(b, runs, 0)]
+        high += _arranged(tensors_of(layer, ("q", "k", "v", "u", "bias")), runs)
         options = (layer.initial_temperature, layer.token_dim, layer.skip)
         if layer.learn_temperature:
             learned.append(layer.log_temperature.reshape(()))

@@ -314,15 +314,13 @@ class NinjaBuild(build_ext):
             sorted((ROOT / "csrc" / folder).glob("*.cpp"))
             for folder in ("", "library", "cuda", "simd")
         )
-        bindings = ROOT / "csrc" / "bindings.cpp"
-        interface = ROOT / "csrc" / "python_interface.cpp"
+        interface = ROOT / "csrc" / "bindings" / "python_interface.cpp"
         host = [
             name
             for isa in ([ISAS[only]] if only else ISAS.values())
             for name in file.objects(kernels, "cxx", f"{stable} -DLIRANK_ISA={isa}", f".{isa}")
         ]
-        others = [s for s in sources if s not in (bindings, interface)]
-        host += file.objects([*others, *shared], "cxx", stable)
+        host += file.objects([*sources, *shared], "cxx", stable)
         host += file.objects([interface], "cxx", f"-DLIRANK_BUILT_FOR_TORCH={torch.version}")
         core = file.path(package / "liblirank.so")
         file.build(core, "link", host, f"{torch_link} -lpthread")
@@ -330,7 +328,7 @@ class NinjaBuild(build_ext):
         for old in package.glob("_C.*.so") if ANY_PYTHON else ():
             old.unlink()
         if not ANY_PYTHON:
-            self.module(file, bindings, package, core)
+            self.module(file, package, core)
 
         cuda = package / "liblirank_cuda.so"
         if not wants_cuda(nvcc, torch.cuda is not None):
@@ -345,7 +343,7 @@ class NinjaBuild(build_ext):
         file.build(file.path(cuda), "link", device, link)
         return "\n".join(file.lines) + "\n"
 
-    def module(self, file, bindings, package, core):
+    def module(self, file, package, core):
         """lirank_ext._C, for the Python that runs this."""
         import pybind11
 
@@ -353,7 +351,8 @@ class NinjaBuild(build_ext):
         python = " ".join(_folder("-I", path) for path in python)
         module = file.path(package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
         beside = _folder("-L", file.path(package)) + " -l:liblirank.so"
-        file.build(module, "link", file.objects([bindings], "cxx", python), beside, after=[core])
+        bound = file.objects([ROOT / "csrc" / "bindings" / "bindings.cpp"], "cxx", python)
+        file.build(module, "link", bound, beside, after=[core])
 
     def get_outputs(self):
         package = Path(self.build_lib) / "lirank_ext"

@@ -47,7 +47,7 @@ def installed(release: str, python: str) -> tuple[Path, str]:
     folder = CACHE / f"torch-{release}-python-{version}"
     if folder.is_dir():
         return folder, version
-    scratch = folder.with_suffix(".part")
+    scratch = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     pip_install(python, scratch, "--no-deps", f"torch=={release}")
     pip_install(python, scratch, "numpy", *requirements(scratch))
@@ -64,7 +64,7 @@ def newest(python: str) -> str:
 
 
 def pip_install(python: str, target: Path, *what: str | Path) -> None:
-    pip = [python, "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check"]
+    pip = [python, "-m", "pip", "install", "-qq", "--no-compile", "--disable-pip-version-check"]
     subprocess.run([*pip, "--target", target, *what], check=True)
 
 

@@ -88,7 +88,6 @@ def test_sources_compile_with_the_oldest_headers(include):
     device = ["-DUSE_CUDA", '-DLIRANK_CUDA_ARCHITECTURES="90"', f"-I{cuda}"]
     folders = ["", "library", *(["cuda"] if cuda else [])]
     sources = [s for f in folders for s in sorted((ROOT / "csrc" / f).glob("*.cpp"))]
-    sources = [s for s in sources if s.name != "bindings.cpp"]
 
     def compiled(source: Path) -> str:
         more = device if source.parent.name == "cuda" else []

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 PACKAGE = Path(__file__).parents[1]
-INTERFACE = 1  # of csrc/python_interface.h
+INTERFACE = 1  # of csrc/bindings/python_interface.h
 library = torch.library.Library("lirank", "FRAGMENT")
 
 

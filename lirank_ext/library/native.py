@@ -1,7 +1,7 @@
 """What is not a tensor op, from ``liblirank.so`` by ``ctypes``: one build serves any Python.
 
 It has the interface of the pybind11 module ``_C``, which builds from source have for their own
-Python, and calls the same C functions (``csrc/python_interface.h``).
+Python, and calls the same C functions (``csrc/bindings/python_interface.h``).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def isa() -> str:
 
 
 class _Python(ctypes.Structure):
-    """``lirank_python`` of ``csrc/python_interface.h``."""
+    """``lirank_python`` of ``csrc/bindings/python_interface.h``."""
 
     _fields_ = (
         ("type_at", _LONG),

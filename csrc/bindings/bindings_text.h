@@ -7,8 +7,8 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
-#include "python_interface.h"
-#include "text_keys.h"
+#include "bindings/python_interface.h"
+#include "bindings/text_keys.h"
 
 namespace lirank {
 

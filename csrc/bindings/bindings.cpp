@@ -3,9 +3,9 @@
 // any Python. No Torch header here, so it compiles in seconds and depends on no Torch version.
 #include <pybind11/pybind11.h>
 
-#include "bindings_text.h"
-#include "bindings_vocabulary.h"
-#include "python_interface.h"
+#include "bindings/bindings_text.h"
+#include "bindings/bindings_vocabulary.h"
+#include "bindings/python_interface.h"
 
 namespace py = pybind11;
 

@@ -5,7 +5,7 @@
 #include <memory>
 #include <new>
 
-#include "python_interface.h"
+#include "bindings/python_interface.h"
 
 namespace lirank {
 

@@ -1,4 +1,4 @@
-#include "python_interface.h"
+#include "bindings/python_interface.h"
 
 #include <cstring>
 #include <memory>
@@ -6,7 +6,7 @@
 
 #include "library/huge_pages.h"
 #include "static_vocabulary_builder.h"
-#include "text_keys.h"
+#include "bindings/text_keys.h"
 
 #define LIRANK_STRINGIFY_(x) #x
 #define LIRANK_STRINGIFY(x) LIRANK_STRINGIFY_(x)

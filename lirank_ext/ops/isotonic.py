@@ -45,9 +45,11 @@ def isotonic_calibration(
     Raises:
         ValueError, TypeError, RuntimeError: shapes, dtypes or ``step`` do not fit.
     """
-    _, v = _buckets(logits, weight, lower, step)
+    bucket, v = _buckets(logits, weight, lower, step)
     slope = torch.relu(weight if embedding is None else embedding + weight)
-    return (slope * v).sum(-1) + lower + bias.reshape(())
+    # Buckets above a logit's own have no part in it, even where their slope is NaN.
+    reached = torch.arange(weight.shape[0], device=logits.device) <= bucket
+    return torch.where(reached, slope * v, 0.0).sum(-1) + lower + bias.reshape(())
 
 
 def _buckets(logits: Tensor, weight: Tensor, lower: float, step: float) -> tuple[Tensor, Tensor]:

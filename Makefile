@@ -9,7 +9,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python
 SOURCES = $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
 
-.PHONY: demo test test-peers fuzz fuzz-bytes sanitize mutants docs lint format bench gpu-kit wheel test-releases clean
+.PHONY: demo test test-peers fuzz fuzz-bytes sanitize mutants reliability docs lint format bench gpu-kit wheel test-releases clean
 
 # One environment serves demo, test and bench; a stamp file says that it is up to date. Compiling
 # is a step of its own, as pip would show none of its progress; pip then finds nothing to compile.
@@ -72,6 +72,15 @@ sanitize: $(VENV)/installed
 # What the tests notice of small changes to the kernels.
 mutants: $(VENV)/installed
 	$(RUN) tests/reliability/mutants.py $(ARGS)
+
+# The page docs/reliability.md, from new runs of all of them. It takes hours.
+RESULTS = tests/reliability/results
+reliability:
+	-$(MAKE) fuzz ARGS="--json $(RESULTS)/fuzz.json"
+	-$(MAKE) sanitize ARGS="--json $(RESULTS)/sanitize.json"
+	-$(MAKE) fuzz-bytes ARGS="--json $(RESULTS)/bytes.json"
+	-$(MAKE) mutants ARGS="--json $(RESULTS)/mutants.json"
+	$(RUN) tests/reliability/report.py
 
 bench: $(VENV)/installed
 	$(RUN) -m lirank_ext bench $(ARGS)

@@ -31,7 +31,8 @@ from flavors import ASAN, FOLDER, ROOT, TSAN, build, environment, processor
 REPORT = re.compile(
     r"ERROR: AddressSanitizer: [\w-]+|WARNING: ThreadSanitizer: [^(\n]+|\S+: runtime error: .*"
 )
-OWN = re.compile(r"liblirank\.so|_C\.cpython|/csrc/")
+# Frames of this library, also those inlined from its sources; PyTorch has a folder csrc too.
+OWN = re.compile(r"liblirank\.so|_C\.cpython|(?<!torch/)\bcsrc/")
 KINDS = ("address", "threads", "memcheck")
 
 

@@ -42,14 +42,25 @@ from .cross_attention_chebyshev import (
     is_finite,
     is_level,
     keys_of,
+    line_of,
+    matrix_of,
     node_tiles,
     one_of,
-    range_of,
+    queries_at,
     sample_of,
     table,
 )
 from .cross_attention_nodes import attend_nodes_backward
-from .cross_attention_parts import LOG2E, extremes, strides, tiles, value_of, wide
+from .cross_attention_parts import (
+    LOG2E,
+    keep,
+    nearest_key,
+    range_of,
+    strides,
+    tiles,
+    value_of,
+    wide,
+)
 from .launch import (
     batch_class,
     cdiv,
@@ -62,25 +73,11 @@ from .launch import (
 
 
 @triton.jit
-def _add_keys(
-    sums,
-    k,
-    v,
-    row,
-    start,
-    k_row,
-    v_row,
-    r,
-    query,
-    nearest,
-    COMPUTE: tl.constexpr,
-    SHORT: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+def _add_keys(sums, k, v, start, r, query, nearest, SHORT: tl.constexpr, MASKED: tl.constexpr):
     """The sums of e and e * v with SHORT more keys."""
     j = start + tl.arange(0, SHORT)
-    key = value_of(k, row, j, k_row, r, COMPUTE, MASKED)
-    value = value_of(v, row, j, v_row, r, COMPUTE, MASKED)
+    key = value_of(k, j, r, query.dtype, MASKED)
+    value = value_of(v, j, r, query.dtype, MASKED)
     e = tl.exp2(query[:, None] * (key[None, :] - nearest[:, None]))
     if MASKED:
         e = tl.where((j < r)[None, :], e, 0.0)
@@ -88,66 +85,33 @@ def _add_keys(
 
 
 @triton.jit
-def _add_at_nodes(
-    sums,
-    sample,
-    steep,
-    k,
-    v,
-    row,
-    start,
-    k_row,
-    v_row,
-    r,
-    SHORT: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+def _add_at_nodes(sums, sample, steep, k, v, start, r, SHORT: tl.constexpr, MASKED: tl.constexpr):
     """D and N at the nodes with SHORT more keys."""
     j = start + tl.arange(0, SHORT)
-    key, weight, value = keys_of(sample, k, v, row, j, k_row, v_row, r, MASKED)
+    key, weight, value = keys_of(sample, k, v, j, r, MASKED)
     e = tl.exp2(weight[:, None] + key[:, None] * steep[None, :])
     return sums[0] + tl.sum(e, 0), sums[1] + tl.sum(e * value[:, None], 0)
 
 
 @triton.jit
 def _attend_rows(
-    q,
-    k,
-    v,
-    out,
-    row,
-    i,
-    r,
-    q_row,
-    k_row,
-    v_row,
-    scale,
-    high,
-    low,
-    SKIP: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    LONG: tl.constexpr,
-    SHORT: tl.constexpr,
-    EVEN: tl.constexpr,
+    q, k, v, out, i, r, scale, keys, SKIP: tl.constexpr, SHORT: tl.constexpr, EVEN: tl.constexpr
 ):
-    """The results of LONG queries of one sample."""
-    query = value_of(q, row, i, q_row, r, COMPUTE) * tl.full((), scale, COMPUTE)
-    nearest = tl.where(query < 0, low, high)
-    zero = tl.zeros((LONG, SHORT), COMPUTE)
+    """The results of the queries i of one sample, whose keys lie in the range ``keys``."""
+    COMPUTE: tl.constexpr = keys[0].dtype
+    query = value_of(q, i, r, COMPUTE) * tl.full((), scale, COMPUTE)
+    nearest = nearest_key(query, keys)
+    zero = tl.zeros((i.shape[0], SHORT), COMPUTE)
     sums = (zero, zero)
     whole = r // SHORT * SHORT
     for start in range(0, whole, SHORT):
-        sums = _add_keys(
-            sums, k, v, row, start, k_row, v_row, r, query, nearest, COMPUTE, SHORT, False
-        )
+        sums = _add_keys(sums, k, v, start, r, query, nearest, SHORT, False)
     if not EVEN:
-        sums = _add_keys(
-            sums, k, v, row, whole, k_row, v_row, r, query, nearest, COMPUTE, SHORT, True
-        )
+        sums = _add_keys(sums, k, v, whole, r, query, nearest, SHORT, True)
     o = tl.sum(sums[1], 1) / tl.sum(sums[0], 1)
     if SKIP:
-        o += value_of(v, row, i, v_row, r, COMPUTE)
-    tl.store(out + row * r + i, o.to(out.dtype.element_ty), mask=i < r)
+        o += value_of(v, i, r, COMPUTE)
+    keep(out, o, i, r)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -170,28 +134,10 @@ def _attend(
     SPAN: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    q, k, v, out = q + row * q_row, k + row * k_row, v + row * v_row, out + row * r
     i = tl.program_id(1) * LONG + tl.arange(0, LONG)
-    high, low = extremes(k, row, k_row, r, COMPUTE, SPAN)
-    _attend_rows(
-        q,
-        k,
-        v,
-        out,
-        row,
-        i,
-        r,
-        q_row,
-        k_row,
-        v_row,
-        scale,
-        high,
-        low,
-        SKIP,
-        COMPUTE,
-        LONG,
-        SHORT,
-        EVEN,
-    )
+    keys = range_of(k, r, COMPUTE, SPAN)
+    _attend_rows(q, k, v, out, i, r, scale, keys, SKIP, SHORT, EVEN)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -216,69 +162,41 @@ def _attend_nodes(
 ):
     """One sample: at nodes where the bound allows, else exactly. Queries by ROWS x NODES."""
     row = tl.program_id(0).to(tl.int64)
+    q, k, v, out = q + row * q_row, k + row * k_row, v + row * v_row, out + row * r
     factor = tl.full((), scale, tl.float32)
-    queries = range_of(q, row, q_row, r, SPAN)
-    keys = range_of(k, row, k_row, r, SPAN)
-    sample, places, shape, good = sample_of(
-        k, v, row, k_row, v_row, r, queries, keys, factor, NODES, SPAN
-    )
-    node = tl.arange(0, NODES)
-    x = tl.load(table + node)
+    queries, keys = range_of(q, r, tl.float32, SPAN), range_of(k, r, tl.float32, SPAN)
+    sample, places, shape, good = sample_of(k, v, r, queries, keys, factor, NODES, SPAN)
+    x = tl.load(table + tl.arange(0, NODES))
     d, o = tl.zeros((NODES,), tl.float32), tl.zeros((NODES,), tl.float32)
     if good:
         sums = (d, o)
         whole, steep = r // SHORT * SHORT, x * places[2]
         for start in range(0, whole, SHORT):
-            sums = _add_at_nodes(
-                sums, sample, steep, k, v, row, start, k_row, v_row, r, SHORT, False
-            )
+            sums = _add_at_nodes(sums, sample, steep, k, v, start, r, SHORT, False)
         if not EVEN:
-            sums = _add_at_nodes(
-                sums, sample, steep, k, v, row, whole, k_row, v_row, r, SHORT, True
-            )
+            sums = _add_at_nodes(sums, sample, steep, k, v, whole, r, SHORT, True)
         by = factor_of(x, shape)
         d, o = sums[0] * by, sums[1] * by
         good = is_level(d) & is_finite(o)
     if good:
-        matrix = tl.load(table + NODES + node[:, None] * NODES + node[None, :])
+        matrix = matrix_of(table, NODES)
         of_d, of_o = coefficients(d, matrix), coefficients(o, matrix)
         for part in range(0, SPAN // (ROWS * NODES)):
-            i = (part * ROWS + tl.arange(0, ROWS))[:, None] * NODES + node[None, :]
-            at = (value_of(q, row, i, q_row, r, tl.float32) - places[0]) * places[1]
+            i, at = queries_at(q, part, places, r, ROWS, NODES)
             before, now = tl.full((ROWS, NODES), 1.0, tl.float32), at
-            below = one_of(of_d, 0) + one_of(of_d, 1) * at
-            above = one_of(of_o, 0) + one_of(of_o, 1) * at
+            below, above = line_of(of_d, at), line_of(of_o, at)
             for m in range(2, NODES):
                 before, now = now, (at + at) * now - before
                 below += one_of(of_d, m) * now
                 above += one_of(of_o, m) * now
             y = above / below + sample[3]
             if SKIP:
-                y += value_of(v, row, i, v_row, r, tl.float32)
-            tl.store(out + row * r + i, y.to(out.dtype.element_ty), mask=i < r)
+                y += value_of(v, i, r, tl.float32)
+            keep(out, y, i, r)
     else:
         for start in range(0, r, NODES):
             i = start + tl.arange(0, NODES)
-            _attend_rows(
-                q,
-                k,
-                v,
-                out,
-                row,
-                i,
-                r,
-                q_row,
-                k_row,
-                v_row,
-                scale,
-                keys[1],
-                keys[0],
-                SKIP,
-                tl.float32,
-                NODES,
-                SHORT,
-                EVEN,
-            )
+            _attend_rows(q, k, v, out, i, r, scale, keys, SKIP, SHORT, EVEN)
 
 
 def forward(q, k, v, temperature: float, token_dim: int, skip: bool) -> Tensor:

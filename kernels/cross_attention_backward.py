@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .cross_attention_parts import extremes, value_of
+from .cross_attention_parts import keep, nearest_key, range_of, value_of
 from .launch import (
     cdiv,
     compute_type,
@@ -26,26 +26,12 @@ from .launch import (
 
 
 @triton.jit
-def _add_keys(
-    sums,
-    k,
-    v,
-    row,
-    start,
-    k_row,
-    v_row,
-    r,
-    query,
-    nearest,
-    COMPUTE: tl.constexpr,
-    SHORT: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+def _add_keys(sums, k, v, start, r, query, nearest, SHORT: tl.constexpr, MASKED: tl.constexpr):
     """The sums of e, e v, e k and e v k with SHORT more keys, k from the nearest key."""
     total, by_value, by_key, by_both = sums
     j = start + tl.arange(0, SHORT)
-    key = value_of(k, row, j, k_row, r, COMPUTE, MASKED)
-    value = value_of(v, row, j, v_row, r, COMPUTE, MASKED)[None, :]
+    key = value_of(k, j, r, query.dtype, MASKED)
+    value = value_of(v, j, r, query.dtype, MASKED)[None, :]
     away = key[None, :] - nearest[:, None]
     e = tl.exp2(query[:, None] * away)
     if MASKED:
@@ -55,53 +41,29 @@ def _add_keys(
 
 
 @triton.jit
-def by_query(
-    grad,
-    q,
-    k,
-    v,
-    dq,
-    inverse,
-    output,
-    row,
-    i,
-    r,
-    grad_row,
-    q_row,
-    k_row,
-    v_row,
-    d_row,
-    scale,
-    step,
-    high,
-    low,
-    COMPUTE: tl.constexpr,
-    LONG: tl.constexpr,
-    SHORT: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """dq of LONG queries; 1 / sum of exponentials and the output, for ``by_key``."""
-    query = value_of(q, row, i, q_row, r, COMPUTE) * tl.full((), scale, COMPUTE)
-    g = value_of(grad, row, i, grad_row, r, COMPUTE)
-    nearest = tl.where(query < 0, low, high)
-    zero = tl.zeros((LONG, SHORT), COMPUTE)
+def by_query(inputs, dq, kept, i, r, scales, keys, SHORT: tl.constexpr, EVEN: tl.constexpr):
+    """dq of the queries i; 1 / sum of exponentials and the output are kept for ``by_key``.
+
+    inputs: grad, q, k and v. scales: of exponents of 2, and of gradients. keys: their range.
+    """
+    COMPUTE: tl.constexpr = keys[0].dtype
+    grad, q, k, v = inputs
+    query = value_of(q, i, r, COMPUTE) * tl.full((), scales[0], COMPUTE)
+    g = value_of(grad, i, r, COMPUTE)
+    nearest = nearest_key(query, keys)
+    zero = tl.zeros((i.shape[0], SHORT), COMPUTE)
     sums = (zero, zero, zero, zero)
     whole = r // SHORT * SHORT
     for start in range(0, whole, SHORT):
-        sums = _add_keys(
-            sums, k, v, row, start, k_row, v_row, r, query, nearest, COMPUTE, SHORT, False
-        )
+        sums = _add_keys(sums, k, v, start, r, query, nearest, SHORT, False)
     if not EVEN:
-        sums = _add_keys(
-            sums, k, v, row, whole, k_row, v_row, r, query, nearest, COMPUTE, SHORT, True
-        )
+        sums = _add_keys(sums, k, v, whole, r, query, nearest, SHORT, True)
     one = 1.0 / tl.sum(sums[0], 1)
     o = tl.sum(sums[1], 1) * one
     covariance = tl.sum(sums[3], 1) * one - o * (tl.sum(sums[2], 1) * one)
-    found = g * tl.full((), step, COMPUTE) * covariance
-    tl.store(dq + row * d_row + i, found.to(dq.dtype.element_ty), mask=i < r)
-    tl.store(inverse + row * r + i, one, mask=i < r)
-    tl.store(output + row * r + i, o, mask=i < r)
+    keep(dq, g * tl.full((), scales[1], COMPUTE) * covariance, i, r)
+    keep(kept[0], one, i, r)
+    keep(kept[1], o, i, r)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -129,154 +91,64 @@ def _attend_by_query(
     SPAN: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    inputs = (grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row)
+    kept = (inverse + row * r, output + row * r)
     i = tl.program_id(1) * LONG + tl.arange(0, LONG)
-    high, low = extremes(k, row, k_row, r, COMPUTE, SPAN)
-    by_query(
-        grad,
-        q,
-        k,
-        v,
-        dq,
-        inverse,
-        output,
-        row,
-        i,
-        r,
-        grad_row,
-        q_row,
-        k_row,
-        v_row,
-        d_row,
-        scale,
-        step,
-        high,
-        low,
-        COMPUTE,
-        LONG,
-        SHORT,
-        EVEN,
-    )
+    keys = range_of(inputs[2], r, COMPUTE, SPAN)
+    by_query(inputs, dq + row * d_row, kept, i, r, (scale, step), keys, SHORT, EVEN)
 
 
 @triton.jit
 def _add_queries(
-    sums,
-    grad,
-    q,
-    inverse,
-    output,
-    row,
-    start,
-    grad_row,
-    q_row,
-    r,
-    scale,
-    key,
-    value,
-    high,
-    low,
-    COMPUTE: tl.constexpr,
-    SHORT: tl.constexpr,
-    MASKED: tl.constexpr,
+    sums, given, start, r, scale, key, value, keys, SHORT: tl.constexpr, MASKED: tl.constexpr
 ):
-    """dk and dv with SHORT more queries, which lie along the lanes."""
-    key_total, value_total = sums
+    """dk and dv with SHORT more queries, which lie along the lanes; given: grad, q, kept."""
+    COMPUTE: tl.constexpr = key.dtype
+    grad, q, inverse, output = given
     i = start + tl.arange(0, SHORT)
-    raw = value_of(q, row, i, q_row, r, COMPUTE, MASKED)
-    share = value_of(grad, row, i, grad_row, r, COMPUTE, MASKED)
-    share *= value_of(inverse, row, i, r, r, COMPUTE, MASKED)
-    o = value_of(output, row, i, r, r, COMPUTE, MASKED)
+    raw = value_of(q, i, r, COMPUTE, MASKED)
+    share = value_of(grad, i, r, COMPUTE, MASKED)
+    share *= value_of(inverse, i, r, COMPUTE, MASKED)
+    o = value_of(output, i, r, COMPUTE, MASKED)
     query = raw * tl.full((), scale, COMPUTE)
-    nearest = tl.where(query < 0, low, high)
+    nearest = nearest_key(query, keys)
     e = tl.exp2(query[None, :] * (key[:, None] - nearest[None, :])) * share[None, :]
     if MASKED:
         e = tl.where((i < r)[None, :], e, 0.0)
     slope = e * raw[None, :]
-    return key_total + slope * (value[:, None] - o[None, :]), value_total + e
+    return sums[0] + slope * (value[:, None] - o[None, :]), sums[1] + e
 
 
 @triton.jit
 def by_key(
-    grad,
-    q,
-    k,
-    v,
-    dk,
-    dv,
-    inverse,
-    output,
-    row,
+    inputs,
+    outputs,
+    kept,
     j,
     r,
-    grad_row,
-    q_row,
-    k_row,
-    v_row,
-    d_row,
-    scale,
-    step,
-    high,
-    low,
+    scales,
+    keys,
     SKIP: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    LONG: tl.constexpr,
     SHORT: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """dk and dv of LONG keys."""
-    key = value_of(k, row, j, k_row, r, COMPUTE)
-    value = value_of(v, row, j, v_row, r, COMPUTE)
-    zero = tl.zeros((LONG, SHORT), COMPUTE)
+    """dk and dv (``outputs``) of the keys j; the rest as for ``by_query``."""
+    COMPUTE: tl.constexpr = keys[0].dtype
+    grad, q, k, v = inputs
+    given = (grad, q, kept[0], kept[1])
+    key, value = value_of(k, j, r, COMPUTE), value_of(v, j, r, COMPUTE)
+    zero = tl.zeros((j.shape[0], SHORT), COMPUTE)
     sums = (zero, zero)
     whole = r // SHORT * SHORT
     for start in range(0, whole, SHORT):
-        sums = _add_queries(
-            sums,
-            grad,
-            q,
-            inverse,
-            output,
-            row,
-            start,
-            grad_row,
-            q_row,
-            r,
-            scale,
-            key,
-            value,
-            high,
-            low,
-            COMPUTE,
-            SHORT,
-            False,
-        )
+        sums = _add_queries(sums, given, start, r, scales[0], key, value, keys, SHORT, False)
     if not EVEN:
-        sums = _add_queries(
-            sums,
-            grad,
-            q,
-            inverse,
-            output,
-            row,
-            whole,
-            grad_row,
-            q_row,
-            r,
-            scale,
-            key,
-            value,
-            high,
-            low,
-            COMPUTE,
-            SHORT,
-            True,
-        )
+        sums = _add_queries(sums, given, whole, r, scales[0], key, value, keys, SHORT, True)
     key_total, value_total = tl.sum(sums[0], 1), tl.sum(sums[1], 1)
     if SKIP:
-        value_total += value_of(grad, row, j, grad_row, r, COMPUTE)
-    key_total *= tl.full((), step, COMPUTE)
-    tl.store(dk + row * d_row + j, key_total.to(dk.dtype.element_ty), mask=j < r)
-    tl.store(dv + row * d_row + j, value_total.to(dv.dtype.element_ty), mask=j < r)
+        value_total += value_of(grad, j, r, COMPUTE)
+    keep(outputs[0], key_total * tl.full((), scales[1], COMPUTE), j, r)
+    keep(outputs[1], value_total, j, r)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -306,35 +178,11 @@ def _attend_by_key(
     SPAN: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    inputs = (grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row)
+    outputs, kept = (dk + row * d_row, dv + row * d_row), (inverse + row * r, output + row * r)
     j = tl.program_id(1) * LONG + tl.arange(0, LONG)
-    high, low = extremes(k, row, k_row, r, COMPUTE, SPAN)
-    by_key(
-        grad,
-        q,
-        k,
-        v,
-        dk,
-        dv,
-        inverse,
-        output,
-        row,
-        j,
-        r,
-        grad_row,
-        q_row,
-        k_row,
-        v_row,
-        d_row,
-        scale,
-        step,
-        high,
-        low,
-        SKIP,
-        COMPUTE,
-        LONG,
-        SHORT,
-        EVEN,
-    )
+    keys = range_of(inputs[2], r, COMPUTE, SPAN)
+    by_key(inputs, outputs, kept, j, r, (scale, step), keys, SKIP, SHORT, EVEN)
 
 
 def launch_exact(c: dict, tensors, n: int, r: int, lengths, scale, skip: bool) -> None:

@@ -45,19 +45,6 @@ def table(device: torch.device) -> torch.Tensor:
 
 
 @triton.jit
-def range_of(t, row, stride, r, SPAN: tl.constexpr):
-    """The smallest and the largest of one sample's values."""
-    high = tl.full((SPAN,), -float("inf"), tl.float32)
-    low = tl.full((SPAN,), float("inf"), tl.float32)
-    for start in range(0, r, SPAN):
-        j = start + tl.arange(0, SPAN)
-        value = value_of(t, row, j, stride, r, tl.float32)
-        high = tl.maximum(high, tl.where(j < r, value, -float("inf")))
-        low = tl.minimum(low, tl.where(j < r, value, float("inf")))
-    return tl.min(low, 0), tl.max(high, 0)
-
-
-@triton.jit
 def _nodes_for(up, down, low, high):
     """The nodes that the bound asks for; more than any where rounding would grow too much."""
     curved, b = (up + down) / 2, (up - down) / 2
@@ -80,21 +67,19 @@ def _nodes_for(up, down, low, high):
 
 
 @triton.jit
-def keys_of(sample, k, v, row, j, k_row, v_row, r, MASKED: tl.constexpr):
+def keys_of(sample, k, v, j, r, MASKED: tl.constexpr):
     """Keys from their mean, log2 of their weights at the middle query, and values from theirs."""
     at_middle, top, from_top, mean = sample
-    key = value_of(k, row, j, k_row, r, tl.float32, MASKED) - top
+    key = value_of(k, j, r, tl.float32, MASKED) - top
     weight = tl.maximum(at_middle * key, LEAST_WEIGHT)
     if MASKED:
         weight = tl.where(j < r, weight, -float("inf"))
-    value = value_of(v, row, j, v_row, r, tl.float32, MASKED) - mean
+    value = value_of(v, j, r, tl.float32, MASKED) - mean
     return key - from_top, weight, value
 
 
 @triton.jit
-def sample_of(
-    k, v, row, k_row, v_row, r, queries, keys, scale, NODES: tl.constexpr, SPAN: tl.constexpr
-):
+def sample_of(k, v, r, queries, keys, scale, NODES: tl.constexpr, SPAN: tl.constexpr):
     """How one sample is interpolated, and whether: the bound's answer, before any node."""
     half = (queries[1] - queries[0]) / 2
     middle = queries[0] + half
@@ -104,9 +89,7 @@ def sample_of(
     of_value = tl.zeros((SPAN,), tl.float32)
     for start in range(0, r, SPAN):
         j = start + tl.arange(0, SPAN)
-        key, weight, value = keys_of(
-            (at_middle, top, 0.0, 0.0), k, v, row, j, k_row, v_row, r, True
-        )
+        key, weight, value = keys_of((at_middle, top, 0.0, 0.0), k, v, j, r, True)
         w = tl.exp2(weight)
         total += w
         of_key += w * key
@@ -116,7 +99,7 @@ def sample_of(
     up, down = tl.zeros((SPAN,), tl.float32), tl.zeros((SPAN,), tl.float32)
     for start in range(0, r, SPAN):
         j = start + tl.arange(0, SPAN)
-        key, weight, value = keys_of(sample, k, v, row, j, k_row, v_row, r, True)
+        key, weight, value = keys_of(sample, k, v, j, r, True)
         up += tl.exp2(weight + key * spread)
         down += tl.exp2(weight - key * spread)
     above = tl.maximum(tl.log2(tl.sum(up, 0) * share), 0.0)
@@ -153,6 +136,13 @@ def is_level(d):
 
 
 @triton.jit
+def matrix_of(table, NODES: tl.constexpr):
+    """From values at the nodes to coefficients."""
+    node = tl.arange(0, NODES)
+    return tl.load(table + NODES + node[:, None] * NODES + node[None, :])
+
+
+@triton.jit
 def coefficients(values, matrix):
     """Of the polynomial through values at the nodes."""
     return tl.sum(values[:, None] * matrix, 0)
@@ -162,6 +152,19 @@ def coefficients(values, matrix):
 def one_of(c, number):
     """Coefficient ``number``, in every place: a shuffle."""
     return tl.gather(c, tl.full((1,), number, tl.int32), 0)[None, :]
+
+
+@triton.jit
+def line_of(c, at):
+    """The first two terms of the polynomial."""
+    return one_of(c, 0) + one_of(c, 1) * at
+
+
+@triton.jit
+def queries_at(q, part, places, r, ROWS: tl.constexpr, NODES: tl.constexpr):
+    """ROWS x NODES queries: which they are, and where they lie between -1 and 1."""
+    i = (part * ROWS + tl.arange(0, ROWS))[:, None] * NODES + tl.arange(0, NODES)[None, :]
+    return i, (value_of(q, i, r, tl.float32) - places[0]) * places[1]
 
 
 def node_tiles(t: torch.Tensor, r: int, backward: bool = False) -> tuple[dict, ...]:

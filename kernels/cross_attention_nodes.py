@@ -23,31 +23,20 @@ from .cross_attention_chebyshev import (
     is_finite,
     is_level,
     keys_of,
+    line_of,
+    matrix_of,
     one_of,
-    range_of,
+    queries_at,
     sample_of,
 )
-from .cross_attention_parts import value_of
+from .cross_attention_parts import keep, range_of, value_of
 
 
 @triton.jit
-def _add_functions(
-    sums,
-    sample,
-    steep,
-    k,
-    v,
-    row,
-    start,
-    k_row,
-    v_row,
-    r,
-    SHORT: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+def _add_functions(sums, sample, steep, k, v, start, r, SHORT: tl.constexpr, MASKED: tl.constexpr):
     """D and N at the nodes, and both with the key in front, with SHORT more keys."""
     j = start + tl.arange(0, SHORT)
-    key, weight, value = keys_of(sample, k, v, row, j, k_row, v_row, r, MASKED)
+    key, weight, value = keys_of(sample, k, v, j, r, MASKED)
     e = tl.exp2(weight[:, None] + key[:, None] * steep[None, :])
     with_key = e * key[:, None]
     return (
@@ -66,31 +55,23 @@ def _query_gradients(
     table,
     functions,
     places,
-    row,
     r,
-    grad_row,
-    q_row,
-    d_row,
     step,
     NODES: tl.constexpr,
     SPAN: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """dq; and the gradients of N and D at the nodes, which are the queries' spread onto them."""
-    node = tl.arange(0, NODES)
-    matrix = tl.load(table + NODES + node[:, None] * NODES + node[None, :])
+    matrix = matrix_of(table, NODES)
     of_d, of_n = coefficients(functions[0], matrix), coefficients(functions[1], matrix)
     of_k, of_b = coefficients(functions[2], matrix), coefficients(functions[3], matrix)
     to_n, to_d = tl.zeros((NODES,), tl.float32), tl.zeros((NODES,), tl.float32)
     for part in range(0, SPAN // (ROWS * NODES)):
-        i = (part * ROWS + tl.arange(0, ROWS))[:, None] * NODES + node[None, :]
-        at = (value_of(q, row, i, q_row, r, tl.float32) - places[0]) * places[1]
+        i, at = queries_at(q, part, places, r, ROWS, NODES)
         at = tl.where(i < r, at, 0.0)
         before, now = tl.full((ROWS, NODES), 1.0, tl.float32), at
-        d = one_of(of_d, 0) + one_of(of_d, 1) * at
-        n = one_of(of_n, 0) + one_of(of_n, 1) * at
-        with_k = one_of(of_k, 0) + one_of(of_k, 1) * at
-        with_both = one_of(of_b, 0) + one_of(of_b, 1) * at
+        d, n = line_of(of_d, at), line_of(of_n, at)
+        with_k, with_both = line_of(of_k, at), line_of(of_b, at)
         for m in range(2, NODES):
             before, now = now, (at + at) * now - before
             d += one_of(of_d, m) * now
@@ -99,14 +80,13 @@ def _query_gradients(
             with_both += one_of(of_b, m) * now
         share = 1.0 / d
         o = n * share
-        g = value_of(grad, row, i, grad_row, r, tl.float32)
-        found = g * step * (with_both - o * with_k) * share
-        tl.store(dq + row * d_row + i, found.to(dq.dtype.element_ty), mask=i < r)
+        g = value_of(grad, i, r, tl.float32)
+        keep(dq, g * step * (with_both - o * with_k) * share, i, r)
         g_n = g * share
         g_d = -g_n * o
         before, now = at, tl.full((ROWS, NODES), 1.0, tl.float32)
         for m in range(0, NODES):
-            line = tl.load(table + NODES + node * NODES + m)
+            line = tl.load(table + NODES + tl.arange(0, NODES) * NODES + m)
             to_n += tl.sum(g_n * now) * line
             to_d += tl.sum(g_d * now) * line
             before, now = now, (at + at) * now - before
@@ -115,34 +95,19 @@ def _query_gradients(
 
 @triton.jit
 def _key_gradients(
-    grad,
-    k,
-    v,
-    dk,
-    dv,
-    rows,
-    sample,
-    steep,
-    row,
-    start,
-    r,
-    grad_row,
-    k_row,
-    v_row,
-    d_row,
-    SHORT: tl.constexpr,
-    SKIP: tl.constexpr,
+    inputs, outputs, rows, sample, steep, start, r, SHORT: tl.constexpr, SKIP: tl.constexpr
 ):
     """dk and dv of SHORT keys: sums over the nodes, which are the rows of a tile."""
+    grad, _, k, v = inputs
     j = start + tl.arange(0, SHORT)
-    key, weight, value = keys_of(sample, k, v, row, j, k_row, v_row, r, True)
+    key, weight, value = keys_of(sample, k, v, j, r, True)
     e = tl.exp2(weight[None, :] + steep[:, None] * key[None, :])
     value_total = tl.sum(e * rows[0][:, None], 0)
     key_total = tl.sum(e * rows[1][:, None], 0) * value + tl.sum(e * rows[2][:, None], 0)
     if SKIP:
-        value_total += value_of(grad, row, j, grad_row, r, tl.float32)
-    tl.store(dk + row * d_row + j, key_total.to(dk.dtype.element_ty), mask=j < r)
-    tl.store(dv + row * d_row + j, value_total.to(dv.dtype.element_ty), mask=j < r)
+        value_total += value_of(grad, j, r, tl.float32)
+    keep(outputs[0], key_total, j, r)
+    keep(outputs[1], value_total, j, r)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -175,12 +140,12 @@ def attend_nodes_backward(
 ):
     """``inverse`` and ``output``: room for the samples summed exactly."""
     row = tl.program_id(0).to(tl.int64)
+    grad, q, k, v = grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row
+    dq, outputs = dq + row * d_row, (dk + row * d_row, dv + row * d_row)
+    inputs, kept = (grad, q, k, v), (inverse + row * r, output + row * r)
     factor, natural = tl.full((), scale, tl.float32), tl.full((), step, tl.float32)
-    queries = range_of(q, row, q_row, r, SPAN)
-    keys = range_of(k, row, k_row, r, SPAN)
-    sample, places, shape, good = sample_of(
-        k, v, row, k_row, v_row, r, queries, keys, factor, NODES, SPAN
-    )
+    queries, keys = range_of(q, r, tl.float32, SPAN), range_of(k, r, tl.float32, SPAN)
+    sample, places, shape, good = sample_of(k, v, r, queries, keys, factor, NODES, SPAN)
     x = tl.load(table + tl.arange(0, NODES))
     steep, by = x * places[2], factor_of(x, shape)
     zeros = tl.zeros((NODES,), tl.float32)
@@ -189,34 +154,16 @@ def attend_nodes_backward(
         sums = functions
         whole = r // SHORT * SHORT
         for start in range(0, whole, SHORT):
-            sums = _add_functions(
-                sums, sample, steep, k, v, row, start, k_row, v_row, r, SHORT, False
-            )
+            sums = _add_functions(sums, sample, steep, k, v, start, r, SHORT, False)
         if not EVEN:
-            sums = _add_functions(
-                sums, sample, steep, k, v, row, whole, k_row, v_row, r, SHORT, True
-            )
+            sums = _add_functions(sums, sample, steep, k, v, whole, r, SHORT, True)
         d, o, with_key, with_both = sums[0] * by, sums[1] * by, sums[2] * by, sums[3] * by
         functions = (d, o, with_key, with_both)
         good = is_level(d) & is_finite(o) & is_finite(with_key) & is_finite(with_both)
     rows = (zeros, zeros, zeros)
     if good:
         to_n, to_d = _query_gradients(
-            grad,
-            q,
-            dq,
-            table,
-            functions,
-            places,
-            row,
-            r,
-            grad_row,
-            q_row,
-            d_row,
-            natural,
-            NODES,
-            SPAN,
-            ROWS,
+            grad, q, dq, table, functions, places, r, natural, NODES, SPAN, ROWS
         )
         half = places[2] / factor
         score = (x * half + places[0]) * natural
@@ -225,78 +172,13 @@ def attend_nodes_backward(
         good = is_finite(rows[0]) & is_finite(rows[1]) & is_finite(rows[2])
     if good:
         for start in range(0, r, SHORT):
-            _key_gradients(
-                grad,
-                k,
-                v,
-                dk,
-                dv,
-                rows,
-                sample,
-                steep,
-                row,
-                start,
-                r,
-                grad_row,
-                k_row,
-                v_row,
-                d_row,
-                SHORT,
-                SKIP,
-            )
+            _key_gradients(inputs, outputs, rows, sample, steep, start, r, SHORT, SKIP)
     else:
+        scales = (scale, step)
         for start in range(0, r, NODES):
-            by_query(
-                grad,
-                q,
-                k,
-                v,
-                dq,
-                inverse,
-                output,
-                row,
-                start + tl.arange(0, NODES),
-                r,
-                grad_row,
-                q_row,
-                k_row,
-                v_row,
-                d_row,
-                scale,
-                step,
-                keys[1],
-                keys[0],
-                tl.float32,
-                NODES,
-                SHORT,
-                EVEN,
-            )
+            i = start + tl.arange(0, NODES)
+            by_query(inputs, dq, kept, i, r, scales, keys, SHORT, EVEN)
         tl.debug_barrier()  # other threads stored what is loaded next
         for start in range(0, r, NODES):
-            by_key(
-                grad,
-                q,
-                k,
-                v,
-                dk,
-                dv,
-                inverse,
-                output,
-                row,
-                start + tl.arange(0, NODES),
-                r,
-                grad_row,
-                q_row,
-                k_row,
-                v_row,
-                d_row,
-                scale,
-                step,
-                keys[1],
-                keys[0],
-                SKIP,
-                tl.float32,
-                NODES,
-                SHORT,
-                EVEN,
-            )
+            j = start + tl.arange(0, NODES)
+            by_key(inputs, outputs, kept, j, r, scales, keys, SKIP, SHORT, EVEN)

@@ -15,9 +15,9 @@ LOG2E = math.log2(math.e)
 
 
 @triton.jit
-def value_of(t, row, column, stride, r, COMPUTE: tl.constexpr, MASKED: tl.constexpr = True):
-    """Some components of one sample; zeros outside, which only a masked load may touch."""
-    at = t + row * stride + column
+def value_of(t, column, r, COMPUTE: tl.constexpr, MASKED: tl.constexpr = True):
+    """Components of the sample that starts at t; zeros outside, which a masked load may touch."""
+    at = t + column
     if MASKED:
         found = tl.load(at, mask=column < r, other=0)
     else:
@@ -26,15 +26,27 @@ def value_of(t, row, column, stride, r, COMPUTE: tl.constexpr, MASKED: tl.conste
 
 
 @triton.jit
-def extremes(k, row, stride, r, COMPUTE: tl.constexpr, SPAN: tl.constexpr):
-    """The largest and the smallest key of one sample, SPAN keys in flight."""
+def keep(t, value, column, r):
+    """Store components of the sample that starts at t."""
+    tl.store(t + column, value.to(t.dtype.element_ty), mask=column < r)
+
+
+@triton.jit
+def range_of(t, r, COMPUTE: tl.constexpr, SPAN: tl.constexpr):
+    """The smallest and the largest of one sample's values, SPAN of them in flight."""
     high, low = tl.full((SPAN,), -float("inf"), COMPUTE), tl.full((SPAN,), float("inf"), COMPUTE)
     for start in range(0, r, SPAN):
         j = start + tl.arange(0, SPAN)
-        key = value_of(k, row, j, stride, r, COMPUTE)
-        high = tl.maximum(high, tl.where(j < r, key, -float("inf")))
-        low = tl.minimum(low, tl.where(j < r, key, float("inf")))
-    return tl.max(high, 0), tl.min(low, 0)
+        value = value_of(t, j, r, COMPUTE)
+        high = tl.maximum(high, tl.where(j < r, value, -float("inf")))
+        low = tl.minimum(low, tl.where(j < r, value, float("inf")))
+    return tl.min(low, 0), tl.max(high, 0)
+
+
+@triton.jit
+def nearest_key(query, keys):
+    """Of the smallest and the largest key, the one with the larger score, for each query."""
+    return tl.where(query < 0, keys[0], keys[1])
 
 
 def wide(t: Tensor) -> torch.dtype:

@@ -27,26 +27,33 @@ WIDEST = 128  # tokens of more components are few: their scores are plain batche
 
 
 @triton.jit
-def _tokens(t, row, token, width, stride, h, w, COMPUTE: tl.constexpr):
-    """(tokens, width) of one sample; zeros outside."""
+def _tokens(t, token, width, h, w, COMPUTE: tl.constexpr):
+    """(tokens, width) of the sample that starts at t; zeros outside."""
     inside = (token < h)[:, None] & (width < w)[None, :]
-    at = t + row * stride + token[:, None] * w + width[None, :]
-    return tl.load(at, mask=inside, other=0).to(COMPUTE)
+    return tl.load(t + token[:, None] * w + width[None, :], mask=inside, other=0).to(COMPUTE)
 
 
 @triton.jit
-def _keep_tokens(t, value, row, token, width, stride, h, w):
+def _keep_tokens(t, value, token, width, h, w):
     inside = (token < h)[:, None] & (width < w)[None, :]
-    at = t + row * stride + token[:, None] * w + width[None, :]
+    at = t + token[:, None] * w + width[None, :]
     tl.store(at, value.to(t.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _scores(query, keys, token, h, PRECISION: tl.constexpr, COMPUTE: tl.constexpr):
+def _scores(query, keys, token, h, PRECISION: tl.constexpr):
     """In powers of two; -inf behind the last key."""
-    zero = tl.zeros((query.shape[0], keys.shape[0]), COMPUTE)
+    zero = tl.zeros((query.shape[0], keys.shape[0]), query.dtype)
     s = dot(query, tl.trans(keys), zero, PRECISION)
     return tl.where((token < h)[None, :], s, -float("inf"))
+
+
+@triton.jit
+def _weights_of(query, keys, g, values, log_total, mean, token, h, PRECISION: tl.constexpr):
+    """The weights of keys for queries, and the gradients of their scores."""
+    e = tl.exp2(_scores(query, keys, token, h, PRECISION) - log_total[:, None])
+    zero = tl.zeros((query.shape[0], keys.shape[0]), query.dtype)
+    return e, e * (dot(g, tl.trans(values), zero, PRECISION) - mean[:, None])
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -72,24 +79,25 @@ def _attend_tokens(
 ):
     """The output, and where wanted log2 of each row's sum of exponentials."""
     row, width = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    q, k, v = q + row * q_row, k + row * k_row, v + row * v_row
     i = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
-    query = _tokens(q, row, i, width, q_row, h, w, COMPUTE) * tl.full((), scale, COMPUTE)
+    query = _tokens(q, i, width, h, w, COMPUTE) * tl.full((), scale, COMPUTE)
     largest = tl.full((QUERIES,), -float("inf"), COMPUTE)
     total, o = tl.zeros((QUERIES,), COMPUTE), tl.zeros((QUERIES, WIDTH), COMPUTE)
     for start in range(0, h, KEYS):
         j = start + tl.arange(0, KEYS)
-        keys = _tokens(k, row, j, width, k_row, h, w, COMPUTE)
-        s = _scores(query, keys, j, h, PRECISION, COMPUTE)
+        keys = _tokens(k, j, width, h, w, COMPUTE)
+        s = _scores(query, keys, j, h, PRECISION)
         larger = tl.maximum(largest, tl.max(s, 1))
         shrink, e = tl.exp2(largest - larger), tl.exp2(s - larger[:, None])
         total = total * shrink + tl.sum(e, 1)
-        values = _tokens(v, row, j, width, v_row, h, w, COMPUTE)
+        values = _tokens(v, j, width, h, w, COMPUTE)
         o = dot(e, values, o * shrink[:, None], PRECISION)
         largest = larger
     o = o / total[:, None]
     if SKIP:
-        o += _tokens(v, row, i, width, v_row, h, w, COMPUTE)
-    _keep_tokens(out, o, row, i, width, h * w, h, w)
+        o += _tokens(v, i, width, h, w, COMPUTE)
+    _keep_tokens(out + row * (h * w), o, i, width, h, w)
     if log_sum is not None:
         tl.store(log_sum + row * h + i, largest + tl.log2(total), mask=i < h)
 
@@ -122,20 +130,20 @@ def _tokens_by_query(
 ):
     """dq, and <grad, output> of every query."""
     row, width = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    grad, q, k, v = grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row
     i = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
-    query = _tokens(q, row, i, width, q_row, h, w, COMPUTE) * tl.full((), scale, COMPUTE)
-    g = _tokens(grad, row, i, width, grad_row, h, w, COMPUTE)
-    mean = tl.sum(g * _tokens(o, row, i, width, h * w, h, w, COMPUTE), 1)
+    query = _tokens(q, i, width, h, w, COMPUTE) * tl.full((), scale, COMPUTE)
+    g = _tokens(grad, i, width, h, w, COMPUTE)
+    mean = tl.sum(g * _tokens(o + row * (h * w), i, width, h, w, COMPUTE), 1)
     log_total = tl.load(log_sum + row * h + i, mask=i < h, other=0)
     found = tl.zeros((QUERIES, WIDTH), COMPUTE)
     for start in range(0, h, KEYS):
         j = start + tl.arange(0, KEYS)
-        keys = _tokens(k, row, j, width, k_row, h, w, COMPUTE)
-        values = _tokens(v, row, j, width, v_row, h, w, COMPUTE)
-        e = tl.exp2(_scores(query, keys, j, h, PRECISION, COMPUTE) - log_total[:, None])
-        da = dot(g, tl.trans(values), tl.zeros((QUERIES, KEYS), COMPUTE), PRECISION)
-        found = dot(e * (da - mean[:, None]), keys, found, PRECISION)
-    _keep_tokens(dq, found * tl.full((), step, COMPUTE), row, i, width, d_row, h, w)
+        keys = _tokens(k, j, width, h, w, COMPUTE)
+        values = _tokens(v, j, width, h, w, COMPUTE)
+        _, ds = _weights_of(query, keys, g, values, log_total, mean, j, h, PRECISION)
+        found = dot(ds, keys, found, PRECISION)
+    _keep_tokens(dq + row * d_row, found * tl.full((), step, COMPUTE), i, width, h, w)
     tl.store(inner + row * h + i, mean, mask=i < h)
 
 
@@ -167,25 +175,25 @@ def _tokens_by_key(
     KEYS: tl.constexpr,
 ):
     row, width = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    grad, q, k, v = grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row
     j = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
-    keys = _tokens(k, row, j, width, k_row, h, w, COMPUTE)
-    values = _tokens(v, row, j, width, v_row, h, w, COMPUTE)
+    keys = _tokens(k, j, width, h, w, COMPUTE)
+    values = _tokens(v, j, width, h, w, COMPUTE)
     key_total, value_total = tl.zeros((KEYS, WIDTH), COMPUTE), tl.zeros((KEYS, WIDTH), COMPUTE)
     for start in range(0, h, QUERIES):
         i = start + tl.arange(0, QUERIES)
-        raw = _tokens(q, row, i, width, q_row, h, w, COMPUTE)
-        g = _tokens(grad, row, i, width, grad_row, h, w, COMPUTE)
+        raw = _tokens(q, i, width, h, w, COMPUTE)
+        g = _tokens(grad, i, width, h, w, COMPUTE)
         log_total = tl.load(log_sum + row * h + i, mask=i < h, other=float("inf"))
         mean = tl.load(inner + row * h + i, mask=i < h, other=0)
         query = raw * tl.full((), scale, COMPUTE)
-        e = tl.exp2(_scores(query, keys, j, h, PRECISION, COMPUTE) - log_total[:, None])
+        e, ds = _weights_of(query, keys, g, values, log_total, mean, j, h, PRECISION)
         value_total = dot(tl.trans(e), g, value_total, PRECISION)
-        da = dot(g, tl.trans(values), tl.zeros((QUERIES, KEYS), COMPUTE), PRECISION)
-        key_total = dot(tl.trans(e * (da - mean[:, None])), raw, key_total, PRECISION)
+        key_total = dot(tl.trans(ds), raw, key_total, PRECISION)
     if SKIP:
-        value_total += _tokens(grad, row, j, width, grad_row, h, w, COMPUTE)
-    _keep_tokens(dk, key_total * tl.full((), step, COMPUTE), row, j, width, d_row, h, w)
-    _keep_tokens(dv, value_total, row, j, width, d_row, h, w)
+        value_total += _tokens(grad, j, width, h, w, COMPUTE)
+    _keep_tokens(dk + row * d_row, key_total * tl.full((), step, COMPUTE), j, width, h, w)
+    _keep_tokens(dv + row * d_row, value_total, j, width, h, w)
 
 
 # ---- launchers ---------------------------------------------------------------------------

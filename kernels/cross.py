@@ -68,25 +68,10 @@ BACKWARD_RANK = 128
 
 @triton.jit(do_not_specialize=["n"])
 def _cross(
-    x0,
-    x,
-    v,
-    u,
-    bias,
-    hidden,
-    out,
-    n,
-    d,
-    r,
-    x0_row,
-    x_row,
-    PRECISION: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    RANK: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ASK: tl.constexpr,
-):
+    x0, x, v, u, bias, hidden, out, n, d, r, x0_row, x_row,
+    PRECISION: tl.constexpr, HIDDEN: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, ASK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     if ASK:
         for start in range(0, d, COLUMNS):

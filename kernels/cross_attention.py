@@ -59,7 +59,6 @@ from .cross_attention_parts import (
     strides,
     tiles,
     value_of,
-    wide,
 )
 from .launch import (
     batch_class,
@@ -69,6 +68,7 @@ from .launch import (
     launch,
     rows,
     size_class,
+    wide,
 )
 
 
@@ -116,23 +116,10 @@ def _attend_rows(
 
 @triton.jit(do_not_specialize=["n"])
 def _attend(
-    q,
-    k,
-    v,
-    out,
-    n,
-    r,
-    q_row,
-    k_row,
-    v_row,
-    scale: tl.float64,
-    SKIP: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    LONG: tl.constexpr,
-    SHORT: tl.constexpr,
-    EVEN: tl.constexpr,
-    SPAN: tl.constexpr,
-):
+    q, k, v, out, n, r, q_row, k_row, v_row, scale: tl.float64,
+    SKIP: tl.constexpr, COMPUTE: tl.constexpr, LONG: tl.constexpr, SHORT: tl.constexpr,
+    EVEN: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     q, k, v, out = q + row * q_row, k + row * k_row, v + row * v_row, out + row * r
     i = tl.program_id(1) * LONG + tl.arange(0, LONG)
@@ -142,24 +129,10 @@ def _attend(
 
 @triton.jit(do_not_specialize=["n"])
 def _attend_nodes(
-    q,
-    k,
-    v,
-    table,
-    out,
-    n,
-    r,
-    q_row,
-    k_row,
-    v_row,
-    scale: tl.float64,
-    SKIP: tl.constexpr,
-    NODES: tl.constexpr,
-    SHORT: tl.constexpr,
-    EVEN: tl.constexpr,
-    SPAN: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+    q, k, v, table, out, n, r, q_row, k_row, v_row, scale: tl.float64,
+    SKIP: tl.constexpr, NODES: tl.constexpr, SHORT: tl.constexpr, EVEN: tl.constexpr,
+    SPAN: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """One sample: at nodes where the bound allows, else exactly. Queries by ROWS x NODES."""
     row = tl.program_id(0).to(tl.int64)
     q, k, v, out = q + row * q_row, k + row * k_row, v + row * v_row, out + row * r

@@ -68,28 +68,11 @@ def by_query(inputs, dq, kept, i, r, scales, keys, SHORT: tl.constexpr, EVEN: tl
 
 @triton.jit(do_not_specialize=["n"])
 def _attend_by_query(
-    grad,
-    q,
-    k,
-    v,
-    dq,
-    inverse,
-    output,
-    n,
-    r,
-    grad_row,
-    q_row,
-    k_row,
-    v_row,
-    d_row,
-    scale: tl.float64,
-    step: tl.float64,
-    COMPUTE: tl.constexpr,
-    LONG: tl.constexpr,
-    SHORT: tl.constexpr,
-    EVEN: tl.constexpr,
+    grad, q, k, v, dq, inverse, output, n, r, grad_row, q_row, k_row, v_row, d_row,
+    scale: tl.float64, step: tl.float64,
+    COMPUTE: tl.constexpr, LONG: tl.constexpr, SHORT: tl.constexpr, EVEN: tl.constexpr,
     SPAN: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     inputs = (grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row)
     kept = (inverse + row * r, output + row * r)
@@ -153,30 +136,11 @@ def by_key(
 
 @triton.jit(do_not_specialize=["n"])
 def _attend_by_key(
-    grad,
-    q,
-    k,
-    v,
-    dk,
-    dv,
-    inverse,
-    output,
-    n,
-    r,
-    grad_row,
-    q_row,
-    k_row,
-    v_row,
-    d_row,
-    scale: tl.float64,
-    step: tl.float64,
-    SKIP: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    LONG: tl.constexpr,
-    SHORT: tl.constexpr,
-    EVEN: tl.constexpr,
-    SPAN: tl.constexpr,
-):
+    grad, q, k, v, dk, dv, inverse, output, n, r, grad_row, q_row, k_row, v_row, d_row,
+    scale: tl.float64, step: tl.float64,
+    SKIP: tl.constexpr, COMPUTE: tl.constexpr, LONG: tl.constexpr, SHORT: tl.constexpr,
+    EVEN: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     inputs = (grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row)
     outputs, kept = (dk + row * d_row, dv + row * d_row), (inverse + row * r, output + row * r)

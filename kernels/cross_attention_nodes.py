@@ -112,32 +112,11 @@ def _key_gradients(
 
 @triton.jit(do_not_specialize=["n"])
 def attend_nodes_backward(
-    grad,
-    q,
-    k,
-    v,
-    dq,
-    dk,
-    dv,
-    inverse,
-    output,
-    table,
-    n,
-    r,
-    grad_row,
-    q_row,
-    k_row,
-    v_row,
-    d_row,
-    scale: tl.float64,
-    step: tl.float64,
-    SKIP: tl.constexpr,
-    NODES: tl.constexpr,
-    SHORT: tl.constexpr,
-    EVEN: tl.constexpr,
-    SPAN: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+    grad, q, k, v, dq, dk, dv, inverse, output, table, n, r, grad_row, q_row, k_row, v_row, d_row,
+    scale: tl.float64, step: tl.float64,
+    SKIP: tl.constexpr, NODES: tl.constexpr, SHORT: tl.constexpr, EVEN: tl.constexpr,
+    SPAN: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """``inverse`` and ``output``: room for the samples summed exactly."""
     row = tl.program_id(0).to(tl.int64)
     grad, q, k, v = grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -47,11 +46,6 @@ def range_of(t, r, COMPUTE: tl.constexpr, SPAN: tl.constexpr):
 def nearest_key(query, keys):
     """Of the smallest and the largest key, the one with the larger score, for each query."""
     return tl.where(query < 0, keys[0], keys[1])
-
-
-def wide(t: Tensor) -> torch.dtype:
-    """What is kept between two kernels."""
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
 def strides(*tensors: Tensor) -> tuple[int, ...]:

@@ -14,13 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cross_attention_parts import LOG2E, strides, wide
+from .cross_attention_parts import LOG2E, strides
 from .launch import (
     cdiv,
     compute_type,
     dot,
     launch,
     next_power_of_2,
+    wide,
 )
 
 WIDEST = 128  # tokens of more components are few: their scores are plain batched products
@@ -58,25 +59,10 @@ def _weights_of(query, keys, g, values, log_total, mean, token, h, PRECISION: tl
 
 @triton.jit(do_not_specialize=["n"])
 def _attend_tokens(
-    q,
-    k,
-    v,
-    out,
-    log_sum,
-    n,
-    h,
-    w,
-    q_row,
-    k_row,
-    v_row,
-    scale: tl.float64,
-    SKIP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-):
+    q, k, v, out, log_sum, n, h, w, q_row, k_row, v_row, scale: tl.float64,
+    SKIP: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, WIDTH: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
     """The output, and where wanted log2 of each row's sum of exponentials."""
     row, width = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     q, k, v = q + row * q_row, k + row * k_row, v + row * v_row
@@ -104,30 +90,11 @@ def _attend_tokens(
 
 @triton.jit(do_not_specialize=["n"])
 def _tokens_by_query(
-    grad,
-    q,
-    k,
-    v,
-    o,
-    log_sum,
-    dq,
-    inner,
-    n,
-    h,
-    w,
-    grad_row,
-    q_row,
-    k_row,
-    v_row,
-    d_row,
-    scale: tl.float64,
-    step: tl.float64,
-    PRECISION: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    QUERIES: tl.constexpr,
+    grad, q, k, v, o, log_sum, dq, inner, n, h, w, grad_row, q_row, k_row, v_row, d_row,
+    scale: tl.float64, step: tl.float64,
+    PRECISION: tl.constexpr, COMPUTE: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
-):
+):  # fmt: skip
     """dq, and <grad, output> of every query."""
     row, width = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     grad, q, k, v = grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row
@@ -149,31 +116,11 @@ def _tokens_by_query(
 
 @triton.jit(do_not_specialize=["n"])
 def _tokens_by_key(
-    grad,
-    q,
-    k,
-    v,
-    log_sum,
-    inner,
-    dk,
-    dv,
-    n,
-    h,
-    w,
-    grad_row,
-    q_row,
-    k_row,
-    v_row,
-    d_row,
-    scale: tl.float64,
-    step: tl.float64,
-    SKIP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-):
+    grad, q, k, v, log_sum, inner, dk, dv, n, h, w, grad_row, q_row, k_row, v_row, d_row,
+    scale: tl.float64, step: tl.float64,
+    SKIP: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, WIDTH: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
     row, width = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     grad, q, k, v = grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row
     j = tl.program_id(1) * KEYS + tl.arange(0, KEYS)

@@ -38,30 +38,11 @@ from .launch import (
 
 @triton.jit(do_not_specialize=["n"])
 def _cross_backward(
-    grad,
-    x0,
-    x,
-    v,
-    u,
-    bias,
-    hidden,
-    dh_out,
-    dt_out,
-    dx0,
-    dx,
-    partial,
-    n,
-    d,
-    r,
-    grad_row,
-    x0_row,
+    grad, x0, x, v, u, bias, hidden, dh_out, dt_out, dx0, dx, partial, n, d, r, grad_row, x0_row,
     x_row,
-    PRECISION: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    RANK: tl.constexpr,
-    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr, HIDDEN: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     rank = tl.arange(0, RANK).to(tl.int64)
     dh = tl.zeros((ROWS, RANK), tl.float32)

@@ -42,29 +42,11 @@ from .launch import (
 
 @triton.jit(do_not_specialize=["n"])
 def _expand(
-    x0,
-    hidden,
-    rest,
-    u,
-    bias,
-    x,
-    out,
-    n,
-    d,
-    r,
-    x0_row,
-    hidden_row,
-    x_row,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    EVEN: tl.constexpr,
-    EARLY: tl.constexpr,
-    ASK: tl.constexpr,
-    WAIT: tl.constexpr,
+    x0, hidden, rest, u, bias, x, out, n, d, r, x0_row, hidden_row, x_row,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+    EVEN: tl.constexpr, EARLY: tl.constexpr, ASK: tl.constexpr, WAIT: tl.constexpr,
     GROUP: tl.constexpr = 8,
-):
+):  # fmt: skip
     """out = x0 * ((hidden + rest) u^T + bias) + x, without rest, bias or x where they are None.
 
     EVEN: d and r are whole tiles. Rows behind the last read the last one, and are not stored.

@@ -32,26 +32,10 @@ def _place(at, down, across, GROUP: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n"])
 def _expand_persistent(
-    x0,
-    hidden,
-    u,
-    bias,
-    x,
-    out,
-    x0_at,
-    x_at,
-    n,
-    d,
-    r,
-    x0_row,
-    x_row,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    PARTS: tl.constexpr,
-    ASK: tl.constexpr,
-    GROUP: tl.constexpr = 8,
-):
+    x0, hidden, u, bias, x, out, x0_at, x_at, n, d, r, x0_row, x_row,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, PARTS: tl.constexpr,
+    ASK: tl.constexpr, GROUP: tl.constexpr = 8,
+):  # fmt: skip
     """out = x0 * (hidden u^T + bias) + x, without bias or x where they are None."""
     down, across = tl.cdiv(n, ROWS), tl.cdiv(d, COLUMNS)
     WIDTH: tl.constexpr = COLUMNS // PARTS

@@ -39,30 +39,10 @@ from .launch import (
 
 @triton.jit(do_not_specialize=["n", "share"])
 def _gradients(
-    grad,
-    x0,
-    x,
-    v,
-    u,
-    bias,
-    hidden,
-    dh,
-    dx0,
-    dx,
-    parts,
-    n,
-    d,
-    r,
-    share,
-    grad_row,
-    x0_row,
-    x_row,
-    PRECISION: tl.constexpr,
-    RANK: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    grad, x0, x, v, u, bias, hidden, dh, dx0, dx, parts, n, d, r, share, grad_row, x0_row, x_row,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     WAIT: tl.constexpr,
-):
+):  # fmt: skip
     """Rows [share * program, share * (program + 1)); share is a multiple of ROWS.
 
     parts: (programs, r * d for dv, d * r for du, d for the sum of dt), float32.

@@ -82,21 +82,9 @@ def _factor(
 
 @triton.jit
 def _operand(
-    x,
-    hidden,
-    layers,
-    row,
-    column,
-    rank,
-    x_row,
-    n,
-    d,
-    r,
-    EACH: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    x, hidden, layers, row, column, rank, x_row, n, d, r,
+    EACH: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """What enters the next layer, rounded as a layer's result is."""
     a = tile(x, row, column, x_row, n, d)
     if len(hidden) > 0:
@@ -107,20 +95,10 @@ def _operand(
 
 @triton.jit
 def _low_rank(
-    x,
-    layers,
-    row,
-    rank,
-    x_row,
-    n,
-    d,
-    r,
-    LAYERS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    RANK: tl.constexpr,
-    ROWS: tl.constexpr,
+    x, layers, row, rank, x_row, n, d, r,
+    LAYERS: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-):
+):  # fmt: skip
     """x v^T of every layer."""
     hidden = ()
     for i in tl.static_range(LAYERS):
@@ -175,25 +153,10 @@ def _mixed(
 
 @triton.jit
 def _attention(
-    x,
-    layers,
-    logs,
-    scratch,
-    row,
-    place,
-    rank,
-    scale,
-    x_row,
-    n,
-    d,
-    r,
-    LAYERS: tl.constexpr,
-    SKIP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    RANK: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    x, layers, logs, scratch, row, place, rank, scale, x_row, n, d, r,
+    LAYERS: tl.constexpr, SKIP: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """What enters u in every layer."""
     hidden = ()
     for i in tl.static_range(LAYERS):
@@ -218,30 +181,11 @@ def _attention(
 
 @triton.jit(do_not_specialize=["n"])
 def _cross_net(
-    x,
-    low,
-    high,
-    logs,
-    scratch,
-    out,
-    n,
-    d,
-    r,
-    s,
-    x_row,
-    scratch_row,
-    scale: tl.float64,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
-    SKIP: tl.constexpr,
-    MERGE: tl.constexpr,
-    ADD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    RANK: tl.constexpr,
-    WIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    x, low, high, logs, scratch, out, n, d, r, s, x_row, scratch_row, scale: tl.float64,
+    LOW: tl.constexpr, HIGH: tl.constexpr, SKIP: tl.constexpr, MERGE: tl.constexpr,
+    ADD: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, WIDE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """LOW layers of rank r, HIGH with attention of rank s; ADD: to what is in ``out``."""
     place = tl.arange(0, ROWS)
     first_row = tl.program_id(0).to(tl.int64) * ROWS

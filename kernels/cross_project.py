@@ -40,26 +40,11 @@ MOST_RANKS = 128  # of a program; the ranks beyond are another program's
 
 @triton.jit(do_not_specialize=["n"])
 def _project(
-    x,
-    factor,
-    weight,
-    ahead,
-    out,
-    rest,
-    n,
-    d,
-    r,
-    x_row,
-    factor_row,
-    ahead_row,
-    weight_row,
+    x, factor, weight, ahead, out, rest, n, d, r, x_row, factor_row, ahead_row, weight_row,
     weight_column,
-    RANK: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    EVEN: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr,
     TRIGGER: tl.constexpr,
-):
+):  # fmt: skip
     """h[i, j] = sum over k of x[i, k] factor[i, k] weight[j, k]; ``rest``: what ``out`` rounds off.
 
     ahead: (n, d), what the next kernel reads: asked for meanwhile.

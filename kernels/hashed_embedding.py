@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .bags import REGISTERS, columns, contiguous, findings, keep, pool, shape, spans
 from .hashing import murmur
-from .launch import cdiv, compute_type, launch
+from .launch import cdiv, compute_type, launch, wide
 
 # ---- the rows of an id ---------------------------------------------------------------------
 
@@ -39,10 +39,12 @@ def bucket_rows(half, buckets, remainders, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def rows_at(
-    ids, place, valid, seed, buckets, remainders, PREHASHED: tl.constexpr, WHOLE: tl.constexpr
-):
-    """Rows of quotient_b, remainder_b, quotient_c, remainder_c of the ids at these places."""
+def rows_at(ids, place, valid, rule, PREHASHED: tl.constexpr, WHOLE: tl.constexpr):
+    """Rows of quotient_b, remainder_b, quotient_c, remainder_c of the ids at these places.
+
+    rule: seed, buckets and remainders.
+    """
+    seed, buckets, remainders = rule
     h = tl.load(ids + place, mask=valid, other=0)
     h = h.to(tl.uint64, bitcast=True) if PREHASHED else murmur(h, seed)
     low, high = (h & 0xFFFFFFFF).to(tl.uint32), (h >> 32).to(tl.uint32)
@@ -59,25 +61,12 @@ def gather(table, row, stride, valid, column, dim, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def _four(
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    qb,
-    rb,
-    qc,
-    rc,
-    valid,
-    column,
-    dim,
-    COMPUTE: tl.constexpr,
-):
+def _four(tables, rows, valid, column, dim, COMPUTE: tl.constexpr):
     """(ids, columns): the sum of the four rows of each id."""
-    b = gather(quotient_b, qb, dim, valid, column, dim, COMPUTE)
-    b += gather(remainder_b, rb, dim, valid, column, dim, COMPUTE)
-    c = gather(quotient_c, qc, dim, valid, column, dim, COMPUTE)
-    c += gather(remainder_c, rc, dim, valid, column, dim, COMPUTE)
+    b = gather(tables[0], rows[0], dim, valid, column, dim, COMPUTE)
+    b += gather(tables[1], rows[1], dim, valid, column, dim, COMPUTE)
+    c = gather(tables[2], rows[2], dim, valid, column, dim, COMPUTE)
+    c += gather(tables[3], rows[3], dim, valid, column, dim, COMPUTE)
     return b + c
 
 
@@ -86,42 +75,21 @@ def _four(
 
 @triton.jit(do_not_specialize=["bags", "known", "count", "fixed", "seed"])
 def _hashed_bag(
-    ids,
-    offsets,
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    weights,
-    out,
-    errors,
-    bags,
-    known,
-    count,
-    fixed,
-    dim,
-    seed: tl.int64,
-    buckets: tl.int64,
-    remainders: tl.int64,
-    PREHASHED: tl.constexpr,
-    WHOLE: tl.constexpr,
-    MEAN: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    UNROLL: tl.constexpr,
-    BAGS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    ids, offsets, quotient_b, remainder_b, quotient_c, remainder_c, weights, out, errors, bags,
+    known, count, fixed, dim, seed: tl.int64, buckets: tl.int64, remainders: tl.int64,
+    PREHASHED: tl.constexpr, WHOLE: tl.constexpr, MEAN: tl.constexpr, COMPUTE: tl.constexpr,
+    UNROLL: tl.constexpr, BAGS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     bag = tl.program_id(0).to(tl.int64) * BAGS + tl.arange(0, BAGS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     begin, length = spans(offsets, errors, bag, bags, known, count, fixed)
+    tables, rule = (quotient_b, remainder_b, quotient_c, remainder_c), (seed, buckets, remainders)
     total = tl.zeros((BAGS, COLUMNS), COMPUTE)
     for step in range(0, tl.max(length, 0), UNROLL):
         for ahead in tl.static_range(UNROLL):
             valid, place = step + ahead < length, begin + step + ahead
-            qb, rb, qc, rc = rows_at(ids, place, valid, seed, buckets, remainders, PREHASHED,
-                                     WHOLE)  # fmt: skip
-            row = _four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc, rc, valid,
-                        column, dim, COMPUTE)  # fmt: skip
+            rows = rows_at(ids, place, valid, rule, PREHASHED, WHOLE)
+            row = _four(tables, rows, valid, column, dim, COMPUTE)
             total = pool(total, weights, place, valid, row)
     keep(out, total, length, bag, column, bags, dim, MEAN)
 
@@ -131,39 +99,21 @@ def _hashed_bag(
 
 @triton.jit(do_not_specialize=["bags", "known", "count", "fixed", "seed"])
 def _hashed_dot(
-    grad,
-    ids,
-    offsets,
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    out,
-    errors,
-    bags,
-    known,
-    count,
-    fixed,
-    dim,
-    seed: tl.int64,
-    buckets: tl.int64,
-    remainders: tl.int64,
-    PREHASHED: tl.constexpr,
-    WHOLE: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    BAGS: tl.constexpr,
+    grad, ids, offsets, quotient_b, remainder_b, quotient_c, remainder_c, out, errors, bags, known,
+    count, fixed, dim, seed: tl.int64, buckets: tl.int64, remainders: tl.int64,
+    PREHASHED: tl.constexpr, WHOLE: tl.constexpr, COMPUTE: tl.constexpr, BAGS: tl.constexpr,
     COLUMNS: tl.constexpr,
-):
+):  # fmt: skip
     bag = tl.program_id(0).to(tl.int64) * BAGS + tl.arange(0, BAGS)
     begin, length = spans(offsets, errors, bag, bags, known, count, fixed)
+    tables, rule = (quotient_b, remainder_b, quotient_c, remainder_c), (seed, buckets, remainders)
     for step in range(0, tl.max(length, 0)):
         valid, place = step < length, begin + step
-        qb, rb, qc, rc = rows_at(ids, place, valid, seed, buckets, remainders, PREHASHED, WHOLE)
+        rows = rows_at(ids, place, valid, rule, PREHASHED, WHOLE)
         total = tl.zeros((BAGS, COLUMNS), COMPUTE)
         for start in range(0, dim, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
-            row = _four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc, rc, valid,
-                        column, dim, COMPUTE)  # fmt: skip
+            row = _four(tables, rows, valid, column, dim, COMPUTE)
             total += row * gather(grad, bag, dim, valid, column, dim, COMPUTE)
         tl.store(out + place, tl.sum(total, 1), mask=valid)
 
@@ -171,10 +121,13 @@ def _hashed_dot(
 # ---- launchers -----------------------------------------------------------------------------
 
 
-def rule_of(a: Any) -> tuple:
+def rule_of(a: Any, remainders: int) -> tuple:
     """The rule from an id to its rows, as the kernels take it."""
-    m = a.remainder_b.shape[0]
-    return a.seed, a.num_buckets, m, a.prehashed, a.num_buckets == 1 << 32
+    return a.seed, a.num_buckets, remainders, a.prehashed, a.num_buckets == 1 << 32
+
+
+def tables_of(a: Any) -> tuple[Tensor, ...]:
+    return a.quotient_b, a.remainder_b, a.quotient_c, a.remainder_c
 
 
 def _plan(bags: int, dim: int) -> tuple[int, dict[str, int]]:
@@ -187,12 +140,13 @@ def hashed_embedding_bag(a) -> Tensor:
     """The op on a GPU; no scratch. ``sparse`` is about the gradients."""
     sizes, dim = shape(a.ids, a.offsets, a.include_last_offset), a.quotient_b.shape[1]
     ids, offsets, weights = contiguous(a.ids, a.offsets, a.per_sample_weights)
-    tables = contiguous(a.quotient_b, a.remainder_b, a.quotient_c, a.remainder_c)
+    tables = contiguous(*tables_of(a))
     out = a.quotient_b.new_empty((sizes[0], dim))
     blocks, c = _plan(sizes[0], dim)
     c["UNROLL"] = 2 if sizes[2] >= 2 * sizes[0] else 1
     grid = (blocks, cdiv(dim, c["COLUMNS"]))
-    args = (ids, offsets, *tables, weights, out, findings(out.device), *sizes, dim, *rule_of(a))
+    rule = rule_of(a, a.remainder_b.shape[0])
+    args = (ids, offsets, *tables, weights, out, findings(out.device), *sizes, dim, *rule)
     launch(_hashed_bag, grid, *args, a.mode == "mean", compute_type(out), **c)
     return out
 
@@ -201,10 +155,10 @@ def hashed_embedding_bag_backward_weights(a) -> Tensor:
     """Gradient of per_sample_weights; zeros for ids in no bag. No scratch."""
     sizes, dim = shape(a.ids, a.offsets, a.include_last_offset), a.quotient_b.shape[1]
     grad, ids, offsets = contiguous(a.grad, a.ids, a.offsets)
-    tables = contiguous(a.quotient_b, a.remainder_b, a.quotient_c, a.remainder_c)
-    wide = torch.float64 if a.quotient_b.dtype == torch.float64 else torch.float32
-    out = torch.zeros(ids.shape, dtype=wide, device=grad.device)
+    tables = contiguous(*tables_of(a))
+    out = torch.zeros(ids.shape, dtype=wide(a.quotient_b), device=grad.device)
     blocks, c = _plan(sizes[0], dim)
-    args = (grad, ids, offsets, *tables, out, findings(out.device), *sizes, dim, *rule_of(a))
+    rule = rule_of(a, a.remainder_b.shape[0])
+    args = (grad, ids, offsets, *tables, out, findings(out.device), *sizes, dim, *rule)
     launch(_hashed_dot, (blocks,), *args, compute_type(a.quotient_b), **c)
     return out

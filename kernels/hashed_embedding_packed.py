@@ -6,13 +6,15 @@ says, BYTES bytes of codes a program. The gradients of weights (``_packed_dot``)
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .bags import REGISTERS, contiguous, findings, pool, shape, spans
-from .hashed_embedding import gather, rows_at, rule_of
+from .hashed_embedding import gather, rows_at, rule_of, tables_of
 from .launch import cdiv, launch
 from .quantized_embedding_layout import (
     aligned,
@@ -25,6 +27,7 @@ from .quantized_embedding_layout import (
     load_pair,
     odd,
     places,
+    pooled,
 )
 
 
@@ -37,27 +40,12 @@ def _packed_row(table, row, valid, height, dim, byte, BITS: tl.constexpr):
 
 
 @triton.jit
-def _packed_four(
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    qb,
-    rb,
-    qc,
-    rc,
-    valid,
-    quotients,
-    remainders,
-    dim,
-    byte,
-    BITS: tl.constexpr,
-):
+def _packed_four(tables, rows, valid, heights, dim, byte, BITS: tl.constexpr):
     """The sum of the four rows of each id, in even and odd columns (8 bits: all, and nothing)."""
-    c0, s0, m0 = _packed_row(quotient_b, qb, valid, quotients, dim, byte, BITS)
-    c1, s1, m1 = _packed_row(remainder_b, rb, valid, remainders, dim, byte, BITS)
-    c2, s2, m2 = _packed_row(quotient_c, qc, valid, quotients, dim, byte, BITS)
-    c3, s3, m3 = _packed_row(remainder_c, rc, valid, remainders, dim, byte, BITS)
+    c0, s0, m0 = _packed_row(tables[0], rows[0], valid, heights[0], dim, byte, BITS)
+    c1, s1, m1 = _packed_row(tables[1], rows[1], valid, heights[1], dim, byte, BITS)
+    c2, s2, m2 = _packed_row(tables[2], rows[2], valid, heights[0], dim, byte, BITS)
+    c3, s3, m3 = _packed_row(tables[3], rows[3], valid, heights[1], dim, byte, BITS)
     mid = ((m0 + m1) + (m2 + m3))[:, None]
     low = even(c0, BITS) * s0[:, None] + mid
     low += even(c1, BITS) * s1[:, None]
@@ -74,88 +62,50 @@ def _packed_four(
 
 @triton.jit(do_not_specialize=["bags", "known", "count", "fixed", "seed"])
 def _packed_bag(
-    ids,
-    offsets,
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    weights,
-    out,
-    errors,
-    bags,
-    known,
-    count,
-    fixed,
-    dim,
-    quotients: tl.int64,
-    seed: tl.int64,
-    buckets: tl.int64,
+    ids, offsets, quotient_b, remainder_b, quotient_c, remainder_c, weights, out, errors, bags,
+    known, count, fixed, dim, quotients: tl.int64, seed: tl.int64, buckets: tl.int64,
     remainders: tl.int64,
-    PREHASHED: tl.constexpr,
-    WHOLE: tl.constexpr,
-    MEAN: tl.constexpr,
-    BITS: tl.constexpr,
-    BAGS: tl.constexpr,
-    BYTES: tl.constexpr,
-):
+    PREHASHED: tl.constexpr, WHOLE: tl.constexpr, MEAN: tl.constexpr, BITS: tl.constexpr,
+    BAGS: tl.constexpr, BYTES: tl.constexpr,
+):  # fmt: skip
     bag = tl.program_id(0).to(tl.int64) * BAGS + tl.arange(0, BAGS)
     start = tl.program_id(1) * BYTES
     byte = start + tl.arange(0, BYTES)
     begin, length = spans(offsets, errors, bag, bags, known, count, fixed)
+    tables, rule = (quotient_b, remainder_b, quotient_c, remainder_c), (seed, buckets, remainders)
+    heights = (quotients, remainders)
     low, high = tl.zeros((BAGS, BYTES), tl.float32), tl.zeros((BAGS, BYTES), tl.float32)
     for step in range(0, tl.max(length, 0)):
         valid, place = step < length, begin + step
-        qb, rb, qc, rc = rows_at(ids, place, valid, seed, buckets, remainders, PREHASHED, WHOLE)
-        a, b = _packed_four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc, rc,
-                            valid, quotients, remainders, dim, byte, BITS)  # fmt: skip
+        rows = rows_at(ids, place, valid, rule, PREHASHED, WHOLE)
+        a, b = _packed_four(tables, rows, valid, heights, dim, byte, BITS)
         low = pool(low, weights, place, valid, a)
         if BITS == 4:
             high = pool(high, weights, place, valid, b)
-    if MEAN:
-        share = 1.0 / tl.maximum(length, 1).to(tl.float32)[:, None]
-        low, high = low * share, high * share
+    low, high = pooled(low, high, length, MEAN)
     keep_columns(out + bag * dim, low, high, bag < bags, start, dim, BITS, BYTES)
 
 
 @triton.jit(do_not_specialize=["bags", "known", "count", "fixed", "seed"])
 def _packed_dot(
-    grad,
-    ids,
-    offsets,
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    out,
-    errors,
-    bags,
-    known,
-    count,
-    fixed,
-    dim,
-    quotients: tl.int64,
-    seed: tl.int64,
-    buckets: tl.int64,
+    grad, ids, offsets, quotient_b, remainder_b, quotient_c, remainder_c, out, errors, bags, known,
+    count, fixed, dim, quotients: tl.int64, seed: tl.int64, buckets: tl.int64,
     remainders: tl.int64,
-    PREHASHED: tl.constexpr,
-    WHOLE: tl.constexpr,
-    BITS: tl.constexpr,
-    BAGS: tl.constexpr,
+    PREHASHED: tl.constexpr, WHOLE: tl.constexpr, BITS: tl.constexpr, BAGS: tl.constexpr,
     BYTES: tl.constexpr,
-):
+):  # fmt: skip
     bag = tl.program_id(0).to(tl.int64) * BAGS + tl.arange(0, BAGS)
     begin, length = spans(offsets, errors, bag, bags, known, count, fixed)
+    tables, rule = (quotient_b, remainder_b, quotient_c, remainder_c), (seed, buckets, remainders)
+    heights = (quotients, remainders)
     codes, _, _ = form(dim, BITS)
     for step in range(0, tl.max(length, 0)):
         valid, place = step < length, begin + step
-        qb, rb, qc, rc = rows_at(ids, place, valid, seed, buckets, remainders, PREHASHED, WHOLE)
+        rows = rows_at(ids, place, valid, rule, PREHASHED, WHOLE)
         total = tl.zeros((BAGS, BYTES), tl.float32)
         for start in range(0, codes, BYTES):
             byte = start + tl.arange(0, BYTES)
-            low, high = _packed_four(quotient_b, remainder_b, quotient_c, remainder_c, qb, rb, qc,
-                                     rc, valid, quotients, remainders, dim, byte,
-                                     BITS)  # fmt: skip
+            low, high = _packed_four(tables, rows, valid, heights, dim, byte, BITS)
             if BITS == 8:
                 total += low * gather(grad, bag, dim, valid, byte, dim, tl.float32)
             else:
@@ -176,26 +126,29 @@ def _plan(bags: int, dim: int, bits: int) -> tuple[int, int, dict[str, int]]:
     return cdiv(bags, c["BAGS"]), cdiv(codes, block), c
 
 
+def _arguments(a: Any, out: Tensor, *before_out: Tensor | None) -> tuple:
+    """What both kernels take behind the gradient: ids, tables, sizes and rule."""
+    sizes = shape(a.ids, a.offsets, a.include_last_offset)
+    heights = a.quotient_b.shape[0], a.remainder_b.shape[0]
+    tables = map(aligned, tables_of(a))
+    args = (*contiguous(a.ids, a.offsets), *tables, *before_out, out, findings(out.device))
+    return *args, *sizes, a.dim, heights[0], *rule_of(a, heights[1])
+
+
 def quantized_hashed_embedding_bag(a) -> Tensor:
     """The op on a GPU; no scratch. A table that lies on an odd address is copied."""
-    sizes = shape(a.ids, a.offsets, a.include_last_offset)
-    ids, offsets, weights = contiguous(a.ids, a.offsets, a.per_sample_weights)
-    tables = map(aligned, (a.quotient_b, a.remainder_b, a.quotient_c, a.remainder_c))
-    out = a.quotient_b.new_empty((sizes[0], a.dim), dtype=a.output_dtype or torch.float32)
-    *grid, c = _plan(sizes[0], a.dim, a.bits)
-    args = (ids, offsets, *tables, weights, out, findings(out.device), *sizes, a.dim)
-    args += (a.quotient_b.shape[0], *rule_of(a), a.mode == "mean", a.bits)
-    launch(_packed_bag, tuple(grid), *args, **c)
+    bags, *_ = shape(a.ids, a.offsets, a.include_last_offset)
+    out = a.quotient_b.new_empty((bags, a.dim), dtype=a.output_dtype or torch.float32)
+    *grid, c = _plan(bags, a.dim, a.bits)
+    args = _arguments(a, out, *contiguous(a.per_sample_weights))
+    launch(_packed_bag, tuple(grid), *args, a.mode == "mean", a.bits, **c)
     return out
 
 
 def quantized_hashed_embedding_bag_backward(a) -> Tensor:
     """Gradient of per_sample_weights over packed tables; zeros for ids in no bag."""
-    sizes = shape(a.ids, a.offsets, a.include_last_offset)
-    grad, ids, offsets = contiguous(a.grad, a.ids, a.offsets)
-    tables = map(aligned, (a.quotient_b, a.remainder_b, a.quotient_c, a.remainder_c))
-    out = torch.zeros(ids.shape, dtype=torch.float32, device=grad.device)
-    blocks, _, c = _plan(sizes[0], a.dim, a.bits)
-    args = (grad, ids, offsets, *tables, out, findings(out.device), *sizes, a.dim)
-    launch(_packed_dot, (blocks,), *args, a.quotient_b.shape[0], *rule_of(a), a.bits, **c)
+    bags, *_ = shape(a.ids, a.offsets, a.include_last_offset)
+    out = torch.zeros(a.ids.shape, dtype=torch.float32, device=a.grad.device)
+    blocks, _, c = _plan(bags, a.dim, a.bits)
+    launch(_packed_dot, (blocks,), a.grad.contiguous(), *_arguments(a, out), a.bits, **c)
     return out

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from .launch import (
     cdiv,
-    compute_type,
     launch,
     next_power_of_2,
+    wide,
 )
 
 CHUNK = 64  # sorted entries a program sums
@@ -52,10 +52,9 @@ def _chosen(table, a, b, c, d):
 
 
 @triton.jit
-def _entry(
-    grad, keys, positions, bag_of, weights, i, end, n, fixed, column, dim, COMPUTE: tl.constexpr
-):
+def _entry(entries, i, end, n, fixed, column, dim, COMPUTE: tl.constexpr):
     """Key of sorted entry i, whether the next has it too, and what its id adds."""
+    grad, keys, positions, bag_of, weights = entries
     live = i < end
     key = tl.load(keys + i, mask=live, other=0)
     after = tl.load(keys + i + 1, mask=live & (i + 1 < n), other=0)
@@ -73,8 +72,12 @@ def _entry(
 
 
 @triton.jit
-def _close(total, before, out, parts, slots, key, goes_on, i, end, column, dim):
-    """Write the sum where its run, or the chunk, ends with entry i; then begin anew."""
+def _close(sums, value, out, parts, slots, key, goes_on, i, end, column, dim):
+    """Add an entry; write the sum where its run, or the chunk, ends with it, then begin anew.
+
+    sums: the sum, and whether its run began before this chunk.
+    """
+    total, before = sums[0] + value, sums[1]
     stop = (i < end) & ((goes_on == 0) | (i + 1 == end))
     crosses = before | goes_on
     row = row_of(key)
@@ -90,107 +93,60 @@ def _close(total, before, out, parts, slots, key, goes_on, i, end, column, dim):
 
 @triton.jit
 def _sum_table(
-    grad,
-    keys,
-    positions,
-    bag_of,
-    weights,
-    slots,
-    out,
-    parts,
-    n,
-    fixed,
-    dim,
-    share,
-    CHUNK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    entries, slots, out, parts, n, fixed, dim, share, CHUNK: tl.constexpr, COLUMNS: tl.constexpr
 ):
+    """entries: grad, keys, positions, bag_of and weights of one table."""
+    COMPUTE: tl.constexpr = parts.dtype.element_ty
+    keys = entries[1]
     chunk = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     begin = chunk * CHUNK
     end = tl.minimum(begin + CHUNK, n)
     earlier = tl.load(keys + begin - 1, mask=begin > 0, other=0)
     before = (begin > 0) & (earlier == tl.load(keys + begin))
-    total, one = tl.zeros((COLUMNS,), COMPUTE), tl.full((), share, COMPUTE)
+    sums, one = (tl.zeros((COLUMNS,), COMPUTE), before), tl.full((), share, COMPUTE)
     parts += chunk * 2 * dim
     for step in range(0, end - begin, 4):
         i = begin + step
-        k0, g0, v0 = _entry(grad, keys, positions, bag_of, weights, i, end, n, fixed, column, dim,
-                            COMPUTE)  # fmt: skip
-        k1, g1, v1 = _entry(grad, keys, positions, bag_of, weights, i + 1, end, n, fixed, column,
-                            dim, COMPUTE)  # fmt: skip
-        k2, g2, v2 = _entry(grad, keys, positions, bag_of, weights, i + 2, end, n, fixed, column,
-                            dim, COMPUTE)  # fmt: skip
-        k3, g3, v3 = _entry(grad, keys, positions, bag_of, weights, i + 3, end, n, fixed, column,
-                            dim, COMPUTE)  # fmt: skip
-        total, before = _close(total + v0 * one, before, out, parts, slots, k0, g0, i, end, column,
-                               dim)  # fmt: skip
-        total, before = _close(total + v1 * one, before, out, parts, slots, k1, g1, i + 1, end,
-                               column, dim)  # fmt: skip
-        total, before = _close(total + v2 * one, before, out, parts, slots, k2, g2, i + 2, end,
-                               column, dim)  # fmt: skip
-        total, before = _close(total + v3 * one, before, out, parts, slots, k3, g3, i + 3, end,
-                               column, dim)  # fmt: skip
+        k0, g0, v0 = _entry(entries, i, end, n, fixed, column, dim, COMPUTE)
+        k1, g1, v1 = _entry(entries, i + 1, end, n, fixed, column, dim, COMPUTE)
+        k2, g2, v2 = _entry(entries, i + 2, end, n, fixed, column, dim, COMPUTE)
+        k3, g3, v3 = _entry(entries, i + 3, end, n, fixed, column, dim, COMPUTE)
+        sums = _close(sums, v0 * one, out, parts, slots, k0, g0, i, end, column, dim)
+        sums = _close(sums, v1 * one, out, parts, slots, k1, g1, i + 1, end, column, dim)
+        sums = _close(sums, v2 * one, out, parts, slots, k2, g2, i + 2, end, column, dim)
+        sums = _close(sums, v3 * one, out, parts, slots, k3, g3, i + 3, end, column, dim)
 
 
 @triton.jit(do_not_specialize=["n", "fixed"])
 def _sum_runs(
-    grad,
-    keys,
-    positions,
-    bag_of,
-    weights,
-    slots_b,
-    slots_c,
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    partials,
-    n: tl.int64,
-    fixed,
-    dim,
-    share: tl.float64,
-    CHUNK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
+    grad, keys, positions, bag_of, weights, slots_b, slots_c, quotient_b, remainder_b, quotient_c,
+    remainder_c, partials, n: tl.int64, fixed, dim, share: tl.float64,
+    CHUNK: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     table = tl.program_id(2).to(tl.int64)
     keys += table * n
     positions += table * n
     parts = partials + table * tl.cdiv(n, CHUNK) * 2 * dim
+    entries = (grad, keys, positions, bag_of, weights)
     if slots_b is None:
         out = _chosen(table, quotient_b, remainder_b, quotient_c, remainder_c)
-        _sum_table(grad, keys, positions, bag_of, weights, None, out, parts, n, fixed, dim, share,
-                   CHUNK, COLUMNS, COMPUTE)  # fmt: skip
+        _sum_table(entries, None, out, parts, n, fixed, dim, share, CHUNK, COLUMNS)
     elif table % 2 == 1:
         out = _chosen(table, remainder_b, remainder_b, remainder_c, remainder_c)
-        _sum_table(grad, keys, positions, bag_of, weights, None, out, parts, n, fixed, dim, share,
-                   CHUNK, COLUMNS, COMPUTE)  # fmt: skip
+        _sum_table(entries, None, out, parts, n, fixed, dim, share, CHUNK, COLUMNS)
     else:
         out = _chosen(table, quotient_b, quotient_b, quotient_c, quotient_c)
         slots = _chosen(table, slots_b, slots_b, slots_c, slots_c)
-        _sum_table(grad, keys, positions, bag_of, weights, slots, out, parts, n, fixed, dim, share,
-                   CHUNK, COLUMNS, COMPUTE)  # fmt: skip
+        _sum_table(entries, slots, out, parts, n, fixed, dim, share, CHUNK, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["n"])
 def _join_runs(
-    keys,
-    slots_b,
-    slots_c,
-    quotient_b,
-    remainder_b,
-    quotient_c,
-    remainder_c,
-    partials,
-    n: tl.int64,
-    dim,
-    CHUNK: tl.constexpr,
-    PARTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    keys, slots_b, slots_c, quotient_b, remainder_b, quotient_c, remainder_c, partials,
+    n: tl.int64, dim,
+    CHUNK: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """The program of the chunk in which a run starts that goes on adds up the run's parts."""
     table = tl.program_id(2).to(tl.int64)
     keys += table * n
@@ -250,12 +206,11 @@ def sum_runs(
     """
     n, dim = keys.shape[1], grad.shape[1]
     chunks = cdiv(n, CHUNK)
-    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    partials = torch.empty((4, chunks, 2, dim), dtype=wide, device=grad.device)
+    partials = torch.empty((4, chunks, 2, dim), dtype=wide(grad), device=grad.device)
     columns = min(128, max(32, next_power_of_2(dim)))
     grid = (chunks, cdiv(dim, columns), 4)
     c = {"CHUNK": CHUNK, "COLUMNS": columns}
     args = (grad, keys, positions, bag_of, weights, *slots, *out, partials, n, fixed, dim, share)
-    launch(_sum_runs, grid, *args, COMPUTE=compute_type(grad), **c, num_warps=1)
+    launch(_sum_runs, grid, *args, **c, num_warps=1)
     args = (keys, *slots, *out, partials, n, dim)
     launch(_join_runs, grid, *args, PARTS=32, **c, num_warps=4)

@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bags import contiguous, shape
-from .hashed_embedding_backward import list_rows
+from .bags import contiguous
+from .hashed_embedding import tables_of
+from .hashed_embedding_backward import sorted_runs
 from .hashed_embedding_runs import LOWEST, row_of, sum_runs
-from .launch import cdiv, compute_type, launch, next_power_of_2
+from .launch import cdiv, compute_type, launch, next_power_of_2, wide
 
 
 @triton.jit
@@ -35,21 +36,10 @@ def _gradient(values, table, line, row, wanted, column, dim, l2, COMPUTE: tl.con
 
 @triton.jit(do_not_specialize=["count"])
 def _move_rows(
-    values,
-    keys,
-    table,
-    sums,
-    lr,
-    rate: tl.float64,
-    l2: tl.float64,
-    eps: tl.float64,
-    count: tl.int64,
-    dim,
-    LINES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    PENALTY: tl.constexpr,
-):
+    values, keys, table, sums, lr, rate: tl.float64, l2: tl.float64, eps: tl.float64,
+    count: tl.int64, dim,
+    LINES: tl.constexpr, COLUMNS: tl.constexpr, COMPUTE: tl.constexpr, PENALTY: tl.constexpr,
+):  # fmt: skip
     """Rows of one table: line i is for row i, or for that of keys[i]."""
     line = tl.program_id(0).to(tl.int64) * LINES + tl.arange(0, LINES)
     live = line < count
@@ -95,27 +85,22 @@ def hashed_embedding_bag_update(a) -> None:
 
     Scratch: that of ``hashed_embedding_bag_backward``, and 2 D items and 24 bytes an id.
     """
-    bags, _, _, fixed = shape(a.ids, a.offsets, a.include_last_offset)
     grad, ids, offsets, weights = contiguous(a.grad, a.ids, a.offsets, a.per_sample_weights)
     n, dim, remainders = ids.numel(), grad.shape[1], a.remainder_b.shape[0]
     if n == 0:
         return
-    keys, bag_of, shares = list_rows(a, ids, offsets, bags, remainders, a.mean)
-    keys, positions = torch.sort(keys, dim=1, stable=True)
+    runs, shares = sorted_runs(a, ids, offsets, weights, remainders, a.mean)
+    keys = runs[0]
     (lines_b, keys_b), (lines_c, keys_c) = _lines(keys[0]), _lines(keys[2])
-    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    values = [grad.new_zeros((height, dim), dtype=wide) for height in (n, remainders) * 2]
-    one = 1 / fixed if a.mean and offsets is None else 1.0
-    each = weights if shares is None else shares
-    sum_runs(grad, keys, positions, bag_of, each, (lines_b, lines_c), values, fixed, one)
-    tables = (a.quotient_b, a.remainder_b, a.quotient_c, a.remainder_c)
+    values = [grad.new_zeros((height, dim), dtype=wide(grad)) for height in (n, remainders) * 2]
+    sum_runs(grad, *runs, (lines_b, lines_c), values, *shares)
     sums = (a.sum_quotient_b, a.sum_remainder_b, a.sum_quotient_c, a.sum_remainder_c)
     on_host = a.lr.device != grad.device
     lr, rate = (None, float(a.lr)) if on_host else (a.lr, 0.0)
     columns = min(128, next_power_of_2(dim))
     c = {"LINES": max(1, 512 // columns), "COLUMNS": columns, "PENALTY": a.l2 != 0}
     for value, key, table, total in zip(
-        values, (keys_b, None, keys_c, None), tables, sums, strict=True
+        values, (keys_b, None, keys_c, None), tables_of(a), sums, strict=True
     ):
         grid = (cdiv(len(value), c["LINES"]),)
         args = (value, key, table, total, lr, rate, a.l2, a.eps, len(value), dim)

@@ -85,21 +85,10 @@ def _prefix(weight, bias, table, k, lower: tl.float64, step: tl.float64, CHUNK: 
 
 @triton.jit(do_not_specialize=["n"])
 def _calibrate(
-    logits,
-    weight,
-    bias,
-    table,
-    out,
-    n,
-    k,
-    lower: tl.float64,
-    step: tl.float64,
-    COMPUTE: tl.constexpr,
-    BUCKETS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SLOPES: tl.constexpr,
+    logits, weight, bias, table, out, n, k, lower: tl.float64, step: tl.float64,
+    COMPUTE: tl.constexpr, BUCKETS: tl.constexpr, BLOCK: tl.constexpr, SLOPES: tl.constexpr,
     AHEAD: tl.constexpr,
-):
+):  # fmt: skip
     """SLOPES: slopes too are gathered from what a program keeps, and not read from memory.
     AHEAD: a tile is loaded before the one in front of it is used."""
     low, width = tl.full((), lower, COMPUTE), tl.full((), step, COMPUTE)
@@ -168,22 +157,10 @@ def _calibrate_rows(
 
 @triton.jit(do_not_specialize=["n"])
 def _histogram(
-    grad,
-    logits,
-    weight,
-    grad_logits,
-    partial,
-    n,
-    k,
-    lower: tl.float64,
-    step: tl.float64,
-    COMPUTE: tl.constexpr,
-    PASS: tl.constexpr,
-    PASSES: tl.constexpr,
-    HIGH: tl.constexpr,
-    LOW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    grad, logits, weight, grad_logits, partial, n, k, lower: tl.float64, step: tl.float64,
+    COMPUTE: tl.constexpr, PASS: tl.constexpr, PASSES: tl.constexpr, HIGH: tl.constexpr,
+    LOW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """grad_logits, and this program's sums of g and g * part for HIGH * LOW buckets."""
     low, width = tl.full((), lower, COMPUTE), tl.full((), step, COMPUTE)
     first = tl.program_id(1) * (HIGH * LOW)
@@ -244,22 +221,10 @@ def _weight_gradient(
 
 @triton.jit(do_not_specialize=["n"])
 def _calibrate_rows_backward(
-    grad,
-    logits,
-    weight,
-    embedding,
-    grad_logits,
-    grad_embedding,
-    partial,
-    partial_bias,
-    n,
-    k,
-    lower: tl.float64,
-    step: tl.float64,
-    COMPUTE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    grad, logits, weight, embedding, grad_logits, grad_embedding, partial, partial_bias, n, k,
+    lower: tl.float64, step: tl.float64,
+    COMPUTE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """A block of columns for this program's share of the rows; the first block does the rest."""
     low, width = tl.full((), lower, COMPUTE), tl.full((), step, COMPUTE)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)

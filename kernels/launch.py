@@ -287,3 +287,8 @@ def rows(t: Tensor) -> Tensor:
 def compute_type(t: Tensor) -> tl.dtype:
     """Half precision is computed in float32, as everywhere in the package."""
     return tl.float64 if t.dtype == torch.float64 else tl.float32
+
+
+def wide(t: Tensor) -> torch.dtype:
+    """The same as a type of tensors: what is kept between two kernels."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32

@@ -71,6 +71,15 @@ def odd(stored):
 
 
 @triton.jit
+def pooled(low, high, length, MEAN: tl.constexpr):
+    """The sums of bags of these lengths, or their means."""
+    if MEAN:
+        share = 1.0 / tl.maximum(length, 1).to(tl.float32)[:, None]
+        low, high = low * share, high * share
+    return low, high
+
+
+@triton.jit
 def keep_columns(out, low, high, valid, start, dim, BITS: tl.constexpr, BYTES: tl.constexpr):
     """Store the sums of the bytes from ``start`` on in the rows that start at ``out``."""
     if BITS == 8:
@@ -114,5 +123,6 @@ __all__ = [
     "load_pair",
     "odd",
     "places",
+    "pooled",
     "row_bytes",
 ]

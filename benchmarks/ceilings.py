@@ -85,6 +85,22 @@ def _cpu(name: str, *sizes: int) -> Callable[[float], float]:
     return lambda seconds: loop(*sizes, torch.get_num_threads(), seconds)
 
 
+def seconds_of(call: Callable[[], object], device: str, count: int) -> float:
+    """Seconds that ``count`` calls take; on a GPU by its own events."""
+    if device == "cpu":
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return time.perf_counter() - start
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    for _ in range(count):
+        call()
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last) * 1e-3
+
+
 def _cuda_rate(call: Callable[[], object], seconds: float = 0.2) -> float:
     """Calls per second on the GPU, timed by events."""
     for _ in range(5):
@@ -94,13 +110,7 @@ def _cuda_rate(call: Callable[[], object], seconds: float = 0.2) -> float:
     call()
     torch.cuda.synchronize()
     count = max(10, int(seconds / (time.perf_counter() - start)))
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    for _ in range(count):
-        call()
-    last.record()
-    torch.cuda.synchronize()
-    return count / (first.elapsed_time(last) * 1e-3)
+    return count / seconds_of(call, "cuda", count)
 
 
 def _cuda_copy(size: int) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lirank_ext.benchmarks.ceilings import Ceilings
+from lirank_ext.benchmarks.ceilings import Ceilings, seconds_of
 from lirank_ext.benchmarks.memory import peak_extra_bytes
 from lirank_ext.benchmarks.report import OURS, Measured, Report, Timing
 from lirank_ext.library.op import OPS
@@ -160,18 +160,7 @@ def refusals(workload: Workload) -> dict[str, str]:
 
 def _sample(call: Callable[[], Any], count: int, device: str) -> float:
     """Seconds per call, averaged over ``count`` calls."""
-    if device == "cuda":
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        for _ in range(count):
-            call()
-        last.record()
-        torch.cuda.synchronize()
-        return first.elapsed_time(last) * 1e-3 / count
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - start) / count
+    return seconds_of(call, device, count) / count
 
 
 def _calls_a_sample(call: Callable[[], Any], device: str, wanted: float) -> int:

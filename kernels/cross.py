@@ -52,15 +52,7 @@ from .cross_tiles import (
     tile,
     turned,
 )
-from .launch import (
-    architecture,
-    batch_class,
-    cdiv,
-    choose,
-    launch,
-    rows,
-    size_class,
-)
+from .launch import architecture, batch_class, cdiv, choose, launch, rows, size_class
 
 FORWARD_RANK = 256  # largest rank of the kernels that keep (ROWS, r) on chip
 BACKWARD_RANK = 128

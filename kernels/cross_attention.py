@@ -41,7 +41,6 @@ from .cross_attention_chebyshev import (
     factor_of,
     is_finite,
     is_level,
-    keys_of,
     line_of,
     matrix_of,
     node_tiles,
@@ -49,27 +48,11 @@ from .cross_attention_chebyshev import (
     queries_at,
     sample_of,
     table,
+    terms_of,
 )
 from .cross_attention_nodes import attend_nodes_backward
-from .cross_attention_parts import (
-    LOG2E,
-    keep,
-    nearest_key,
-    range_of,
-    strides,
-    tiles,
-    value_of,
-)
-from .launch import (
-    batch_class,
-    cdiv,
-    choose,
-    compute_type,
-    launch,
-    rows,
-    size_class,
-    wide,
-)
+from .cross_attention_parts import LOG2E, keep, nearest_key, range_of, strides, tiles, value_of
+from .launch import batch_class, cdiv, choose, compute_type, launch, rows, size_class, wide
 
 
 @triton.jit
@@ -87,9 +70,7 @@ def _add_keys(sums, k, v, start, r, query, nearest, SHORT: tl.constexpr, MASKED:
 @triton.jit
 def _add_at_nodes(sums, sample, steep, k, v, start, r, SHORT: tl.constexpr, MASKED: tl.constexpr):
     """D and N at the nodes with SHORT more keys."""
-    j = start + tl.arange(0, SHORT)
-    key, weight, value = keys_of(sample, k, v, j, r, MASKED)
-    e = tl.exp2(weight[:, None] + key[:, None] * steep[None, :])
+    e, _, value = terms_of(sample, steep, k, v, start, r, SHORT, MASKED)
     return sums[0] + tl.sum(e, 0), sums[1] + tl.sum(e * value[:, None], 0)
 
 

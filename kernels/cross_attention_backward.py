@@ -18,11 +18,7 @@ import triton
 import triton.language as tl
 
 from .cross_attention_parts import keep, nearest_key, range_of, value_of
-from .launch import (
-    cdiv,
-    compute_type,
-    launch,
-)
+from .launch import cdiv, compute_type, launch
 
 
 @triton.jit

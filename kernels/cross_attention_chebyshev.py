@@ -79,6 +79,13 @@ def keys_of(sample, k, v, j, r, MASKED: tl.constexpr):
 
 
 @triton.jit
+def terms_of(sample, steep, k, v, start, r, SHORT: tl.constexpr, MASKED: tl.constexpr):
+    """(keys, nodes): the terms of D at the nodes for SHORT keys; the keys and their values."""
+    key, weight, value = keys_of(sample, k, v, start + tl.arange(0, SHORT), r, MASKED)
+    return tl.exp2(weight[:, None] + key[:, None] * steep[None, :]), key, value
+
+
+@triton.jit
 def sample_of(k, v, r, queries, keys, scale, NODES: tl.constexpr, SPAN: tl.constexpr):
     """How one sample is interpolated, and whether: the bound's answer, before any node."""
     half = (queries[1] - queries[0]) / 2

@@ -28,6 +28,7 @@ from .cross_attention_chebyshev import (
     one_of,
     queries_at,
     sample_of,
+    terms_of,
 )
 from .cross_attention_parts import keep, range_of, value_of
 
@@ -35,9 +36,7 @@ from .cross_attention_parts import keep, range_of, value_of
 @triton.jit
 def _add_functions(sums, sample, steep, k, v, start, r, SHORT: tl.constexpr, MASKED: tl.constexpr):
     """D and N at the nodes, and both with the key in front, with SHORT more keys."""
-    j = start + tl.arange(0, SHORT)
-    key, weight, value = keys_of(sample, k, v, j, r, MASKED)
-    e = tl.exp2(weight[:, None] + key[:, None] * steep[None, :])
+    e, key, value = terms_of(sample, steep, k, v, start, r, SHORT, MASKED)
     with_key = e * key[:, None]
     return (
         sums[0] + tl.sum(e, 0),

@@ -15,14 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cross_attention_parts import LOG2E, strides
-from .launch import (
-    cdiv,
-    compute_type,
-    dot,
-    launch,
-    next_power_of_2,
-    wide,
-)
+from .launch import cdiv, compute_type, dot, launch, next_power_of_2, wide
 
 WIDEST = 128  # tokens of more components are few: their scores are plain batched products
 

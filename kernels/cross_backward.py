@@ -26,14 +26,7 @@ from torch import Tensor
 
 from . import cross_gradients
 from .cross_tiles import COMPUTED, GIVEN, keep, padded, precision, product, projected, tile, turned
-from .launch import (
-    batch_class,
-    cdiv,
-    choose,
-    launch,
-    rows,
-    size_class,
-)
+from .launch import batch_class, cdiv, choose, launch, rows, size_class
 
 
 @triton.jit(do_not_specialize=["n"])

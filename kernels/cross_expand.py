@@ -29,15 +29,7 @@ from triton.language.extra import cuda
 
 from .cross_expand_persistent import PERSISTENT, copyable, expand_persistent
 from .cross_tiles import ask, clipped, keep, precision, product, tile
-from .launch import (
-    architecture,
-    batch_class,
-    cdiv,
-    choose,
-    launch,
-    rows,
-    size_class,
-)
+from .launch import architecture, batch_class, cdiv, choose, launch, rows, size_class
 
 
 @triton.jit(do_not_specialize=["n"])

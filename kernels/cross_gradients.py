@@ -29,12 +29,7 @@ from triton.language.extra import cuda
 
 from .cross_project import project
 from .cross_tiles import keep, padded, precision, product, tile, turned
-from .launch import (
-    architecture,
-    cdiv,
-    launch,
-    multiprocessors,
-)
+from .launch import architecture, cdiv, launch, multiprocessors
 
 
 @triton.jit(do_not_specialize=["n", "share"])

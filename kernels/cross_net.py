@@ -40,15 +40,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cross_tiles import keep, padded, precision, product, tile, turned
-from .launch import (
-    batch_class,
-    cdiv,
-    choose,
-    dot,
-    launch,
-    rows,
-    size_class,
-)
+from .launch import batch_class, cdiv, choose, dot, launch, rows, size_class
 
 LOG2E = math.log2(math.e)
 LAYERS = 4  # of one launch

@@ -6,11 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import (
-    dot,
-    next_power_of_2,
-    prefetch,
-)
+from .launch import dot, next_power_of_2, prefetch
 
 # Where x v^T of a kernel comes from: it computes it, computes and stores it, or reads it.
 COMPUTED, STORED, GIVEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)

@@ -23,12 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    cdiv,
-    launch,
-    next_power_of_2,
-    wide,
-)
+from .launch import cdiv, launch, next_power_of_2, wide
 
 CHUNK = 64  # sorted entries a program sums
 LOWEST = -(1 << 31)  # the key of row 0: rows have 32 bits, keys are sorted as signed numbers

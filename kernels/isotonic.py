@@ -155,6 +155,14 @@ def _calibrate_rows(
     tl.store(out + row, y.to(out.dtype.element_ty), mask=row < n)
 
 
+@triton.jit
+def _keep_gradient(grad_logits, gradient, at, n, x, k, low, width):
+    """Store the gradients of the logits at these places: 0 for those outside all buckets."""
+    inside = (x >= low) & (x <= low + tl.full((), k, width.dtype) * width)
+    dx = tl.where(inside, gradient, 0.0)
+    tl.store(grad_logits + at, dx.to(grad_logits.dtype.element_ty), mask=at < n)
+
+
 @triton.jit(do_not_specialize=["n"])
 def _histogram(
     grad, logits, weight, grad_logits, partial, n, k, lower: tl.float64, step: tl.float64,
@@ -173,10 +181,8 @@ def _histogram(
         g = tl.load(grad + at, mask=at < n, other=0).to(COMPUTE)
         index, part = _bucket(x, k, low, width)
         if tl.program_id(1) == 0:
-            inside = (x >= low) & (x <= low + tl.full((), k, COMPUTE) * width)
             slope = _relu(tl.load(weight + index).to(COMPUTE))
-            dx = tl.where(inside, g * slope, 0.0)
-            tl.store(grad_logits + at, dx.to(grad_logits.dtype.element_ty), mask=at < n)
+            _keep_gradient(grad_logits, g * slope, at, n, x, k, low, width)
         mine = index - first
         left = (high[:, None] == (mine // LOW)[None, :]) & (mine >= 0)[None, :]
         right = (mine % LOW)[:, None] == digit[None, :]
@@ -237,11 +243,9 @@ def _calibrate_rows_backward(
         g = tl.load(grad + row, mask=row < n, other=0).to(COMPUTE)
         index, part = _bucket(x, k, low, width)
         if tl.program_id(0) == 0:
-            inside = (x >= low) & (x <= low + tl.full((), k, COMPUTE) * width)
             e = tl.load(embedding + row * k + index, mask=row < n, other=0).to(COMPUTE)
             slope = _relu(e + tl.load(weight + index).to(COMPUTE))
-            dx = tl.where(inside, g * slope, 0.0)
-            tl.store(grad_logits + row, dx.to(grad_logits.dtype.element_ty), mask=row < n)
+            _keep_gradient(grad_logits, g * slope, row, n, x, k, low, width)
             total_bias += g
         valid = (row < n)[:, None] & (column < k)[None, :]
         at = row[:, None] * k + column[None, :]

@@ -81,6 +81,16 @@ def weights(trainer) -> dict[str, torch.Tensor]:
 # Optimizer and schedule
 
 
+def take_steps(optimizer, p, grads, sparse):
+    for g in grads:
+        rows = torch.tensor([4, 0, 1, 3, 4])
+        half = g[rows].clone()
+        half[[0, 4]] /= 2  # row 4 comes twice
+        sparse_grad = torch.sparse_coo_tensor(rows[None], half, (5, 3), check_invariants=True)
+        p.grad = sparse_grad if sparse else g.clone()
+        optimizer.step()
+
+
 @pytest.mark.parametrize("l2", [0.0, 0.3])
 def test_rowwise_adagrad_is_its_formula(l2):
     start = torch.randn(5, 3)
@@ -97,13 +107,7 @@ def test_rowwise_adagrad_is_its_formula(l2):
     for sparse in (False, True):
         p = torch.nn.Parameter(start.clone())
         optimizer = RowwiseAdagrad([p], lr=0.1, l2=l2)
-        for g in grads:
-            rows = torch.tensor([4, 0, 1, 3, 4])
-            half = g[rows].clone()
-            half[[0, 4]] /= 2  # row 4 comes twice
-            sparse_grad = torch.sparse_coo_tensor(rows[None], half, (5, 3), check_invariants=True)
-            p.grad = sparse_grad if sparse else g.clone()
-            optimizer.step()
+        take_steps(optimizer, p, grads, sparse)
         torch.testing.assert_close(p.detach().double(), w, rtol=1e-5, atol=1e-6)
         assert torch.equal(p[2], start[2])
 
@@ -157,13 +161,7 @@ def test_table_adam_is_its_formula(l2):
     for sparse in (False, True):
         p = torch.nn.Parameter(start.clone())
         optimizer = TableAdam([p], lr=0.1, l2=l2)
-        for g in grads:
-            rows = torch.tensor([4, 0, 1, 3, 4])
-            half = g[rows].clone()
-            half[[0, 4]] /= 2  # row 4 comes twice
-            sparse_grad = torch.sparse_coo_tensor(rows[None], half, (5, 3), check_invariants=True)
-            p.grad = sparse_grad if sparse else g.clone()
-            optimizer.step()
+        take_steps(optimizer, p, grads, sparse)
         torch.testing.assert_close(p.detach().double(), w, rtol=1e-5, atol=1e-6)
         assert torch.equal(p[2], start[2]) == (l2 == 0)
         sums = v.mean(1) * 4 / (1 - 0.999**4)

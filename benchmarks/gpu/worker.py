@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from lirank_ext.benchmarks.ceilings import seconds_of
 from lirank_ext.benchmarks.gpu import targets_cross, targets_tables
 from lirank_ext.benchmarks.gpu.target import Place, Target
 from lirank_ext.benchmarks.harness import disagreement, tensors
@@ -135,21 +136,6 @@ def captured(call: Callable[..., Any], sets: list[tuple]) -> Callable[[], Any]:
         for given in sets:
             call(*given)
     return graph.replay
-
-
-def seconds_of(call: Callable[[], Any], device: str, times: int) -> float:
-    if device == "cpu":
-        start = time.perf_counter()
-        for _ in range(times):
-            call()
-        return time.perf_counter() - start
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    for _ in range(times):
-        call()
-    last.record()
-    torch.cuda.synchronize()
-    return first.elapsed_time(last) * 1e-3
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], device: str) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from .._monitors import MONITORS
 from .._table import print_table
 from . import options, results
 
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--metric",
-        choices=options.MONITORS,
+        choices=tuple(MONITORS),
         default="auc",
         help="what is measured (default auc); gauc and ndcg need --group",
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._monitors import MONITORS
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from ..training.processes import Processes
 
 FILES = "CSV (packed or not) or Parquet files, or folders of them"
-# What a training can go by; those of training.metrics, which is not imported for --help.
-MONITORS = ("auc", "log_loss", "pr_auc", "gauc", "ndcg")
 # Packages of the extra "train", which every command on models needs.
 PACKAGES = ("pyarrow", "yaml", "safetensors", "tqdm", "sklearn")
 
@@ -90,7 +89,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add(
         "--monitor",
         dest="training.monitor",
-        choices=MONITORS,
+        choices=tuple(MONITORS),
         help="what should get better on the rows to validate on (default auc); gauc and ndcg "
         "need --group",
     )

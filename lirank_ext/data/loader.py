@@ -28,6 +28,11 @@ class Position(NamedTuple):
     batch: int = 0
 
 
+Share = tuple[int, int]  # see ``Converter.part``
+Placed = tuple[Position, Batch]  # a batch and the position after it
+WHOLE: Share = (0, 1)
+
+
 class Split:
     """Which rows validate: a share drawn by row number, or the last ones.
 
@@ -56,7 +61,17 @@ class Split:
         return (z ^ (z >> np.uint64(31))) >> np.uint64(11) < np.uint64(self.share * 2**53)
 
 
-class Loader:
+class _Batches:
+    def epoch(self, start: Position, share: Share = WHOLE) -> Iterator[Placed]:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Batch]:
+        """All batches once."""
+        for _, batch in self.epoch(Position()):
+            yield batch
+
+
+class Loader(_Batches):
     """Batches of some of the rows of a source.
 
     Rows are read in blocks of ``block_rows``. To shuffle, a block is gathered from places all over
@@ -97,14 +112,7 @@ class Loader:
         self._negatives = Split(negatives, seed=seed + 1) if negatives < 1 else None
         self._only: Rows | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
-        """All batches once."""
-        for _, batch in self.epoch(Position()):
-            yield batch
-
-    def epoch(
-        self, start: Position, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[tuple[Position, Batch]]:
+    def epoch(self, start: Position, share: Share = WHOLE) -> Iterator[Placed]:
         """The rest of an epoch from a position on, each batch with the position after it.
 
         ``share`` is that of :meth:`Converter.part`.
@@ -127,7 +135,7 @@ class Loader:
             raise DataError("no row to draw a sample from")
         return Rows.concatenate(parts)
 
-    def _epoch(self, start: Position, share: tuple[int, int]) -> Iterator[tuple[Position, Batch]]:
+    def _epoch(self, start: Position, share: Share) -> Iterator[Placed]:
         if share[1] > 1 and self._knows_rows():
             yield from self._own_rows(start, share)
             return
@@ -146,9 +154,7 @@ class Loader:
         known = self._negatives is None and self.converter.keeps_all()
         return known and self.source.count() > self.block_rows
 
-    def _own_rows(
-        self, start: Position, share: tuple[int, int]
-    ) -> Iterator[tuple[Position, Batch]]:
+    def _own_rows(self, start: Position, share: Share) -> Iterator[Placed]:
         """As :meth:`_epoch`, but rows of other processes are read and not converted."""
         process, count = share
         for number, chunks in enumerate(self._read()(self.block_rows, start.block), start.block):
@@ -223,7 +229,7 @@ class Loader:
         return taken / max(1, sum(chunk.table.num_rows for chunk in first))
 
 
-class Memory:
+class Memory(_Batches):
     """Batches of rows that are in memory, as a :class:`Loader` gives those of files.
 
     Args:
@@ -239,14 +245,7 @@ class Memory:
         self.rows, self.converter = rows, converter
         self.batch_size, self.seed = batch_size, seed
 
-    def __iter__(self) -> Iterator[Batch]:
-        """All batches once."""
-        for _, batch in self.epoch(Position()):
-            yield batch
-
-    def epoch(
-        self, start: Position, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[tuple[Position, Batch]]:
+    def epoch(self, start: Position, share: Share = WHOLE) -> Iterator[Placed]:
         """As :meth:`Loader.epoch`."""
         order = np.arange(len(self.rows))
         if self.seed is not None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nn._common import ConstantBuffers, refuse
-from ..nn.cross import AttentionCross, LowRankCross, ResidualCrossNet, score_net
+from ..nn.cross import AttentionCross, LowRankCross, ResidualCrossNet
+from ..nn.cross_net import LowRankCrossNet
 from ..nn.gated_mlp import GatedMLP
 from ..nn.hashed_embedding import HashedEmbeddingBag
 from ..nn.history import HistoryEncoder
@@ -61,16 +62,7 @@ class CrossStack(nn.Module):
             crossed = layer(x, crossed)
         return crossed
 
-    def score(
-        self,
-        request: Tensor,
-        items: Tensor,
-        counts: Tensor,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """Candidates of requests, as :meth:`lirank_ext.nn.ResidualCrossNet.score` takes them."""
-        return score_net(self, request, items, counts, weight, bias)
+    score = LowRankCrossNet.score  # asks for ``layers``, whatever they are
 
 
 def make_cross(width: int, block: Cross) -> nn.Module | None:

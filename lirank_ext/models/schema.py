@@ -251,14 +251,26 @@ class Schema:
             refuse_unknown("request", "numeric, categorical or history column", name, known)
 
     @property
-    def columns(self) -> list[str]:
-        """All columns of a file that are read as features."""
+    def made(self) -> dict[str, str]:
+        """The columns of the features that are made of another column."""
+        return {**{part.name: part.column for part in self.times}, **self.indicators}
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The column of every numeric, categorical and history feature."""
         names = [*self.numeric, *(c.name for c in self.categorical)]
         names += [h.name for h in self.history]
-        names += [h.actions for h in self.history if h.actions]
+        made = self.made
+        return {name: made.get(name, name) for name in names}
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns of a file that are read as features."""
+        names = [h.actions for h in self.history if h.actions]
         names += [self.popularity] if self.popularity else []
-        made = {**{part.name: part.column for part in self.times}, **self.indicators}
-        return list(dict.fromkeys(made.get(name, name) for name in names))
+        made = self.made
+        more = (made.get(name, name) for name in names)
+        return list(dict.fromkeys([*self.sources.values(), *more]))
 
     def kind(self, column: str) -> str:
         """What the values of a column are, as its categorical feature says."""

@@ -86,11 +86,14 @@ def moves_in_backward(module: HashedEmbeddingBag) -> bool:
     return True
 
 
+def in_a_group() -> bool:
+    """Whether this process has joined others, of whom it may be the only one."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def processes() -> int:
     """How many processes train together."""
-    distributed = torch.distributed
-    there = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if there else 1
+    return torch.distributed.get_world_size() if in_a_group() else 1
 
 
 def look_up_and_move(

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ..library.huge_pages import use_huge_pages
 from ..ops.hashed_embedding import hashed_embedding_bag
 from ..ops.hashed_embedding_packed import quantized_hashed_embedding_bag
-from ..ops.hashed_embedding_rule import hashed_rows
+from ..ops.hashed_embedding_rule import hashed_rows, tables_of
 from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
 from ._common import check_choice, check_positive, refuse
 from ._tagged import Tagged
-from .fused_update import FusedOptimizer, moves_in_backward
+from .fused_update import FusedOptimizer, in_a_group, moves_in_backward
 from .hashed_embedding_sharded import is_sharded, look_up_sharded
 from .quantized_embedding import (
     SCHEME,
@@ -134,7 +134,7 @@ class HashedParameters(_HashRule):
             return bool(self.sparse)
         # DistributedDataParallel asks torch's own embeddings alone whether their gradients are
         # sparse, and fully_shard takes dense gradients only.
-        return not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        return not in_a_group()
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.sparse is True else f", sparse={self.sparse!r}")
@@ -198,10 +198,7 @@ class HashedEmbeddingBag(HashedParameters):
         return hashed_embedding_bag(
             ids,
             offsets,
-            self.quotient_b,
-            self.remainder_b,
-            self.quotient_c,
-            self.remainder_c,
+            *tables_of(self),
             self.num_buckets,
             self.seed,
             self.mode,
@@ -323,10 +320,7 @@ class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
         return quantized_hashed_embedding_bag(
             ids,
             offsets,
-            self.quotient_b,
-            self.remainder_b,
-            self.quotient_c,
-            self.remainder_c,
+            *tables_of(self),
             self.num_buckets,
             self.dim,
             self.bits,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..ops.cross_score import residual_cross_score
+from ..ops.cross_score import fault_of, residual_cross_score
 from ._common import check_shape, refuse
 
 # Ranges [start, stop) of columns, in the order in which a tensor has them.
@@ -36,11 +36,8 @@ def check_counts(owner: str, counts: Tensor, requests: int, items: int) -> list[
     if torch.compiler.is_compiling() or counts.is_meta or torch.jit.is_tracing():
         return None
     numbers = counts.tolist()
-    if min(numbers, default=0) < 0:
-        refuse(owner, "counts", "no negative number", min(numbers))
-    if sum(numbers) != items:
-        wanted = f"numbers that add up to the {items} rows of items"
-        refuse(owner, "counts", wanted, f"a sum of {sum(numbers)}")
+    if fault := fault_of(numbers, items):
+        refuse(owner, "counts", *fault)
     return numbers
 
 

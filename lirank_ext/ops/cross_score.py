@@ -109,12 +109,17 @@ def _joined(a: Any, scales: list, low_rank: Callable, attention: Callable) -> Te
 
 def check_counts(a: Any) -> None:
     """Refuse counts that are negative or do not add up to the rows of ``items``."""
-    counts = a.counts.tolist()
+    if fault := fault_of(a.counts.tolist(), len(a.items)):
+        refuse(a, "counts", "wanted {}, got {}".format(*fault))
+
+
+def fault_of(counts: list[int], items: int) -> tuple[str, str] | None:
+    """What was wanted and what was got, where counts are not those of so many candidates."""
     if min(counts, default=0) < 0:
-        refuse(a, "counts", f"wanted no negative number, got {min(counts)}")
-    if sum(counts) != len(a.items):
-        wanted = f"wanted numbers that add up to the {len(a.items)} rows of items"
-        refuse(a, "counts", f"{wanted}, got a sum of {sum(counts)}")
+        return "no negative number", str(min(counts))
+    if sum(counts) != items:
+        return f"numbers that add up to the {items} rows of items", f"a sum of {sum(counts)}"
+    return None
 
 
 residual_cross_score.autocast("lower")

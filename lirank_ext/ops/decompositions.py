@@ -12,7 +12,7 @@ from ..library.checks import result_dtype
 from ..library.op import OPS
 from .cross_net import in_parts
 from .hashed_embedding_rule import compute_dtype, rows_of, tables_of
-from .quantized_embedding_layout import layout
+from .quantized_embedding_layout import split
 from .quantized_embedding_rows import rows_to_codes
 
 # Their references are plain aten already: nothing in them depends on data.
@@ -111,15 +111,7 @@ def _pool(
 
 def _dequantized(packed: Tensor, ids: Tensor, dim: int, bits: int) -> Tensor:
     """The rows of these ids in float32, from their bytes by arithmetic: ONNX has no bit cast."""
-    rows, form = packed.shape[0], layout(dim, bits)
-    if form.apart:
-        flat = packed.reshape(-1)
-        stored = flat[: rows * form.code_bytes].reshape(rows, form.code_bytes)
-        pairs = flat[rows * form.code_bytes :].reshape(rows, 8)
-    else:
-        stored = packed[:, : form.code_bytes]
-        pairs = packed[:, form.code_bytes : form.code_bytes + 8]
-    stored, pairs = (t.index_select(0, ids.long()).long() for t in (stored, pairs))
+    stored, pairs = (t.index_select(0, ids.long()).long() for t in split(packed, dim, bits))
     if bits == 8:
         codes = (stored[:, :dim] ^ 128) - 128
     else:

@@ -56,16 +56,19 @@ def pack(codes: Tensor, scale: Tensor, mid: Tensor, bits: int) -> Tensor:
     return torch.nn.functional.pad(row, (0, form.row_bytes - row.shape[1])).contiguous()
 
 
-def unpack(packed: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The inverse of :func:`pack`."""
+def split(packed: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor]:
+    """The bytes of the codes and those of (scale, mid) of each row."""
     rows, form = packed.shape[0], layout(dim, bits)
     if form.apart:
         flat = packed.reshape(-1)
         stored = flat[: rows * form.code_bytes].reshape(rows, form.code_bytes)
-        pairs = flat[rows * form.code_bytes :].reshape(rows, 8)
-    else:
-        stored = packed[:, : form.code_bytes]
-        pairs = packed[:, form.code_bytes : form.code_bytes + 8]
+        return stored, flat[rows * form.code_bytes :].reshape(rows, 8)
+    return packed[:, : form.code_bytes], packed[:, form.code_bytes : form.code_bytes + 8]
+
+
+def unpack(packed: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse of :func:`pack`."""
+    rows, (stored, pairs) = packed.shape[0], split(packed, dim, bits)
     pairs = pairs.contiguous().view(torch.float32).reshape(rows, 2)
     if bits == 8:
         codes = stored[:, :dim].clone(memory_format=torch.contiguous_format).view(torch.int8)

@@ -94,7 +94,7 @@ def importance(
 
 def shuffled(rows: Rows, schema: Schema, column: str, order: np.ndarray) -> Rows:
     """The rows with the features of one column in another order."""
-    made = {**{part.name: part.column for part in schema.times}, **schema.indicators}
+    made = schema.made
     numeric = rows.numeric.copy()
     for i, name in enumerate(schema.numeric):
         if made.get(name, name) == column:

@@ -49,8 +49,6 @@ class Metrics:
         return {k: None if math.isnan(v) else v for k, v in asdict(self).items()}
 
 
-# What a training can go by, and whether more of it is better.
-MONITORS = {"auc": True, "log_loss": False, "pr_auc": True, "gauc": True, "ndcg": True}
 GROUPED = ("gauc", "ndcg")
 
 

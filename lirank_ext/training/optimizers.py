@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models import ConfigError, LiRank
 from ..nn._common import check_number
 from ..nn.hashed_embedding import HashedEmbeddingBag
-from .rowwise import RowwiseAdagrad
+from .rowwise import RowwiseAdagrad, evaluated
 from .settings import Settings
 
 # Rows that the tables may have in all for Adam, which moves every one of them at each step.
@@ -56,10 +56,7 @@ class TableAdam(torch.optim.Adam):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every row of every table that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None and p.grad.is_sparse:

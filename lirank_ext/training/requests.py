@@ -21,10 +21,7 @@ def request_features(schema: Schema, columns: Sequence[str]) -> list[str]:
     Raises:
         DataError: no feature is made of one of them.
     """
-    made = {**{part.name: part.column for part in schema.times}, **schema.indicators}
-    names = [*schema.numeric, *(c.name for c in schema.categorical)]
-    names += [h.name for h in schema.history]
-    sources = {name: made.get(name, name) for name in names}
+    sources = schema.sources
     for column in columns:
         if column not in sources.values():
             known = ", ".join(dict.fromkeys(sources.values()))

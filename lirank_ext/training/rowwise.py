@@ -14,6 +14,14 @@ from ..nn.hashed_embedding import HashedEmbeddingBag
 from ..ops.hashed_embedding_rule import compute_dtype
 
 
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """What an optimizer's step gives: the result of its closure, computed with gradients."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class RowwiseOptimizer(torch.optim.Optimizer):
     """What :class:`RowwiseAdagrad` and :class:`TableSGD` share.
 
@@ -91,10 +99,7 @@ class RowwiseOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: the backward pass has moved tables by the gradients of a "
                 "scaled loss: train in bfloat16, which needs no GradScaler, or call unfuse(module)"
             )
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:

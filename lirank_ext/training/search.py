@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..data.packages import need
 from ..models import ConfigError
 from .checkpoint import CheckpointError
-from .processes import ONE, Processes
-from .session import Data
 from .settings import Config
-from .trainer import Trainer
 from .tuning import STATE, Trial, Tuner, read_state, trial_of
 
 # What is searched: the lowest and the highest value, and whether its logarithm is what counts; or
@@ -57,17 +51,8 @@ class Search(Tuner):
         ConfigError: the user gave every setting that could be searched.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        fixed: set[str],
-        data: Data,
-        output: Path,
-        device: str | torch.device = "cpu",
-        bar: bool = False,
-        processes: Processes = ONE,
-    ) -> None:
-        super().__init__(config, fixed, data, output, device, bar, processes)
+    def first_trials(self, config: Config, fixed: set[str]) -> list[Trial]:
+        """The configuration itself."""
         self.optuna = need("optuna", "tune")
         self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
         space = dict(SPACE)
@@ -77,18 +62,10 @@ class Search(Tuner):
         self.space = {key: values for key, values in space.items() if key not in fixed}
         if not self.space:
             raise ConfigError("--tune search: every setting that it could search is given")
-        self.trials = [trial_of(config, "given", {})]
+        return [trial_of(config, "given", {})]
 
-    def run(self) -> tuple[Trainer, Trial]:
-        """The trainer of the best trial, with its best weights, and the trial.
-
-        Raises:
-            DataError: the data cannot be used, or what stands in the folder is of another run.
-            Interrupted: a signal came; a checkpoint was written first.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._read()
-        self._write()
+    def train_all(self) -> None:
+        """Propose and train trials until the time is up."""
         while True:
             self._do(len(self.trials) - 1, self.trials[-1])
             if self.processes.from_first(self._enough):
@@ -97,7 +74,6 @@ class Search(Tuner):
             self.trials.append(trial_of(self.config, f"search {len(self.trials)}", changes))
             self._write()
         self._write()
-        return self.kept()
 
     def expected(self) -> int:
         return 1 + self.config.training.tune_trials

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .._monitors import Monitor
 from ..models import ConfigError, LiRankConfig
 from ..models._parse import parse, read_yaml
 
@@ -98,7 +99,7 @@ class Settings:
     amp: Literal["auto", "on", "off"] = "auto"
     valid: float = 0.1
     split: Literal["random", "last"] = "random"
-    monitor: Literal["auc", "log_loss", "pr_auc", "gauc", "ndcg"] = "auc"
+    monitor: Monitor = "auc"
     label_smoothing: float = 0.0
     ema: float = 0.0
     patience: int = 3

@@ -197,9 +197,13 @@ class Tuner:
         self.data, self.output, self.device, self.bar = data, output, device, bar
         self.processes = processes
         self.folder = output / FOLDER
-        self.trials = trials(config, fixed)
+        self.trials = self.first_trials(config, fixed)
         self.config, self.fixed = config, fixed
         self.larger = MONITORS[config.training.monitor]
+
+    def first_trials(self, config: Config, fixed: set[str]) -> list[Trial]:
+        """What is known to be tried before any result is."""
+        return trials(config, fixed)
 
     def run(self) -> tuple[Trainer, Trial]:
         """The trainer of the best trial, with its best weights, and the trial.
@@ -211,9 +215,13 @@ class Tuner:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._read()
         self._write()
+        self.train_all()
+        return self.kept()
+
+    def train_all(self) -> None:
+        """Train the trials one after the other."""
         for i, trial in enumerate(self.trials):
             self._do(i, trial)
-        return self.kept()
 
     def _do(self, number: int, trial: Trial) -> None:
         """Train a trial that is not yet; what an interrupted process spent on it counts too."""

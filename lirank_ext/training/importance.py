@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from .._monitors import MONITORS
 from ..data.columns import take_bag
 from ..data.errors import DataError
 from ..data.features import Rows
 from ..data.loader import Memory
 from ..models import Schema
-from .metrics import MONITORS, Metrics, mean, score
+from .metrics import Metrics, mean, score
 from .session import ModelOnFiles
 
 

@@ -174,8 +174,8 @@ def difference_error(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, n
     Args:
         ours, theirs: logits (n,).
         labels: (n,), 0 or 1.
-        name: "log_loss", or another metric of :data:`MONITORS`, for which the error of the AUC
-            (after DeLong, DeLong and Clarke-Pearson 1988) stands.
+        name: "log_loss", or another of the monitors, for which the error of the AUC (after DeLong,
+            DeLong and Clarke-Pearson 1988) stands.
     """
     if name == "log_loss":
         sign = 1 - 2 * labels

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._monitors import MONITORS
 from .._progress import Progress as ProgressBar
 from ..data.errors import DataError
 from ..data.features import Batch
@@ -23,7 +24,7 @@ from . import checkpoint
 from .average import WeightAverage
 from .checkpoint import CheckpointError, Progress
 from .events import Events
-from .metrics import MONITORS, check_usable, evaluate, mean
+from .metrics import check_usable, evaluate, mean
 from .optimizers import learning_rate, moving_in_backward, table_optimizer
 from .processes import ONE, Processes
 from .settings import Config

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from .._monitors import MONITORS
 from ..data.loader import Memory
 from ..models import ConfigError, LiRank
 from ..models._parse import override
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .defaults import ADAM_LR, blocks
-from .metrics import MONITORS, Scored, difference_error, score
+from .metrics import Scored, difference_error, score
 from .processes import ONE, Processes
 from .session import Data, trainer_on
 from .settings import Config

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ import lirank_ext
 from lirank_ext import _table, verify
 from lirank_ext._progress import Progress
 from lirank_ext.benchmarks import harness
-from lirank_ext.cli import main
+from lirank_ext.cli import cores, main
 from lirank_ext.cli.overview import COMMANDS
 from lirank_ext.errors import UserError
 from lirank_ext.library import build_info, gpu, packages
@@ -395,3 +396,20 @@ def test_tables_with_rich_keep_brackets_and_long_rows():
     assert any(
         "[not markup]" in line and "x" * 120 in line for line in stream.getvalue().split("\n")
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "loaded", "wanted"),
+    [({}, False, "1000"), ({"OMP_WAIT_POLICY": "active"}, False, None), ({}, True, None)],
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_says_otherwise(
+    monkeypatch, given, loaded, wanted
+):
+    for name in cores.VARIABLES:
+        monkeypatch.setenv(name, "")  # restored at the end, whatever share does
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cores, "sys", SimpleNamespace(modules={"torch": torch} if loaded else {}))
+    cores.share()
+    assert os.environ.get("GOMP_SPINCOUNT") == wanted

@@ -20,6 +20,7 @@ from typing import Protocol, cast
 from .._startup import PROGRAM
 from .._version import __version__
 from ..errors import UserError
+from .cores import share
 from .overview import COMMANDS, EXIT_CODES, example, overview
 from .waiting import Waiting
 
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     chosen = next((a for a in argv if a in COMMANDS), None)
     name = f"{PROGRAM} {chosen}" if chosen else PROGRAM
+    if chosen != "bench":  # it measures what a program of one's own finds
+        share()
     try:
         code, message = _outcome(lambda: _run(argv, chosen))
         if message:

@@ -46,6 +46,7 @@ docs: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'examples/*.cpp' 'examples/*.h' 'kernels/*.cu' 'kernels/*.cuh')
 
 format: $(VENV)/installed

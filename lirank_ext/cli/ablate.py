@@ -68,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
         broken = BadRows(variant.training.bad_rows == "skip")
         dwell = dwell_of(trainer.model)
         tests = open_loader(variant, args.test, broken, dwell=dwell) if args.test else None
-        return evaluate(trainer.model, tests or trainer.valid_loader, device)
+        rows = trainer.valid_loader if tests is None else tests
+        assert rows is not None
+        return evaluate(trainer.model, rows, device)
 
     path = Path(args.output) if args.output else None
     data = [str(p) for p in (*args.data, *args.valid, *args.test)]

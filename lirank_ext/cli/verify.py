@@ -66,11 +66,13 @@ def _fuzz(args: argparse.Namespace) -> int:
     from collections import Counter
 
     from ..verify import fuzz
+    from ..verify.random_calls import GENERATORS
 
     options.check_positive("--fuzz", args.fuzz)
     if args.op is not None:
-        options.check_name(args.op, sorted(fuzz.GENERATORS))
-    judged, found = Counter(), []
+        options.check_name(args.op, sorted(GENERATORS))
+    judged: Counter[str] = Counter()
+    found: list[fuzz.Finding] = []
     with Progress("judging random calls", unit="processes") as progress:
         for op, calls, findings in progress.over(fuzz.fuzz(args.op, args.fuzz, args.seed)):
             judged[op] += calls
@@ -89,12 +91,13 @@ def _fuzz(args: argparse.Namespace) -> int:
 def _fuzz_call(text: str) -> int:
     """Judge one call and show its arguments."""
     from ..verify import fuzz
+    from ..verify.random_calls import GENERATORS, random_call
 
     op, _, seed = text.partition(":")
-    options.check_name(op, sorted(fuzz.GENERATORS))
+    options.check_name(op, sorted(GENERATORS))
     if not seed.isdigit():
         raise UserError(f"--fuzz-call: wanted OP:SEED, as in murmur_hash:12, got {text!r}")
-    for name, value in fuzz.random_call(op, int(seed)).items():
+    for name, value in random_call(op, int(seed)).items():
         tensor = hasattr(value, "shape")
         shown = f"{value.dtype} {tuple(value.shape)} strides {value.stride()}" if tensor else value
         print_line(f"{name}: {shown}")

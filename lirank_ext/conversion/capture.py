@@ -29,7 +29,7 @@ class Captured:
 
     def __init__(self, model: Callable[..., Any], most: int) -> None:
         self.model, self.most = model, most
-        self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[Any, ...], _Graph] = OrderedDict()
         self._pool: Any = None
         self._places = _places(model)
         self._weights = [t.data_ptr() for t in self._tensors()]
@@ -112,7 +112,7 @@ def _record(call: Callable[[], Any], leaves: list[Any], pool: Any) -> tuple[Any,
 
 def capture(
     model: nn.Module | Callable[..., Any],
-    *examples: tuple | dict[str, Any] | Tensor,
+    *examples: tuple[Any, ...] | dict[str, Any] | Tensor,
     most: int = 32,
 ) -> Captured:
     """Replay a model's forward from CUDA graphs, so that a call costs the host one launch.
@@ -165,7 +165,7 @@ def _on_gpu(t: Tensor) -> bool:
     return t.is_cuda
 
 
-def _signature(leaves: list[Any], structure: TreeSpec) -> tuple:
+def _signature(leaves: list[Any], structure: TreeSpec) -> tuple[Any, ...]:
     """All that a graph depends on beside the numbers in the tensors."""
     kinds = [
         (x.shape, x.dtype, x.device) if torch.is_tensor(x) else (type(x), repr(x)) for x in leaves

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from .sources import CANDIDATE, FOREIGN, NOTES, TWINS, known_base, name_of
 from .surgery import Found, Leave, exchange, find, refuse_hooks, type_name
 
 Convert = Callable[[nn.Module], nn.Module]
+M = TypeVar("M", bound=nn.Module)
 
 # Values of a parameter that are looked up in the replacement.
 SAMPLE = 1000
@@ -74,6 +75,82 @@ class SwapReport:
         return plain_table(title, ("module", "was", "now", "note"), cells).rstrip()
 
 
+def register(
+    source_type: type[nn.Module], convert: Convert | None = None
+) -> Convert | Callable[[Convert], Convert]:
+    """Add a type to ``swap``, by ``swap.register(MyCross, convert)`` or as a decorator::
+
+        @lirank_ext.swap.register(MyCross)
+        def convert(module):
+            made = lirank_ext.nn.LowRankCross(module.dim, module.rank)
+            made.v, made.u, made.bias = module.down, module.up, module.bias
+            return made
+
+    Pass on the parameter objects where shapes match, so that an existing optimizer keeps working.
+    ``convert`` must not change the module it is given. It may ``raise swap.Leave("why")``.
+    Registering a type again replaces its function. Subclasses are not included.
+
+    Args:
+        source_type: the module type to replace.
+        convert: a function from a module of that type to its replacement.
+
+    Returns:
+        ``convert``, or the decorator.
+
+    Raises:
+        TypeError: ``source_type`` is not a module type, or ``convert`` is not callable.
+    """
+    if not (isinstance(source_type, type) and issubclass(source_type, nn.Module)):
+        raise TypeError(
+            f"swap.register: source_type: wanted a subclass of nn.Module, got {source_type!r}"
+        )
+    if convert is None:
+
+        def decorate(function: Convert) -> Convert:
+            register(source_type, function)
+            return function
+
+        return decorate
+    if not callable(convert):
+        raise TypeError(f"swap.register: convert: wanted a function, got {convert!r}")
+    _registered[source_type] = convert
+    return convert
+
+
+class Swap(Protocol):
+    """The function :func:`swap` with what belongs to it."""
+
+    register: Register
+    low_rank: Callable[..., nn.Module]
+    Leave: type[Leave]
+
+    def __call__(
+        self, model: nn.Module, dry_run: bool = False, example: Any = None
+    ) -> SwapReport: ...
+
+
+class Register(Protocol):
+    """The function :func:`register`, called with a converter or as a decorator."""
+
+    @overload
+    def __call__(self, source_type: type[M], convert: Callable[[M], nn.Module]) -> object: ...
+
+    @overload
+    def __call__(
+        self, source_type: type[M]
+    ) -> Callable[[Callable[[M], nn.Module]], Callable[[M], nn.Module]]: ...
+
+
+def _with_register(function: Callable[..., SwapReport]) -> Swap:
+    """The function itself, of a type that knows its attributes."""
+    whole = cast(Swap, function)
+    whole.register = cast(Register, register)
+    whole.low_rank = low_rank
+    whole.Leave = Leave
+    return whole
+
+
+@_with_register
 def swap(model: nn.Module, dry_run: bool = False, example: Any = None) -> SwapReport:
     """Replace every module of a model that has a faster equivalent here, in place.
 
@@ -220,48 +297,6 @@ def use_references(model: nn.Module) -> nn.Module:
     for module in model.modules():
         module.__class__ = references.get(type(module), type(module))
     return model
-
-
-def register(
-    source_type: type[nn.Module], convert: Convert | None = None
-) -> Convert | Callable[[Convert], Convert]:
-    """Add a type to ``swap``, by ``swap.register(MyCross, convert)`` or as a decorator::
-
-        @lirank_ext.swap.register(MyCross)
-        def convert(module):
-            made = lirank_ext.nn.LowRankCross(module.dim, module.rank)
-            made.v, made.u, made.bias = module.down, module.up, module.bias
-            return made
-
-    Pass on the parameter objects where shapes match, so that an existing optimizer keeps working.
-    ``convert`` must not change the module it is given. It may ``raise swap.Leave("why")``.
-    Registering a type again replaces its function. Subclasses are not included.
-
-    Args:
-        source_type: the module type to replace.
-        convert: a function from a module of that type to its replacement.
-
-    Returns:
-        ``convert``, or the decorator.
-
-    Raises:
-        TypeError: ``source_type`` is not a module type, or ``convert`` is not callable.
-    """
-    if not (isinstance(source_type, type) and issubclass(source_type, nn.Module)):
-        raise TypeError(
-            f"swap.register: source_type: wanted a subclass of nn.Module, got {source_type!r}"
-        )
-    if convert is None:
-        return lambda function: register(source_type, function)
-    if not callable(convert):
-        raise TypeError(f"swap.register: convert: wanted a function, got {convert!r}")
-    _registered[source_type] = convert
-    return convert
-
-
-swap.register = register
-swap.low_rank = low_rank
-swap.Leave = Leave
 
 
 def _plan(

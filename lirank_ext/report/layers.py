@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ def slots(model: LiRank) -> list[tuple[str, int]]:
         kind = " (as id)" if column.name in schema.numeric else ""
         found.append((column.name + (" (binned)" if column.edges else kind), dim))
     if model.histories:
-        found += [(h.name, model.histories[safe(h.name)].out_dim) for h in schema.history]
+        histories: Any = model.histories
+        found += [(h.name, histories[safe(h.name)].out_dim) for h in schema.history]
     return found
 
 
@@ -58,7 +60,8 @@ def maps_of(model: LiRank, batches: Memory, device: str) -> Maps:
     attention = next((m for m in model.modules() if isinstance(m, AttentionCross)), None)
     x = _input(model, batches, device)
     products = weights = None
-    names, left_out = [], 0
+    names: list[str] = []
+    left_out = 0
     if low is not None:
         names, products = _products(low, x, slots(model))
         names, products, left_out = _largest(names, products)
@@ -104,11 +107,12 @@ def _largest(names: list[str], products: np.ndarray) -> tuple[list[str], np.ndar
 
 def _weights(layer: AttentionCross, x: Tensor) -> np.ndarray:
     """Mean of the (tokens, tokens) attention weights; tokens in order of what they receive."""
-    width, total = layer.token_dim, 0.0
+    width, total = layer.token_dim, torch.zeros((), device=x.device)
     scale = layer.temperature * width**0.5
-    for rows in x.split(CHUNK):
-        q, k = ((rows @ w.float().T).unflatten(1, (-1, width)) for w in (layer.q, layer.k))
+    kernels: list[Any] = [layer.q, layer.k]
+    for rows in torch.split(x, CHUNK):
+        q, k = ((rows @ w.float().T).unflatten(1, (-1, width)) for w in kernels)
         total = total + (q @ k.transpose(1, 2) / scale).softmax(-1).sum(0)
-    mean = (total / len(x)).cpu().numpy()
+    mean: np.ndarray = (total / len(x)).cpu().numpy()
     order = np.argsort(-mean.sum(0), kind="stable")
     return mean[np.ix_(order, order)]

@@ -103,4 +103,5 @@ def _errors(table: torch.Tensor, bits: int) -> torch.Tensor:
     """(rows,) relative errors; 0 for a row of zeros."""
     table = table.float()
     off = (table - dequantize_rows(*quantize_rows(table, bits))).norm(dim=1)
-    return (off / table.norm(dim=1).clamp_min(1e-30)).cpu()
+    relative: torch.Tensor = off / table.norm(dim=1).clamp_min(1e-30)
+    return relative.cpu()

@@ -187,6 +187,12 @@ def swap(model: nn.Module, dry_run: bool = False, example: Any = None) -> SwapRe
     Raises:
         TypeError: ``model`` is not a module, or a ``convert`` did not return a module.
         RuntimeError: a ``convert`` failed. The message names the module. The model is unchanged.
+
+    Examples:
+        >>> from lirank_ext.nn.reference_cross import ReferenceResidualCrossNet
+        >>> model = torch.nn.Sequential(ReferenceResidualCrossNet(64, 16), torch.nn.Linear(64, 1))
+        >>> lirank_ext.swap(model).replaced[0].target
+        'ResidualCrossNet'
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"swap: model: wanted a torch.nn.Module, got {type(model).__name__}")

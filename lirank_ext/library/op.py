@@ -259,6 +259,10 @@ def implementations(op_name: str) -> dict[str, Callable[..., Any]]:
 
     Raises:
         ValueError: there is no op of that name.
+
+    Examples:
+        >>> "reference" in lirank_ext.implementations("low_rank_cross")
+        True
     """
     if op_name not in OPS:
         known = ", ".join(name for name, op in OPS.items() if not op.internal)

@@ -174,6 +174,11 @@ class LowRankCross(LowRankParameters):
 
     Raises:
         ValueError: ``dim`` or ``rank`` is not positive.
+
+    Examples:
+        >>> layer, x = lirank_ext.nn.LowRankCross(dim=64, rank=16), torch.randn(8, 64)
+        >>> layer(x, x).shape
+        torch.Size([8, 64])
     """
 
     def forward(self, x0: Tensor, x: Tensor) -> Tensor:
@@ -223,6 +228,11 @@ class ResidualCrossNet(ResidualCrossParameters):
     Raises:
         ValueError: a size is not positive, ``token_dim`` does not divide the attention's
             rank, or ``merge`` is unknown.
+
+    Examples:
+        >>> net = lirank_ext.nn.ResidualCrossNet(dim=64, rank=16, merge="concat")
+        >>> net(torch.randn(8, 64)).shape, net.out_dim
+        (torch.Size([8, 128]), 128)
     """
 
     low_rank_type = LowRankCross

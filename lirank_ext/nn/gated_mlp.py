@@ -80,6 +80,10 @@ class GatedMLP(nn.Module):
 
     Source: LiRank (arXiv 2402.06859), on dense gating; GateNet (arXiv
     2007.03519), hidden gate.
+
+    Examples:
+        >>> lirank_ext.nn.GatedMLP([64, 32, 1])(torch.randn(8, 64)).shape
+        torch.Size([8, 1])
     """
 
     def __init__(

@@ -176,6 +176,11 @@ class HashedEmbeddingBag(HashedParameters):
 
     Raises:
         ValueError: a size, the seed or the mode is out of range.
+
+    Examples:
+        >>> bags = lirank_ext.nn.HashedEmbeddingBag(16, num_buckets=100_000, num_remainders=100)
+        >>> bags(torch.tensor([7, -1, 2**62]), torch.tensor([0, 2])).shape  # two bags of any ids
+        torch.Size([2, 16])
     """
 
     _fused: FusedOptimizer | None = None  # whose steps the backward pass takes

@@ -81,6 +81,11 @@ class IsotonicCalibration(IsotonicParameters):
         num_features: width of the calibration features, 0 for none.
 
     Source: LiRank (arXiv 2402.06859), equation 1; arXiv 2603.06589.
+
+    Examples:
+        >>> calibration = lirank_ext.nn.IsotonicCalibration(lower=-8.0, upper=8.0, step=0.5)
+        >>> calibration(torch.tensor([-1.0, 0.0, 3.0])).detach()  # the identity before training
+        tensor([-1.,  0.,  3.])
     """
 
     def forward(

@@ -45,6 +45,12 @@ class StaticVocabulary(ResizingBuffers):
         table: the uint8 buffer that :func:`lirank_ext.vocabulary_lookup` reads.
         header: number of keys, bits of the tag and seeds, read from the table.
         oov: the row of unknown keys.
+
+    Examples:
+        >>> known = lirank_ext.nn.StaticVocabulary.build(["news", "jobs"], tag_bits=16)
+        >>> rows = known.lookup(["news", "jobs", "art"])
+        >>> sorted(rows[:2].tolist()), int(rows[2])
+        ([0, 1], -1)
     """
 
     table: Tensor

@@ -32,6 +32,12 @@ def low_rank_cross(x0: Tensor, x: Tensor, v: Tensor, u: Tensor, bias: Tensor | N
     Raises:
         ValueError, TypeError, RuntimeError: shapes, dtypes or devices do not fit, or the
             width or the rank is 0.
+
+    Examples:
+        >>> x = torch.ones(1, 2)
+        >>> v, u = torch.ones(1, 2), torch.tensor([[1.0], [3.0]])
+        >>> lirank_ext.low_rank_cross(x, x, v, u, None)  # 1 * (2, 6) + 1
+        tensor([[3., 7.]])
     """
     out = x0.dtype
     x0, x, v, u, bias = widen(x0, x, v, u, bias)

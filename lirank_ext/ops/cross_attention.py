@@ -50,6 +50,12 @@ def outer_attention(
     Source:
         LiRank (arXiv 2402.06859), section 3.3, read so: the score matrix is per
         sample, so that identity scores give the plain low-rank cross layer.
+
+    Examples:
+        >>> q = torch.zeros(1, 4)  # equal scores: every component gets the mean of v
+        >>> v = torch.tensor([[1.0, 2.0, 3.0, 6.0]])
+        >>> lirank_ext.outer_attention(q, q, v)
+        tensor([[3., 3., 3., 3.]])
     """
     if isinstance(temperature, Tensor):
         q, temperature = q / _checked("outer_attention", temperature), 1.0

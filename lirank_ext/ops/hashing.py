@@ -43,6 +43,10 @@ def murmur_hash(ids: Tensor, seed: int = 0) -> Tensor:
 
     Raises:
         ValueError, TypeError, RuntimeError: ``ids`` or ``seed`` do not fit.
+
+    Examples:
+        >>> lirank_ext.murmur_hash(torch.tensor([0, 1, -1]))
+        tensor([ 2945182322382062539,    19144387141682250, -6853156495446839949])
     """
     return murmur(ids.long(), seed)
 
@@ -78,6 +82,10 @@ def hash_strings(strings: Any, seed: int = 0) -> Tensor:
     Raises:
         ValueError, TypeError, RuntimeError: a missing key, a key that is no text, a lone
             surrogate (which has no UTF-8), offsets that do not fit, or ``seed`` out of range.
+
+    Examples:
+        >>> lirank_ext.hash_strings(["news", "jobs", "news"])
+        tensor([ 922231461339870867, 2302286176393429925,  922231461339870867])
     """
     check_seed("hash_strings", seed)
     if isinstance(strings, (tuple, list)) and any(isinstance(s, Tensor) for s in strings[:2]):

@@ -44,6 +44,11 @@ def isotonic_calibration(
 
     Raises:
         ValueError, TypeError, RuntimeError: shapes, dtypes or ``step`` do not fit.
+
+    Examples:
+        >>> logits, weight, bias = torch.tensor([-2.0, 0.5, 9.0]), torch.ones(8), torch.zeros(1)
+        >>> lirank_ext.isotonic_calibration(logits, weight, bias, lower=-4.0, step=1.0)  # cut at 4
+        tensor([-2.0000,  0.5000,  4.0000])
     """
     bucket, v = _buckets(logits, weight, lower, step)
     slope = torch.relu(weight if embedding is None else embedding + weight)

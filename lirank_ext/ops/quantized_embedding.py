@@ -63,6 +63,13 @@ def quantized_embedding_bag(
     Raises:
         IndexError: an index outside [0, N); table, position, index and N are named.
         ValueError, TypeError, RuntimeError: shapes, dtypes, offsets or the table do not fit.
+
+    Examples:
+        >>> packed = lirank_ext.pack_rows(*lirank_ext.quantize_rows(torch.eye(4)))
+        >>> ids, offsets = torch.tensor([0, 1, 3]), torch.tensor([0, 2])  # two bags: (0, 1) and (3)
+        >>> lirank_ext.quantized_embedding_bag(packed, ids, offsets, dim=4).round(decimals=4) + 0.0
+        tensor([[1., 1., 0., 0.],
+                [0., 0., 0., 1.]])
     """
     bags = Bags(indices, offsets, include_last_offset)
     check_offsets("quantized_embedding_bag", bags, "indices")

@@ -43,6 +43,16 @@ def quantize_rows(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor, Tensor
         ValueError: a row holds NaN or Inf, or its range overflows float32; the row is named. Or a
             derivative is wanted in forward mode or by ``torch.func``.
         ValueError, TypeError, RuntimeError: shapes, dtypes or ``bits`` do not fit.
+
+    Examples:
+        >>> weight = torch.tensor([[-1.0, 0.0, 1.0], [5.0, 5.0, 5.0]])
+        >>> codes, scale, mid = lirank_ext.quantize_rows(weight)
+        >>> codes
+        tensor([[-128,    0,  127],
+                [   0,    0,    0]], dtype=torch.int8)
+        >>> error = (lirank_ext.dequantize_rows(codes, scale, mid) - weight).abs().max()
+        >>> bool(error < scale[0])
+        True
     """
     codes, scale, mid = rows_to_codes(weight, bits)
     _, _, raw_scale, raw_mid = _middle_and_step(weight.detach().float(), bits)
@@ -158,6 +168,12 @@ def pack_rows(codes: Tensor, scale: Tensor, mid: Tensor, bits: int = 8) -> Tenso
     Raises:
         ValueError, TypeError, RuntimeError: shapes, dtypes or codes do not fit, or a gradient is
             wanted: a quantized table cannot be trained.
+
+    Examples:
+        >>> rows = lirank_ext.quantize_rows(torch.randn(100, 64))
+        >>> packed = lirank_ext.pack_rows(*rows)
+        >>> [bool(a.equal(b)) for a, b in zip(rows, lirank_ext.unpack_rows(packed, dim=64))]
+        [True, True, True]
     """
     outside = ((codes < -8) | (codes > 7)).any(1) if bits == 4 else codes.new_zeros(1).bool()
     if outside.any():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import random
 import re
 import subprocess
@@ -10,12 +12,15 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, needs_library
 from documents import blocks, commands, missing_links, unknown_options
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
+NOTEBOOKS = sorted((REPOSITORY / "examples").glob("*.ipynb"))
+# Small tensors gain nothing from threads, which wait for one another where cores are shared.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 COLUMNS = ("user", "item", "topics", "price", "device", "seconds", "click")
 
 
@@ -94,8 +99,36 @@ def test_the_reference_names_nothing_twice():
     assert len(named) > 50 and len(set(named)) == len(named)
 
 
+@needs_library
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_the_example_runs(path, tmp_path):
-    done = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, path], cwd=tmp_path, capture_output=True, text=True, env=ONE_THREAD
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@needs_library
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_notebook_runs(path, tmp_path):
+    client, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("matplotlib")
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # kept without outputs
+    resources = {"metadata": {"path": tmp_path}}
+    client.NotebookClient(notebook, timeout=300, resources=resources).execute(env=ONE_THREAD)
+    shown = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    pictures = [out for out in shown if {"text/html", "image/png"} & set(out.get("data", {}))]
+    assert pictures and not any(out.output_type == "error" for out in shown)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_links_of_a_notebook_are_there(path, tmp_path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    page = tmp_path / "page.md"
+    page.write_text(text.replace("](..", f"]({REPOSITORY}"), encoding="utf-8")
+    assert not missing_links(page)

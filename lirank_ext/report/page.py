@@ -9,7 +9,6 @@ from pathlib import Path
 from .._version import __version__
 from . import pictures
 from .measure import Figures, Task
-from .pictures import Picture
 from .quantized import Quantized
 from .segments import Segment
 
@@ -53,10 +52,10 @@ def draw(figures: Figures, model: str, files: Sequence[str]) -> str:
         of = f" of {task.name}" if several else ""
         name = f"task{number}"
         sections[f"Calibration{of}"] = [
-            _figure(pictures.reliability(task, name), 32),
+            pictures.reliability(task, name).html(32),
         ]
         sections[f"Lift and gain{of}"] = [
-            _figure(pictures.lift_and_gain(task, name), 50),
+            pictures.lift_and_gain(task, name).html(50),
             _tenths(task),
         ]
         sections[f"AUC by segment{of}"] = _segments(task, figures.metrics[task.name]["auc"], name)
@@ -82,14 +81,6 @@ def draw(figures: Figures, model: str, files: Sequence[str]) -> str:
         f"<title>{escape(model)}: report</title>\n<style>{STYLE}</style></head>\n<body>\n"
         f'<header><h1>{escape(model)}</h1><p class="about">{escape(about)}.</p></header>\n'
         f'<nav aria-label="Sections">{links}</nav>\n<main>\n{body}\n</main></body></html>\n'
-    )
-
-
-def _figure(picture: Picture, width: float) -> str:
-    svg = picture.svg.replace("<svg ", f'<svg role="img" aria-label="{escape(picture.alt)}" ', 1)
-    return (
-        f'<figure style="max-width: {width:g}rem">{svg}\n'
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
     )
 
 
@@ -145,7 +136,7 @@ def _segments(task: Task, whole: float | None, name: str) -> list[str]:
         parts.append(f"<h3>{escape(column)}</h3>")
         if any(s.auc is not None for s in found):
             picture = pictures.auc_by_segment(column, found, whole, f"{name}-{number}")
-            parts.append(_figure(picture, 40))
+            parts.append(picture.html(40))
         parts.append(_segment_table(column, found))
     return parts
 
@@ -170,16 +161,16 @@ def _quantized(quantized: Quantized | str, tasks: list[str]) -> list[str]:
         for e in quantized.effects
     ]  # fmt: skip
     names += [f"change of AUC{f' of {t}' if len(tasks) > 1 else ''}" for t in tasks]
-    return [_figure(pictures.row_errors(quantized), 40), _table(["tables", *names], rows)]
+    return [pictures.row_errors(quantized).html(40), _table(["tables", *names], rows)]
 
 
 def _maps(figures: Figures) -> list[str]:
     parts, maps = [], figures.maps
     if maps.products is not None:
         width = 20 + 1.6 * len(maps.columns)
-        parts.append(_figure(pictures.products(maps), min(58, width)))
+        parts.append(pictures.products(maps).html(min(58, width)))
     if maps.attention is not None:
-        parts.append(_figure(pictures.attention(maps), 34))
+        parts.append(pictures.attention(maps).html(34))
     else:
         parts.append("<p>The model has no attention cross layer.</p>")
     return parts
@@ -196,4 +187,4 @@ def _latency(figures: Figures) -> list[str]:
             '<p class="note">Other processes used the cores meanwhile: on a quiet machine the '
             "times are shorter.</p>"
         )
-    return [*parts, _figure(pictures.latency(times), 50)]
+    return [*parts, pictures.latency(times).html(50)]

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,18 @@ class Picture:
     svg: str
     alt: str
     caption: str
+
+    def html(self, width: float) -> str:
+        """A figure with its caption, at most ``width`` rem wide."""
+        named = f'<svg role="img" aria-label="{escape(self.alt)}" '
+        return (
+            f'<figure style="max-width: {width:g}rem">{self.svg.replace("<svg ", named, 1)}\n'
+            f"<figcaption>{escape(self.caption)}</figcaption></figure>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.html(48)
 
 
 def _drawn(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:

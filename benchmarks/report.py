@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import os
 import platform
@@ -15,6 +16,7 @@ import torch
 from lirank_ext import build_info
 from lirank_ext._table import print_line, print_table
 from lirank_ext.benchmarks.ceilings import Ceilings
+from lirank_ext.errors import UserError
 from lirank_ext.library.processor import Disturbance
 
 OURS = "lirank"
@@ -128,6 +130,34 @@ class Report:
     ceilings: Ceilings
     measured: list[Measured] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    about: dict[str, Any] | None = None  # the machine of an earlier run
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """The report of an earlier run, from the JSON that it wrote.
+
+        Raises:
+            UserError: the file is no such JSON.
+        """
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            ceilings = Ceilings("cpu")
+            ceilings.measured = found["ceilings"]
+            measured = [
+                Measured(**{**m, "timings": [Timing(**t) for t in m["timings"]]})
+                for m in found["measured"]
+            ]
+            absent = found["absent_peers"]
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: wanted JSON that bench --json wrote") from error
+        return cls(found["machine"]["device"], ceilings, measured, absent, found["machine"])
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The machine and the build of the run."""
+        return machine(self.device) if self.about is None else self.about
 
     @property
     def failed(self) -> bool:
@@ -171,7 +201,7 @@ class Report:
         print_table("How many times faster lirank is", columns, self.summary())
         for name, rate in self.ceilings.measured.items():
             print_line(f"ceiling: {name}: {rate:.4g}", "dim")
-        info = machine(self.device)
+        info = self.machine
         print_line(", ".join(f"{k}: {v}" for k, v in info.items() if k != "build"), "dim")
         if self.absent:
             print_line(f"Peers not installed: {', '.join(self.absent)}.", "dim")
@@ -196,23 +226,41 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The machine, the ceilings and all figures, in seconds and bytes."""
         return {
-            "machine": machine(self.device),
+            "machine": self.machine,
             "ceilings": self.ceilings.measured,
             "absent_peers": self.absent,
             "measured": [asdict(m) for m in self.measured],
         }
 
-    def plot(self, path: str) -> None:
-        """Draw the speed-ups, with a dot per shape and a line per op and provider."""
-        from matplotlib.figure import Figure
-
+    def _ratios(self, fastest: bool) -> dict[str, list[float]]:
+        """The ratios of every shape by op and provider, or those of the fastest other provider."""
         groups: dict[str, list[float]] = {}
         for m in self.measured:
-            for t in m.timings:
-                if t.provider != OURS:
+            others = [t for t in m.timings if t.provider != OURS]
+            if not fastest:
+                for t in others:
                     name = f"{m.op} {m.direction}\nvs {t.provider}"
                     groups.setdefault(name, []).append(t.ratio)
-        figure = Figure(figsize=(9, 1.5 + 0.45 * len(groups)), layout="constrained")
+                continue
+            ratios = [t.ratio for t in others if not _is_partly_ours(t.provider)]
+            if ratios and m.direction == "forward":
+                groups.setdefault(f"{m.op} {m.kind}".strip(), []).append(min(ratios))
+        return groups
+
+    def plot(self, path: str, fastest: bool = False) -> None:
+        """Draw the speed-ups, with a dot per shape and a line per op and provider.
+
+        Args:
+            path: of the picture, by whose ending its format is chosen.
+            fastest: a line per op, with the fastest other provider of each shape; forward only.
+        """
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+
+        groups = self._ratios(fastest)
+        figure = Figure(
+            figsize=(9, 1.6 + (0.32 if fastest else 0.45) * len(groups)), layout="constrained"
+        )
         axes = figure.subplots()
         for y, ratios in enumerate(groups.values()):
             color = "#3b82c4" if min(ratios) >= 1 else "#e07b39"
@@ -224,12 +272,15 @@ class Report:
         axes.set_yticks(range(len(groups)), groups, fontsize=8)
         axes.set_ylim(max(len(groups), 1) - 0.5, -0.5)
         axes.set_xlabel(
-            "time of the provider / time of lirank; a dot is a shape; right of 1x lirank is faster"
+            f"time of {FASTEST if fastest else 'the provider'} / time of lirank_ext\n"
+            "a dot is a shape; right of 1x lirank_ext is faster; orange: slower on some shape"
         )
         axes.grid(axis="x", which="both", color="#e3e7ec", linewidth=0.6)
-        info = machine(self.device)
-        axes.set_title(f"{info['device']}, {info['threads']} threads, {info['date']}", fontsize=9)
-        figure.savefig(Path(path), dpi=150)
+        info = self.machine
+        text = f"{info['device']}, {info['isa']}, {info['threads']} threads, torch {info['torch']}"
+        axes.set_title(f"{text}, {info['date']}", fontsize=9)
+        with rc_context({"svg.fonttype": "path", "svg.hashsalt": "lirank"}):
+            figure.savefig(Path(path), dpi=150, facecolor="white")
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from conftest import REPOSITORY, needs_library
 from lirank_ext.benchmarks import harness, memory
 from lirank_ext.benchmarks.ceilings import Ceilings
 from lirank_ext.benchmarks.report import Measured, Report, Timing
+from lirank_ext.cli import main
 from lirank_ext.library import load
 
 ONE = torch.ones(8)
@@ -294,3 +295,30 @@ def test_the_time_left_is_guessed_from_the_families_before(monkeypatch, capsys):
         "bench: 1 of 3 families, 10 s; about 20 s left",
         "bench: 2 of 3 families, 20 s; about 10 s left",
     ]
+
+
+def test_an_earlier_run_is_shown_and_drawn_again(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    file = REPOSITORY / "benchmarks" / "results" / "cpu-amx-xeon-2026-11-26.json"
+    content = json.loads(file.read_text())
+    again, picture = tmp_path / "again.json", tmp_path / "chart.svg"
+    options = ["--json", str(again), "--plot", str(picture), "--fastest"]
+    assert main(["bench", "--from", str(file), *options]) == 0
+    printed = capsys.readouterr().out
+    assert content["machine"]["device"] in printed and "vocabulary_lookup" in printed
+    new = json.loads(again.read_text())
+    assert new["machine"] == content["machine"] and new["ceilings"] == content["ceilings"]
+    for before, after in zip(content["measured"], new["measured"], strict=True):
+        assert before["timings"] == after["timings"] and before.items() <= after.items()
+    drawn = picture.read_text()
+    assert drawn.lstrip().startswith("<?xml") and content["machine"]["date"] in drawn
+
+
+def test_what_is_no_earlier_run_is_refused(tmp_path, capsys):
+    (tmp_path / "x.json").write_text("[1]")
+    assert main(["bench", "--from", str(tmp_path / "x.json")]) == 2
+    assert "wanted JSON that bench --json wrote" in capsys.readouterr().err
+    assert main(["bench", "--from", str(tmp_path / "y.json")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+    assert main(["bench", "--fastest"]) == 2
+    assert "give --plot" in capsys.readouterr().err

@@ -27,13 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CPU threads (default: as many as have a core that is free)",
     )
     add("--seconds", type=float, metavar="S", help="for the repeats of one shape (default: 2)")
-    add("--plot", metavar="FILE.png", help="also draw the speed-ups")
+    add("--plot", metavar="FILE", help="also draw the speed-ups, as PNG or SVG")
+    add(
+        "--fastest",
+        action="store_true",
+        help="with --plot: one line an op, beside the fastest other provider of each shape",
+    )
+    add(
+        "--from",
+        dest="earlier",
+        metavar="FILE.json",
+        help="show and draw the figures that --json wrote earlier; nothing is timed",
+    )
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Time, print a table for every op; 1 where an op disagrees with its reference."""
     from ..benchmarks import harness
+    from ..benchmarks.report import Report
 
     options.check_device(args.device)
     options.check_name(args.op, harness.names())
@@ -43,17 +55,22 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seconds: wanted a number above 0 and below 3600, got {args.seconds}")
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         raise UserError("--plot needs matplotlib: pip install matplotlib")
-    report = harness.run(
-        args.op,
-        args.device,
-        peers=args.peers,
-        quick=args.quick,
-        threads=args.threads,
-        seconds=args.seconds,
-    )
+    if args.fastest and not args.plot:
+        raise UserError("--fastest is for the picture: give --plot FILE too")
+    if args.earlier is not None:
+        report = Report.load(args.earlier)
+    else:
+        report = harness.run(
+            args.op,
+            args.device,
+            peers=args.peers,
+            quick=args.quick,
+            threads=args.threads,
+            seconds=args.seconds,
+        )
     report.show()
     if args.json:
         results.write_json(args.json, report.as_json())
     if args.plot:
-        report.plot(args.plot)
+        report.plot(args.plot, args.fastest)
     return 1 if report.failed else 0

@@ -185,6 +185,21 @@ def test_wide_rows(dim):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dim", [30, 64])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_table_may_begin_at_any_byte(dim, bits):
+    """As rows in a file do that is mapped behind a header."""
+    packed = lirank_ext.pack_rows(*lirank_ext.quantize_rows(torch.randn(10, dim), bits), bits)
+    ids = torch.arange(10)[:, None]
+    for offset in (1, 2, 7):
+        room = torch.zeros(packed.numel() + offset, dtype=torch.uint8)
+        table = room[offset:].view(packed.shape).copy_(packed)
+        for name in implementations("quantized_embedding_bag").keys() & {"reference", "cpu"}:
+            look_up = implementations("quantized_embedding_bag")[name]
+            got, wanted = (look_up(t, ids, None, dim, bits) for t in (table, packed))
+            assert torch.equal(got, wanted), (name, offset)
+
+
 def subnormal(*shape: int) -> torch.Tensor:
     return torch.randn(*shape) * 1e-39
 

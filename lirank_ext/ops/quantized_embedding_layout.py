@@ -69,7 +69,8 @@ def split(packed: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor]:
 def unpack(packed: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """The inverse of :func:`pack`."""
     rows, (stored, pairs) = packed.shape[0], split(packed, dim, bits)
-    pairs = pairs.contiguous().view(torch.float32).reshape(rows, 2)
+    # A copy lies where floats may lie; a table may begin at any byte.
+    pairs = pairs.clone(memory_format=torch.contiguous_format).view(torch.float32).reshape(rows, 2)
     if bits == 8:
         codes = stored[:, :dim].clone(memory_format=torch.contiguous_format).view(torch.int8)
     else:

@@ -100,15 +100,22 @@ def reports(text: str) -> list[str]:
 
 def address(isa: str, seconds: float) -> list[dict]:
     made = build(ASAN, isa)
+    return both(f"address-{isa}", environment(ASAN, made), seconds)
+
+
+def both(name: str, variables: dict[str, str], seconds: float) -> list[dict]:
+    """``verify`` and then random calls; without seconds, a few cases of every op."""
+    if not seconds:
+        found = watched(f"{name}-few", ["-c", FEW, "4"], variables)
+        return [found | {"cases": int(found["last"]) if found["last"].isdigit() else 0}]
     found = []
-    for name, options in (
+    for kind, options in (
         ("verify", ["--device", "cpu"]),
         ("fuzz", ["--fuzz", str(seconds)]),
     ):
-        record = FOLDER / f"{name}-{isa}.json"
+        record = FOLDER / f"{name}-{kind}.json"
         command = ["-m", "lirank_ext", "verify", *options, "--json", str(record)]
-        run = watched(f"address-{isa}-{name}", command, environment(ASAN, made))
-        found.append(run | counted(record))
+        found.append(watched(f"{name}-{kind}", command, dict(variables)) | counted(record))
     return found
 
 
@@ -119,15 +126,7 @@ def threads(isa: str, seconds: float) -> list[dict]:
     source = ROOT / "tests" / "reliability" / "threads.cpp"
     subprocess.run([*compiler, "-shared", str(source), "-o", str(library)], check=True)
     variables = environment(TSAN, made, LD_PRELOAD=str(library), OMP_NUM_THREADS="1")
-    found = []
-    for name, options in (
-        ("verify", ["--device", "cpu"]),
-        ("fuzz", ["--fuzz", str(seconds)]),
-    ):
-        record = FOLDER / f"threads-{name}.json"
-        command = ["-m", "lirank_ext", "verify", *options, "--json", str(record)]
-        found.append(watched(f"threads-{isa}-{name}", command, variables) | counted(record))
-    return found
+    return both(f"threads-{isa}", variables, seconds)
 
 
 def counted(record: Path) -> dict:
@@ -195,7 +194,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=KINDS, action="append", help="one kind of run")
     parser.add_argument("--isa", choices=("plain", "avx2", "avx512"), action="append")
-    parser.add_argument("--seconds", type=float, default=60, help="of random calls (default 60)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60,
+        help="of random calls (default 60); 0: a few cases alone",
+    )
     parser.add_argument("--cases", type=int, default=3, help="of every op under Valgrind (3)")
     parser.add_argument("--json", type=Path, help="where the figures go")
     args = parser.parse_args()

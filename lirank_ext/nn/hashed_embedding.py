@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..library.huge_pages import use_huge_pages
 from ..ops.hashed_embedding import hashed_embedding_bag
 from ..ops.hashed_embedding_packed import quantized_hashed_embedding_bag
-from ..ops.hashed_embedding_rule import hashed_rows, tables_of
+from ..ops.hashed_embedding_rule import hashed_rows
 from ..ops.quantized_embedding_rows import dequantize_rows, unpack_rows
 from ._common import check_choice, check_positive, refuse
 from ._tagged import Tagged
@@ -196,14 +196,18 @@ class HashedEmbeddingBag(HashedParameters):
         """ids int64 or int32 (len,) with offsets (B,), (B, L) or (len,) without -> (B, dim)."""
         _check_ids(type(self).__name__, ids)
         refuse_weights(self, per_sample_weights)
-        if type(self.quotient_b) is not nn.Parameter and is_sharded(self):
+        quotient_b = self.quotient_b  # a module looks for it in three places
+        if type(quotient_b) is not nn.Parameter and is_sharded(self):
             return look_up_sharded(self, ids, offsets, per_sample_weights)
         if self._fused is not None and moves_in_backward(self):
             return self._look_up(self, ids, offsets, per_sample_weights)
         return hashed_embedding_bag(
             ids,
             offsets,
-            *tables_of(self),
+            quotient_b,
+            self.remainder_b,
+            self.quotient_c,
+            self.remainder_c,
             self.num_buckets,
             self.seed,
             self.mode,
@@ -325,7 +329,10 @@ class QuantizedHashedEmbeddingBag(_HashRule, FollowsDtype):
         return quantized_hashed_embedding_bag(
             ids,
             offsets,
-            *tables_of(self),
+            self.quotient_b,
+            self.remainder_b,
+            self.quotient_c,
+            self.remainder_c,
             self.num_buckets,
             self.dim,
             self.bits,

@@ -1,11 +1,13 @@
 """One AOTInductor package with every op that serves, compiled once and run at several sizes.
 
 It takes a minute or two: the package holds all ops, so that one compilation tries them all.
+``python tests/aoti_presets.py`` compiles every preset, float and quantized.
 """
 
 from __future__ import annotations
 
 import shutil
+from itertools import islice
 
 import pytest
 import torch
@@ -90,6 +92,28 @@ def test_a_package_of_a_quantized_preset_equals_eager(tmp_path, threads):
         given = make_features(config, rows)
         with torch.no_grad():
             torch.testing.assert_close(run(given), model(given), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_demo_ranker_swapped_and_quantized(tmp_path, threads):
+    for name in ("pyarrow", "sklearn", "safetensors"):
+        pytest.importorskip(name)
+    from lirank_ext.conversion.swap import use_references
+    from lirank_ext.demo.prepare import prepare
+    from lirank_ext.demo.ranker import configuration
+    from lirank_ext.training.export import PACKAGE, difference, export_model, load_package
+    from lirank_ext.training.settings import Config, Settings
+
+    threads(1)
+    data = prepare(rows=600)
+    model = LiRank(configuration(data, dim=24, rank=8)).eval()
+    assert use_references(model) and lirank_ext.swap(model).replaced
+    assert lirank_ext.quantize(model).replaced
+    written = export_model(model, Config(model.config, Settings()), tmp_path / "demo")
+    run = load_package(written.folder / PACKAGE, [i["name"] for i in written.manifest["inputs"]])
+    for size in (1, 64):
+        for batch in islice(data.memory(data.test, size), 2):
+            assert difference(run, model, batch.features) <= 1e-5
 
 
 def test_a_program_recorded_with_gradients_serves_with_the_same_ops():

@@ -165,6 +165,25 @@ def test_a_graph_of_largest_values_refuses_offsets_that_fall(compiled):
             run(ids, wrong)
 
 
+@pytest.mark.parametrize("traced", [3, 8])
+def test_histories_export_for_any_number_of_steps(traced):
+    encoder = nn.HistoryEncoder(6, 2, 6, last=5, max_len=20, width=16, positions=True).eval()
+
+    def inputs(steps, rows=3):
+        items, actions, candidate = rows_of(steps * 6, steps * 2, 6)(rows, 0)
+        lengths = torch.arange(rows) * steps // 2
+        return items.view(rows, steps, 6), actions.view(rows, steps, 2), candidate, lengths
+
+    both = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    shapes = (both, both, ANY, ANY)
+    with torch.no_grad():
+        program = torch.export.export(encoder, inputs(traced), dynamic_shapes=shapes).module()
+        for steps in (1, 2, 4, 5, 6, 19):
+            for rows in (1, 4):
+                given = inputs(steps, rows)
+                torch.testing.assert_close(program(*given), encoder(*given))
+
+
 def features_of(config, rows, ids):
     made = make_features(config, rows)
     if not ids:

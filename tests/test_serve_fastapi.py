@@ -293,3 +293,20 @@ def test_two_workers_serve_under_load(root):
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def mapped_files():
+    """Names of the files that lie in this process's memory."""
+    with open("/proc/self/maps") as file:
+        return {line.split()[-1] for line in file if "/" in line}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("bits", [8, None])
+def test_mapped_weights_stay_in_the_file_and_others_do_not(tmp_path, bits):
+    path = str(save(tmp_path / "one", 1, bits) / "model.safetensors")
+    copied = RowScorer(tmp_path / "one")
+    assert path not in mapped_files()
+    mapped = RowScorer(tmp_path / "one", mmap=True)
+    assert path in mapped_files()
+    assert torch.equal(copied.score([ROW]), mapped.score([ROW]))

@@ -171,8 +171,13 @@ class HistoryEncoder(nn.Module):
         seen = valid.unsqueeze(-1)
         pooled = x.masked_fill(~seen, float("-inf")).amax(1)
         pooled = pooled.masked_fill(~valid.any(1, keepdim=True), 0)
-        newest = x.masked_fill(~seen, 0)[:, : self.last]
-        newest = F.pad(newest, (0, 0, 0, self.last - newest.shape[1]))
+        newest = x.masked_fill(~seen, 0)
+        if torch.compiler.is_compiling():
+            # Padded first: a program for fewer steps than ``last`` has to take more of them too.
+            newest = F.pad(newest, (0, 0, 0, self.last))[:, : self.last]
+        else:
+            newest = newest[:, : self.last]
+            newest = F.pad(newest, (0, 0, 0, self.last - newest.shape[1]))
         return torch.cat([pooled, newest.flatten(1)], dim=1)
 
     def score(

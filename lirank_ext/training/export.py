@@ -157,6 +157,8 @@ def _write(folder: Path, model: LiRank, config: Config, library: Path) -> tuple[
         "no ids": without_ids(features),
         f"{MANY} rows": reader.features(example_rows(schema, MANY)),
     }
+    if schema.history:
+        batches["long histories"] = with_steps(features, reader.converter.max_len)
     compared = tuple(Comparison(name, difference(run, model, b)) for name, b in batches.items())
     for one in compared:
         if not one.difference <= TOLERANCE:
@@ -215,6 +217,19 @@ def without_ids(features: Features) -> dict[str, Tensor]:
             made[name] = torch.zeros_like(value)
         if name.startswith("history/") and value.dim() == 2:
             made[name] = torch.zeros_like(value[:, :1])
+    return made
+
+
+def with_steps(features: Features, steps: int) -> dict[str, Tensor]:
+    """The same rows with histories of up to so many steps, made of random hashes."""
+    made = dict(features)
+    generator = torch.Generator().manual_seed(0)
+    for name, value in features.items():
+        if name.startswith("history/") and value.dim() == 2:
+            size = (len(value), steps)
+            made[name] = torch.randint(-(2**63), 2**63 - 1, size, generator=generator)
+        if name.startswith("history/") and value.dim() == 1:
+            made[name] = torch.arange(steps, steps - len(value), -1).clamp(min=0)
     return made
 
 

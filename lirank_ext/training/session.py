@@ -287,6 +287,8 @@ def _built_for(config: Config, tensors: dict[str, torch.Tensor], mapped: bool) -
     with torch.device("meta"):  # no memory for float tables
         model = LiRank(config.model)
     quantize_like(model, tensors)
+    if not mapped:  # what was read from the file may lie in its pages, which cannot be huge
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=True)
     if not mapped:
         use_huge_pages(model)

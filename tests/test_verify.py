@@ -147,6 +147,17 @@ def test_unchanged_op_is_green(op):
     assert red is None, f"{red.case.label}: {red.problem}"
 
 
+def test_a_large_row_hides_no_wrong_small_one():
+    """0.001 is a seventieth of what is allowed in the row of 10,000."""
+    case = Case("low_rank_cross", "two rows", ())
+    wanted = torch.tensor([[1e4, -1e4], [1.0, 2.0]]).double()
+    off = torch.tensor([[0.0, 0.0], [0.0, 1e-3]])
+    assert compare._compare(wanted.float(), wanted, case, False, "result").passed
+    wrong = compare._compare(wanted.float() + off, wanted, case, False, "result")
+    assert "error 1.00e-03, allowed" in wrong.problem
+    assert compare._compare(wanted.float() + off.flip(0), wanted, case, False, "result").passed
+
+
 class GradientOff(torch.autograd.Function):
     """The identity, with a gradient one percent too large."""
 

@@ -88,7 +88,7 @@ def watched(name: str, command: list[str], variables: dict[str, str]) -> dict:
 def reports(text: str) -> list[str]:
     """The distinct reports that name this library in the lines that follow them."""
     starts = [*REPORT.finditer(text)]
-    ends = [m.start() for m in starts[1:]] + [len(text)]
+    ends = [*(m.start() for m in starts[1:]), len(text)][: len(starts)]
     found = {}
     for start, end in zip(starts, ends, strict=True):
         body = text[start.start() : min(end, start.start() + 6000)]

@@ -30,7 +30,7 @@ class Case:
             forward only.
         exact: results must be bit-equal to the reference on the same (not upcast) inputs.
         raises: where set, the call must be refused with a message holding this text.
-        tolerance: allowed error relative to the largest magnitude of the result, as a
+        tolerance: allowed error relative to the largest magnitude of a row of the result, as a
             multiple of the working precision's epsilon (fp32 2^-23, bf16 2^-8, fp16 2^-11).
         big: too slow for opcheck and compile; run by ``verify`` only.
     """

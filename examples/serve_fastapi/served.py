@@ -114,7 +114,7 @@ class Served:
 
     def _update(self, table: str, rows: torch.Tensor, values: torch.Tensor) -> str:
         version = self.version
-        updates.put(version.scorer.model, table, rows, values)  # refuses what does not fit
+        updates.fitted(version.scorer.model, table, rows, values)  # refuses what does not fit
         path = updates.write(version.folder, table, rows, values)
         self._take_updates()
         return path.name

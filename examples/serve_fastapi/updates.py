@@ -51,9 +51,16 @@ def tables_of(model: nn.Module) -> dict[str, Table]:
 
 
 def put(model: nn.Module, name: str, rows: Tensor, values: Tensor) -> None:
-    """Write rows into a table, quantized as the table is.
+    """Write rows into a table; arguments and errors are those of :func:`fitted`.
 
     A look-up that runs at the same time could see half a row: call it where none does.
+    """
+    data, made = fitted(model, name, rows, values)
+    data[rows] = made
+
+
+def fitted(model: nn.Module, name: str, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """A table, and its new rows as it stores them, quantized if it is.
 
     Args:
         model: whose table it is.
@@ -76,7 +83,7 @@ def put(model: nn.Module, name: str, rows: Tensor, values: Tensor) -> None:
         raise UpdateError(f"'{name}': a value is not finite")
     if table.bits is not None and len(rows):
         values = lirank_ext.pack_rows(*lirank_ext.quantize_rows(values, table.bits), table.bits)
-    table.data[rows] = values.to(table.data.dtype)
+    return table.data, values.to(table.data.dtype)
 
 
 def write(folder: Path, name: str, rows: Tensor, values: Tensor) -> Path:

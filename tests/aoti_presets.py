@@ -34,9 +34,8 @@ def differences(name: str, bits: int) -> dict[str, float]:
     config = small(name)
     config.embedding.dim = 24  # narrower rows are no smaller in 8 bits
     model = LiRank(config).eval()
-    if bits:
-        if not lirank_ext.quantize(model, bits).replaced:
-            raise SystemExit(f"{name}: no table was quantized")
+    if bits and not lirank_ext.quantize(model, bits).replaced:
+        raise SystemExit(f"{name}: no table was quantized")
     features = {k: v for k, v in make_features(config, 4).items() if _is_read(config, k)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt2"

@@ -9,7 +9,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = $(VENV)/bin/python
 SOURCES = $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* kernels/*.cu kernels/*.cuh) setup.py pyproject.toml
 
-.PHONY: demo test test-peers fuzz fuzz-bytes sanitize mutants reliability docs lint format bench gpu-kit wheel test-releases clean
+.PHONY: demo test test-peers fuzz fuzz-bytes sanitize mutants properties reliability docs lint format bench gpu-kit wheel test-releases clean
 
 # One environment serves demo, test and bench; a stamp file says that it is up to date. Compiling
 # is a step of its own, as pip would show none of its progress; pip then finds nothing to compile.
@@ -69,6 +69,10 @@ fuzz-bytes: $(VENV)/installed
 # calls. The libraries lie in build/flavors; those in use stay as they are.
 sanitize: $(VENV)/installed
 	$(RUN) tests/reliability/sanitize.py --seconds $(SECONDS) $(ARGS)
+
+# The properties of the ops on many more examples, other ones each time.
+properties: $(VENV)/installed
+	LIRANK_EXAMPLES=10000 $(RUN) -m pytest tests/test_properties.py $(ARGS)
 
 # What the tests notice of small changes to the kernels.
 mutants: $(VENV)/installed

@@ -267,7 +267,7 @@ class Workshop:
         return "" if self.link(changed) else "does not compile"
 
 
-def judge(mutant: Mutant, shop: Workshop) -> dict:
+def judge(mutant: Mutant, shop: Workshop, tests: bool) -> dict:
     """Compile a mutant and see what notices it."""
     path = shop.root / mutant.file
     whole = (ROOT / mutant.file).read_text()
@@ -282,10 +282,13 @@ def judge(mutant: Mutant, shop: Workshop) -> dict:
     finally:
         path.write_text(whole)
     if not verdict:
-        by = noticed(mutant, shop)
+        by = noticed(mutant, shop, tests)
         verdict = "caught" if by else "survived"
     seconds = round(time.monotonic() - began, 1)
-    return {"name": mutant.name, **asdict(mutant), "verdict": verdict, "by": by, "seconds": seconds}
+    return {"name": mutant.name, **asdict(mutant), "verdict": verdict, "by": by} | {
+        "seconds": seconds,
+        "tests": tests,
+    }
 
 
 def check_unchanged(family: str, shop: Workshop) -> None:
@@ -298,11 +301,13 @@ def check_unchanged(family: str, shop: Workshop) -> None:
     shop.passing.add(family)
 
 
-def noticed(mutant: Mutant, shop: Workshop) -> str:
+def noticed(mutant: Mutant, shop: Workshop, tests: bool) -> str:
     """What caught a mutant, in a few words, or ""."""
     family = family_of(Path(mutant.file))
     said = noticed_by_verify(FAMILIES[family], shop)
-    return f"verify: {said}" if said else _verdict_of_tests(family, shop.made)
+    if said:
+        return f"verify: {said}"
+    return _verdict_of_tests(family, shop.made) if tests else ""
 
 
 def noticed_by_verify(ops: Sequence[str], shop: Workshop) -> str:
@@ -386,6 +391,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="mutants to draw (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
     parser.add_argument("--again", metavar="NAME", nargs="*", help="judge these once more")
+    parser.add_argument(
+        "--no-tests",
+        dest="tests",
+        action="store_false",
+        help="judge by verify alone; a later run without this judges what survived by the tests",
+    )
     parser.add_argument("--json", type=Path, help="where the counts and the survivors go")
     args = parser.parse_args()
     shop = Workshop()
@@ -397,28 +408,45 @@ def main() -> int:
     judged = {each["name"]: each for each in map(json.loads, lines)}
     mutants = drawn(args.count, args.seed, shop.depends)
     for number, mutant in enumerate(mutants):
-        if mutant.name in judged and mutant.name not in (args.again or ()):
+        known = judged.get(mutant.name)
+        open_still = known and known["verdict"] == "survived" and not known["tests"] and args.tests
+        if known and not open_still and mutant.name not in (args.again or ()):
             continue
         if args.again and mutant.name not in args.again:
             continue
-        found = judge(mutant, shop)
+        found = judge(mutant, shop, args.tests)
         judged[mutant.name] = found
         with judged_file.open("a") as file:
             file.write(json.dumps(found) + "\n")
         where = f"{mutant.file}:{mutant.line + 1}"
         print(f"{number + 1}/{len(mutants)} {where} {found['verdict']} {found['by']}", flush=True)
-    counted = [judged[m.name] for m in mutants if m.name in judged]
+        write(args, mutants, judged)
+    counted = write(args, mutants, judged)
     print(summary(counted, args))
+    return 0
+
+
+def write(args: argparse.Namespace, mutants: list[Mutant], judged: dict[str, dict]) -> list[dict]:
+    """Put the figures of what has been judged so far into the file that was asked for."""
+    counted = [judged[m.name] for m in mutants if m.name in judged]
     if args.json:
         args.json.write_text(json.dumps(figures(counted, args), indent=1) + "\n")
-    return 0
+    return counted
 
 
 def figures(judged: list[dict], args: argparse.Namespace) -> dict:
     count = {v: sum(j["verdict"] == v for j in judged) for v in VERDICTS}
     survivors = [j for j in judged if j["verdict"] == "survived"]
     by = {w: sum(j["by"].startswith(w) for j in judged) for w in ("verify", "tests")}
-    return {"isa": ISA, "seed": args.seed, "drawn": args.count, "verdicts": count, "by": by} | {
+    untested = sum(not s["tests"] for s in survivors)
+    return {
+        "isa": ISA,
+        "untested": untested,
+        "seed": args.seed,
+        "drawn": args.count,
+        "verdicts": count,
+        "by": by,
+    } | {
         "survivors": [{k: s[k] for k in ("name", "file", "line", "old", "new")} for s in survivors]
     }
 

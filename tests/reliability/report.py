@@ -92,8 +92,8 @@ def mutants() -> str:
         f"were judged on the {found['isa']} kernels. {count['does not compile']} do not compile, "
         f"{count['the same program']} compile to the same program. Of the other {counted}, "
         f"{count['caught']} were caught ({share}): {by['verify']} by `verify` and its random "
-        f"calls, {by['tests']} by the tests. Command: `make mutants`, which goes on where it "
-        "stopped.\n"
+        f"calls, {by['tests']} by the tests; {found['untested']} survivors were not tried by the "
+        "tests. Command: `make mutants`, which goes on where it stopped.\n"
     )
     if not found["survivors"]:
         return text

@@ -30,6 +30,14 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(
+        f"lirank_ext: wanted setuptools 77 or newer to build, got {setuptools.__version__}: "
+        "pip install 'setuptools>=77'"
+    )
+
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 

@@ -277,7 +277,8 @@ class Report:
         )
         axes.grid(axis="x", which="both", color="#e3e7ec", linewidth=0.6)
         info = self.machine
-        text = f"{info['device']}, {info['isa']}, {info['threads']} threads, torch {info['torch']}"
+        threads = f"{info['threads']} thread{'s' if info['threads'] > 1 else ''}"
+        text = f"{info['device']}, {info['isa']}, {threads}, torch {info['torch']}"
         axes.set_title(f"{text}, {info['date']}", fontsize=9)
         with rc_context({"svg.fonttype": "path", "svg.hashsalt": "lirank"}):
             figure.savefig(Path(path), dpi=150, facecolor="white")

@@ -9,14 +9,18 @@ import random
 import re
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import pytest
 import torch
 from conftest import REPOSITORY, needs_library
 from documents import blocks, commands, missing_links, unknown_options
 
+import lirank_ext
+
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+README = REPOSITORY / "README.md"
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 NOTEBOOKS = sorted((REPOSITORY / "examples").glob("*.ipynb"))
 # Small tensors gain nothing from threads, which wait for one another where cores are shared.
@@ -74,6 +78,16 @@ def test_every_linked_page_is_there(page):
     assert not missing_links(page)
 
 
+@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda p: p.stem)
+def test_links_to_other_sites_are_well_formed(page):
+    """They are not followed: a test needs no network."""
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((http[^)]*)\)|<(http[^>]*)>", text):
+        address = urlsplit("".join(link))
+        assert address.scheme == "https" and "." in address.netloc, link
+        assert not re.search(r"[\s\"']", "".join(link)), link
+
+
 def test_the_menu_names_every_page_once():
     menu = (REPOSITORY / "mkdocs.yml").read_text().split("\nnav:\n")[1]
     named = re.findall(r"^\s*- (\S+\.md)$", menu, flags=re.MULTILINE)
@@ -81,7 +95,6 @@ def test_the_menu_names_every_page_once():
 
 
 def test_every_public_name_has_a_place_in_the_reference():
-    import lirank_ext
     from lirank_ext import models, nn
 
     text = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))

@@ -24,6 +24,7 @@ from lirank_ext.nn import (
     ResidualCrossNet,
     reference_cross,
 )
+from lirank_ext.nn.reference_cross import ReferenceLowRankCross
 from lirank_ext.nn.reference_isotonic import ReferenceIsotonicCalibration
 
 
@@ -582,3 +583,12 @@ def test_stacks_refuse_sizes_that_are_not_positive(kind):
 
 def test_the_report_names_the_module_it_is_about():
     assert lirank_ext.swap is swap
+
+
+def test_the_report_says_where_nothing_is_faster(monkeypatch):
+    report = lirank_ext.swap(nn.ModuleList([ReferenceLowRankCross(8, 2)]))
+    monkeypatch.setattr("lirank_ext.conversion.swap.extension", object())
+    assert "references run" not in str(report)
+    monkeypatch.setattr("lirank_ext.conversion.swap.extension", None)
+    monkeypatch.setattr("lirank_ext.conversion.swap.why_no_extension", "no compiler")
+    assert str(report).endswith("No faster on a CPU here: the references run (no compiler).")

@@ -562,3 +562,13 @@ def test_seed_changes_the_inputs():
 def test_refuses_unknown_names(bad):
     with pytest.raises(ValueError, match=r"no op named|wanted 'cpu'"):
         compare.verify(**bad)
+
+
+def test_an_error_is_shown_as_a_share_of_what_its_dtype_allows():
+    half, single = torch.ones(2, dtype=torch.bfloat16), torch.ones(2)
+    outcomes = [
+        compare.Outcome(Case("murmur_hash", "half", {"x": half, "y": [single]}), 0.02, 0.1),
+        compare.Outcome(Case("murmur_hash", "single", (single,)), 1e-7, 1e-5),
+    ]
+    row = compare.Row("murmur_hash", "cpu", outcomes=outcomes)
+    assert row.cells() == ["murmur_hash", "cpu", "2", "20%", "bfloat16", "passed"]

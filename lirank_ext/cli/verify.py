@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"comparing {len(ops)} ops: about {MINUTES} on two idle cores", file=sys.stderr)
     with Progress("comparing", len(ops), unit="ops", shown=several) as progress:
         rows = verify.verify(args.op, args.device, args.seed, progress.update)
-    columns = ("op", "backend", ">cases", ">worst error", ">allowed", "verdict")
+    columns = ("op", "backend", ">cases", ">error of allowed", "in", "verdict")
     styles = ["dim" if r.absent else "good" if r.passed else "bad" for r in rows]
     print_table("", columns, [r.cells() for r in rows], styles)
     print_line(verify.summary(rows), "good" if verify.passed(rows) else "bad")

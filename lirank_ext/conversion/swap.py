@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .._table import plain_table
+from ..library.load import extension, why_no_extension
 from .example import Call, differ, difference, linear_layers, low_rank, offers, record, run
 from .sources import CANDIDATE, FOREIGN, NOTES, TWINS, known_base, name_of
 from .surgery import Found, Leave, exchange, find, refuse_hooks, type_name
@@ -72,7 +73,10 @@ class SwapReport:
             (", ".join(p or "(the model)" for p in r.paths), r.source, r.target or "left", r.reason)
             for r in self.rows
         ]
-        return plain_table(title, ("module", "was", "now", "note"), cells).rstrip()
+        table = plain_table(title, ("module", "was", "now", "note"), cells).rstrip()
+        if extension is None and self.replaced:
+            table += f"\nNo faster on a CPU here: the references run ({why_no_extension})."
+        return table
 
 
 def register(

@@ -20,6 +20,7 @@ import torch
 from .. import build_info, quantize, swap
 from .._table import print_line
 from ..data.packages import need
+from ..library.processor import Watch
 from .measure import (
     CANDIDATES,
     REPEATS,
@@ -87,6 +88,8 @@ def run(options: Options, output: Path) -> dict[str, Any]:
     content = _figures(data, readings, notes, options)
     (output / "demo.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print_line(headline(readings))
+    if "disturbance" in notes:
+        print_line(notes["disturbance"], "bad")
     print_line(f"picture and figures: {output / 'demo.png'}, {output / 'demo.json'}")
     return content
 
@@ -101,8 +104,14 @@ def _compare(data: Prepared, options: Options) -> tuple[list[Reading], dict[str,
     notes["quantize"] = str(quantize(quantized, bits=options.bits))
     models = {"plain PyTorch": model, "swapped": swapped, f"swapped + int{options.bits}": quantized}
     readings = [read(name, variant, data) for name, variant in models.items()]
+    watch = Watch()
     latency = time_requests(models, data, REQUESTS, options.seed)
     candidates = time_candidates(models, data, CANDIDATES, REPEATS, options.seed)
+    if watch.read().disturbs(torch.get_num_threads()):
+        notes["disturbance"] = (
+            "Disturbed: other processes used the cores while requests were timed, so the times and "
+            "what is faster may be far off: run again on an idle machine, or with fewer --threads."
+        )
     for reading in readings:
         reading.latency = latency[reading.name]
         reading.candidates = candidates[reading.name]

@@ -68,14 +68,16 @@ def draw(path: Path, data: Prepared, readings: list[Reading]) -> None:
     left, middle, right = figure.subfigures(1, 3, width_ratios=(4, 2, 6))
     _draw_reliability(left.subplots(), data, readings)
     sizes = [reading.embedding_bytes / 1e6 for reading in readings]
-    _draw_bars(middle.subplots(), readings, sizes, sizes, "smaller")
+    _draw_bars(middle.subplots(), readings, sizes, [], "smaller")
     middle.suptitle("Embedding tables, MB", fontsize=12)
-    right.suptitle("Latency of a request, ms: p50 as a bar, p99 as a line", fontsize=12)
+    right.suptitle(
+        "Latency of a request in milliseconds: p50 as a bar, p99 in brackets", fontsize=12
+    )
     batches = list(readings[0].latency)
     for axes, batch in zip(right.subplots(1, len(batches)), batches, strict=True):
         p50, p99 = zip(*(reading.latency[batch] for reading in readings), strict=True)
-        _draw_bars(axes, readings, p50, p99, "faster")
-        axes.plot(range(len(p99)), p99, marker="_", markersize=24, color="black", linestyle="")
+        _draw_bars(axes, readings, p50, [f"({value:.3g})" for value in p99], "faster")
+        axes.set_ylabel("ms" if batch == batches[0] else "")
         axes.set_title(f"batch {batch}", fontsize=11)
     figure.savefig(path)
 
@@ -99,19 +101,20 @@ def _draw_bars(
     axes: Any,
     readings: list[Reading],
     values: Sequence[float],
-    tops: Sequence[float],
+    notes: Sequence[str],
     better: str,
 ) -> None:
-    """A bar per variant with its value and how it compares with the first; ``tops``: with marks."""
-    height = max(tops)
-    for i, (value, top, color) in enumerate(zip(values, tops, COLORS, strict=True)):
+    """A bar per variant with its value, a note, and how it compares with the first."""
+    height = max(values)
+    for i, (value, color) in enumerate(zip(values, COLORS, strict=True)):
         axes.bar(i, value, 0.85, color=color)
         text, ratio = f"{value:.3g}" if value < 100 else f"{value:,.0f}", values[0] / value
+        text += f"\n{notes[i]}" if notes else ""
         if round(ratio, 1) != 1:
             text += f"\n{ratio:.1f}x" + (f"\n{better}" if ratio > 1 else "")
-        # A short bar has no room for it: above its mark then.
-        inside = value > 0.25 * height
-        place = (value / 2, "center") if inside else (top + 0.02 * height, "bottom")
+        # A short bar has no room for it: above it then.
+        inside = value > 0.4 * height
+        place = (value / 2, "center") if inside else (value + 0.02 * height, "bottom")
         axes.annotate(text, (i, place[0]), ha="center", va=place[1], fontsize=10)
     axes.set_ylim(0, 1.2 * height)
     names = [

@@ -82,15 +82,19 @@ class Row:
         return f"FAILED {len(self.failures)}; {first.case.label}: {first.problem}"
 
     def cells(self) -> list[str]:
-        """The row as text: op, backend, cases, worst error, allowed error, verdict."""
-        error, allowed = "", ""
+        """The row as text: op, backend, cases, worst error by the allowed one, dtype, verdict.
+
+        What is allowed depends on the dtype: the errors of half precision are large, and right.
+        """
+        error, dtype = "", ""
         if self.outcomes and not self.absent:
             worst = self.worst
             measured = worst.allowed > 0
-            error = f"{worst.error:.1e}" if measured else "bit-equal" if worst.passed else "-"
-            allowed = f"{worst.allowed:.1e}" if measured else "0" if worst.passed else "-"
+            share = worst.error / worst.allowed if measured else 0.0
+            error = f"{share:.0%}" if measured else "bit-equal" if worst.passed else "-"
+            dtype = _narrowest(worst.case) if measured else ""
         cases = str(len(self.outcomes)) if not self.absent else ""
-        return [self.op, self.backend, cases, error, allowed, self.verdict]
+        return [self.op, self.backend, cases, error, dtype, self.verdict]
 
     def as_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {"op": self.op, "backend": self.backend, "device": self.device}
@@ -100,6 +104,15 @@ class Row:
         found |= {"cases": len(self.outcomes), "passed": self.passed, "absent": ""}
         worst = {"case": self.worst.case.label, "error": self.worst.error}
         return found | worst | {"allowed": self.worst.allowed, "failures": failures}
+
+
+def _narrowest(case: Case) -> str:
+    """The floating dtype in which a case computes, or "" if it has no such argument."""
+    given = case.args.values() if isinstance(case.args, dict) else case.args
+    found: list[torch.dtype] = []
+    for value in given:
+        _map(value, lambda t: found.append(t.dtype) if t.is_floating_point() else None)
+    return str(min(found, key=lambda d: d.itemsize)).removeprefix("torch.") if found else ""
 
 
 def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -32,16 +32,20 @@ class Everything(torch.nn.Module):
         self.hashed = nn.HashedEmbeddingBag(4, 1000, 10)
         self.packed_hashed = nn.HashedEmbeddingBag(4, 1000, 10, mode="mean").quantize(4)
         self.packed = nn.QuantizedEmbeddingBag.from_float(floats["a"])
+        self.largest = nn.QuantizedEmbeddingBag.from_float(
+            torch.nn.EmbeddingBag(50, 4, mode="max", padding_idx=7)
+        )
         self.plain = nn.QuantizedEmbedding.from_float(torch.nn.Embedding(50, 4))
-        self.net = nn.ResidualCrossNet(16, 4)
-        self.learned = nn.ResidualCrossNet(16, 4, learn_temperature=True, merge="concat")
-        self.layer = nn.AttentionCross(16, 4, token_dim=2)
-        self.last = torch.nn.Linear(16 * 4, 1)
+        self.net = nn.ResidualCrossNet(20, 4)
+        self.learned = nn.ResidualCrossNet(20, 4, learn_temperature=True, merge="concat")
+        self.layer = nn.AttentionCross(20, 4, token_dim=2)
+        self.last = torch.nn.Linear(20 * 4, 1)
         self.effect = popular()
         self.calibration = nn.IsotonicCalibration(-4, 4, 0.5)
 
     def forward(self, ids, offsets, seen, popular):
-        pooled = [t(ids, offsets) for t in (self.hashed, self.packed_hashed, self.packed)]
+        tables = (self.hashed, self.packed_hashed, self.packed, self.largest)
+        pooled = [table(ids, offsets) for table in tables]
         x = torch.cat([*pooled, self.plain(seen)], dim=1)
         parts = [self.net(x), self.learned(x), self.layer(x, x)]
         logit = self.effect(self.last(torch.cat(parts, dim=1)).squeeze(1), popular)

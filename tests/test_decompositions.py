@@ -115,6 +115,17 @@ def test_onnxruntime_gives_the_same(quantized, tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packing_in_an_exported_program_becomes_plain_aten(bits):
+    class Pack(torch.nn.Module):
+        def forward(self, codes, scale, mid):
+            return lirank_ext.pack_rows(codes, scale, mid, bits)
+
+    rows = lirank_ext.quantize_rows(torch.randn(5, 6), bits)
+    program = torch.export.export(Pack(), rows).run_decompositions(TABLE)
+    assert torch.equal(program.module()(*rows), Pack()(*rows))
+
+
 def test_a_reference_calibration_converts_by_itself():
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)

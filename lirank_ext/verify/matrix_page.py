@@ -46,7 +46,8 @@ reentry. An op whose arguments are all integers or bytes has no gradient.
 A graph is recorded with 4 rows, any number of rows allowed, and run with others: `compile` as one
 graph (`fullgraph=True`, backend `aot_eager`) at 4, 1 and 9; `export` at 9 and at 1; AOTInductor at
 1 and 9, one package with all ops, run by Python and by a C++ program without Python that loads
-`library_path()`; ONNX by `decompositions()`, through onnxruntime at 1 and 9.
+`library_path()`; ONNX by `decompositions()`, through onnxruntime at 1 and 9
+(`no conversion`: ONNX has no bit cast, which packing and unpacking need).
 """,
     "Several processes": """
 Two processes on gloo: gradients of the parameters equal the mean of those of one process. `–`

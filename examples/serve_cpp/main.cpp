@@ -8,7 +8,7 @@
 #include <iostream>
 #include <memory>
 
-#include "features.h"
+#include "tensors.h"
 #ifdef WITH_HTTP
 #include <httplib.h>
 #endif

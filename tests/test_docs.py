@@ -145,3 +145,11 @@ def test_the_links_of_a_notebook_are_there(path, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(text.replace("](..", f"]({REPOSITORY}"), encoding="utf-8")
     assert not missing_links(page)
+
+
+def test_the_version_is_the_same_everywhere():
+    version = re.escape(lirank_ext.__version__)
+    citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    (date,) = re.findall(rf"^## {version} - (\d{{4}}-\d\d-\d\d)$", changes, flags=re.MULTILINE)
+    assert f"version: {lirank_ext.__version__}\ndate-released: {date}\n" in citation

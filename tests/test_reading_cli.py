@@ -133,3 +133,11 @@ def test_a_model_whose_ids_followed_another_rule_is_refused(tmp_path):
     checkpoint.save(out / MODEL, tensors, content)
     with pytest.raises(checkpoint.CheckpointError, match="values became ids by another rule"):
         load_model(out)
+
+
+def test_a_label_that_nobody_named_is_known_by_its_name(tmp_path, capsys):
+    (tmp_path / "data.csv").write_text("user,click\na,1\nb,0\nc,1\n")
+    for options, why in (((), "its name"), (("--label", "click"), "--label")):
+        assert main(["inspect", str(tmp_path / "data.csv"), *options]) == 0
+        (line,) = (x for x in capsys.readouterr().out.splitlines() if "click" in x)
+        assert why in line

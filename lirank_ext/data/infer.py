@@ -129,7 +129,7 @@ def infer(
     chunks, complete = _sample(source)
     found = Inferred(schema, rows=sum(chunk.table.num_rows for chunk in chunks))
     for task in schema.tasks:
-        found.columns.append(_label(chunks, task, schema))
+        found.columns.append(_label(chunks, task, schema, bool(labels)))
     for name in reading.ignore:
         found.columns.append(Column(name, "left out", "--ignore"))
     if reading.weight is not None:
@@ -179,13 +179,14 @@ def _sample(source: Source) -> tuple[list[Chunk], bool]:
     return chunks, complete
 
 
-def _label(chunks: list[Chunk], task: Task, schema: Schema) -> Column:
-    """How a label is read."""
+def _label(chunks: list[Chunk], task: Task, schema: Schema, named: bool) -> Column:
+    """How a label is read; ``named``: the user says which column it is."""
     texts = [ColumnReader(chunk, schema).text(task.source) for chunk in chunks]
     values = {value for text in texts for value in text.unique().to_pylist()} - {""}
     absent = sum(text.to_pylist().count("") for text in texts)
     wanted = task.threshold or (task.positive and f"'{task.positive}'")
-    why = "--long-dwell" if task.dwell else f"1 where it is {wanted}" if wanted else "--label"
+    why = f"1 where it is {wanted}" if wanted else "--label" if named else "its name"
+    why = "--long-dwell" if task.dwell else why
     return Column(task.source, "label", why, min(values, default=""), len(values), absent)
 
 

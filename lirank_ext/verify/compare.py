@@ -28,8 +28,8 @@ EPSILON = {
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }
-# Every case passes on the CPU with 0 here too; a GPU sums in other orders.
-SMALLEST_ROW = 1 / 256
+# A gradient of outer_attention at rank 256, in plain C++, needs 1 / 25: a difference of large sums.
+SMALLEST_ROW = 1 / 16
 REFUSALS = (ValueError, TypeError, IndexError, RuntimeError)
 
 

@@ -369,9 +369,10 @@ def arrow_stream(data: bytes) -> None:
 
     try:
         table = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
+        columns = table.columns  # Arrow reads the names of columns here, which may be no text
     except (pa.ArrowException, OSError, ValueError, MemoryError):
         return
-    for column in table.columns:
+    for column in columns:
         try:
             hashes = lirank_ext.hash_strings(column)
         except (ValueError, TypeError, pa.ArrowException):

@@ -173,6 +173,8 @@ def _tables_cases(generator) -> list[Case]:
         make("index too high", **good | {"indices": high}, raises="indices[1] = 99"),
         make("short table", **good | {"packed": tight[:-1]}, raises="'packed'"),
         make("wrong total", **good, total_dim=5, raises="total_dim"),
+        make("rows of two dimensions", **good | {"rows": good["rows"][None]}, raises="'rows'"),
+        make("dims of two dimensions", **good | {"dims": good["dims"][None]}, raises="'dims'"),
         make("width 0", **good | {"dims": good["dims"] * 0}, raises="'dim'"),
         make("no tables", **good | none, raises="'dims'"),
     ]

@@ -107,7 +107,10 @@ def _hash_arrow(strings: Any, seed: int, pair_hash: PairHash) -> Tensor:
     if not isinstance(strings, (pa.Array, pa.ChunkedArray)):
         one = hasattr(strings, "__arrow_c_array__")
         strings = pa.array(strings) if one else pa.chunked_array(strings)
-    chunks = strings.chunks if isinstance(strings, pa.ChunkedArray) else [strings]
+    try:
+        chunks = strings.chunks if isinstance(strings, pa.ChunkedArray) else [strings]
+    except KeyError:  # a type that Arrow can read and Python has no class for
+        _refuse(f"{ACCEPTED}, got an Arrow array of {strings.type}")
     hashes, done = [torch.empty(0, dtype=torch.int64)], 0
     for chunk in chunks:
         chunk = _plain_arrow(chunk, done)

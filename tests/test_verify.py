@@ -342,6 +342,15 @@ HASHED = {
     "off by one in a bag": wrong_arguments(shifted_bags),
     "weights ignored": WEIGHTS_IGNORED,
 }
+
+
+def keys_first(a: dict) -> list:
+    """The attention layers with the kernels of queries and keys exchanged."""
+    whole = a["attention"]
+    layers = (whole[i : i + 5] for i in range(0, len(whole), 5))
+    return [t for q, k, *rest in layers for t in (k, q, *rest)]
+
+
 LOOK_UP = {
     "the row after": wrong_arguments(next_row),
     "sum for mean": wrong_arguments(unlike("sum")),
@@ -349,7 +358,23 @@ LOOK_UP = {
     "off by one in a bag": wrong_arguments(shifted_bags),
     "weights ignored": WEIGHTS_IGNORED,
 }
+NET = {
+    "temperature ignored": wrong_arguments(lambda a: {"temperature": 1.0}),
+    "learned temperatures ignored": wrong_arguments(lambda a: {"log_temperatures": []}),
+    "tokens ignored": wrong_arguments(lambda a: {"token_dim": 1}),
+    "skip inverted": wrong_arguments(lambda a: {"skip": not a["skip"]}),
+    "sum for mean": wrong_arguments(lambda a: {"merge": a["merge"] & 2}),
+    "the last layer dropped": wrong_arguments(lambda a: {"attention": a["attention"][:-5]}),
+    "queries and keys swapped": wrong_arguments(lambda a: {"attention": keys_first(a)}),
+}
 BUGS: dict[str, dict[str, Callable]] = {
+    "residual_cross_net": NET,
+    "residual_cross_score": {
+        **NET,
+        "bias dropped": wrong_arguments(without_bias),
+        "the request before": wrong_arguments(lambda a: {"request": a["request"].roll(1, 0)}),
+        "counts in reverse": wrong_arguments(lambda a: {"counts": a["counts"].flip(0)}),
+    },
     "low_rank_cross": {
         "bias dropped": wrong_arguments(without_bias),
         "residual dropped": wrong_result(lambda y, a: y - a["x"]),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Case, cases_of
+from . import Case, cases_of, cross_net
 
 # The precision a rank costs: a result adds d + r products, one after another.
 SUMS = 256.0
@@ -173,4 +173,5 @@ def _attention_cross(generator) -> list[Case]:
 
 
 def cases(generator: torch.Generator) -> list[Case]:
-    return [*_low_rank(generator), *_attention(generator), *_attention_cross(generator)]
+    layers = [*_low_rank(generator), *_attention(generator), *_attention_cross(generator)]
+    return [*layers, *cross_net.cases(generator)]

@@ -119,8 +119,7 @@ def attend_nodes_backward(
     """``inverse`` and ``output``: room for the samples summed exactly."""
     row = tl.program_id(0).to(tl.int64)
     grad, q, k, v = grad + row * grad_row, q + row * q_row, k + row * k_row, v + row * v_row
-    dq, outputs = dq + row * d_row, (dk + row * d_row, dv + row * d_row)
-    inputs, kept = (grad, q, k, v), (inverse + row * r, output + row * r)
+    dq, inputs = dq + row * d_row, (grad, q, k, v)
     factor, natural = tl.full((), scale, tl.float32), tl.full((), step, tl.float32)
     queries, keys = range_of(q, r, tl.float32, SPAN), range_of(k, r, tl.float32, SPAN)
     sample, places, shape, good = sample_of(k, v, r, queries, keys, factor, NODES, SPAN)
@@ -148,11 +147,12 @@ def attend_nodes_backward(
         to_n, to_d = to_n * by, to_d * by
         rows = (to_n, to_n * score, to_d * score)
         good = is_finite(rows[0]) & is_finite(rows[1]) & is_finite(rows[2])
+    outputs = (dk + row * d_row, dv + row * d_row)
     if good:
         for start in range(0, r, SHORT):
             _key_gradients(inputs, outputs, rows, sample, steep, start, r, SHORT, SKIP)
     else:
-        scales = (scale, step)
+        scales, kept = (scale, step), (inverse + row * r, output + row * r)
         for start in range(0, r, NODES):
             i = start + tl.arange(0, NODES)
             by_query(inputs, dq, kept, i, r, scales, keys, SHORT, EVEN)

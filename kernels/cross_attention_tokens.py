@@ -42,14 +42,6 @@ def _scores(query, keys, token, h, PRECISION: tl.constexpr):
     return tl.where((token < h)[None, :], s, -float("inf"))
 
 
-@triton.jit
-def _weights_of(query, keys, g, values, log_total, mean, token, h, PRECISION: tl.constexpr):
-    """The weights of keys for queries, and the gradients of their scores."""
-    e = tl.exp2(_scores(query, keys, token, h, PRECISION) - log_total[:, None])
-    zero = tl.zeros((query.shape[0], keys.shape[0]), query.dtype)
-    return e, e * (dot(g, tl.trans(values), zero, PRECISION) - mean[:, None])
-
-
 @triton.jit(do_not_specialize=["n"])
 def _attend_tokens(
     q, k, v, out, log_sum, n, h, w, q_row, k_row, v_row, scale: tl.float64,
@@ -101,8 +93,9 @@ def _tokens_by_query(
         j = start + tl.arange(0, KEYS)
         keys = _tokens(k, j, width, h, w, COMPUTE)
         values = _tokens(v, j, width, h, w, COMPUTE)
-        _, ds = _weights_of(query, keys, g, values, log_total, mean, j, h, PRECISION)
-        found = dot(ds, keys, found, PRECISION)
+        e = tl.exp2(_scores(query, keys, j, h, PRECISION) - log_total[:, None])
+        da = dot(g, tl.trans(values), tl.zeros((QUERIES, KEYS), COMPUTE), PRECISION)
+        found = dot(e * (da - mean[:, None]), keys, found, PRECISION)
     _keep_tokens(dq + row * d_row, found * tl.full((), step, COMPUTE), i, width, h, w)
     tl.store(inner + row * h + i, mean, mask=i < h)
 
@@ -127,9 +120,10 @@ def _tokens_by_key(
         log_total = tl.load(log_sum + row * h + i, mask=i < h, other=float("inf"))
         mean = tl.load(inner + row * h + i, mask=i < h, other=0)
         query = raw * tl.full((), scale, COMPUTE)
-        e, ds = _weights_of(query, keys, g, values, log_total, mean, j, h, PRECISION)
+        e = tl.exp2(_scores(query, keys, j, h, PRECISION) - log_total[:, None])
         value_total = dot(tl.trans(e), g, value_total, PRECISION)
-        key_total = dot(tl.trans(ds), raw, key_total, PRECISION)
+        da = dot(g, tl.trans(values), tl.zeros((QUERIES, KEYS), COMPUTE), PRECISION)
+        key_total = dot(tl.trans(e * (da - mean[:, None])), raw, key_total, PRECISION)
     if SKIP:
         value_total += _tokens(grad, j, width, h, w, COMPUTE)
     _keep_tokens(dk + row * d_row, key_total * tl.full((), step, COMPUTE), j, width, h, w)

@@ -1,5 +1,6 @@
 // What a call asks of PyTorch about a CUDA device. A test that runs kernels on the host puts a
-// header of the same name in front of this one, which is why it is included as <cuda/cuda_device.h>.
+// header of the same name in front of this one, which is why it is included as
+// <cuda/cuda_device.h>.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>

@@ -12,7 +12,7 @@ from cuda_cases import cases as own_cases
 
 from lirank_ext.library import device_errors
 from lirank_ext.library.op import OPS
-from lirank_ext.verify import compare
+from lirank_ext.verify import Outcome, compare
 from lirank_ext.verify.cases import all_cases
 
 SPARSE = "hashed_embedding_bag_backward_sparse"  # verify reaches it by no case: sparse=True does
@@ -36,7 +36,7 @@ def sparse_calls():
         yield case, case.call
 
 
-def sparse_outcomes() -> list[compare.Outcome]:
+def sparse_outcomes() -> list[Outcome]:
     """The sparse gradients; by hand, as meta tensors cannot say how many rows there will be."""
     op, found = OPS[SPARSE], []
     for case, (grad, *rest) in sparse_calls():

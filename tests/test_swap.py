@@ -587,8 +587,8 @@ def test_the_report_names_the_module_it_is_about():
 
 def test_the_report_says_where_nothing_is_faster(monkeypatch):
     report = lirank_ext.swap(nn.ModuleList([ReferenceLowRankCross(8, 2)]))
-    monkeypatch.setattr("lirank_ext.conversion.swap.extension", object())
+    monkeypatch.setattr("lirank_ext.conversion.swap_report.extension", object())
     assert "references run" not in str(report)
-    monkeypatch.setattr("lirank_ext.conversion.swap.extension", None)
-    monkeypatch.setattr("lirank_ext.conversion.swap.why_no_extension", "no compiler")
+    monkeypatch.setattr("lirank_ext.conversion.swap_report.extension", None)
+    monkeypatch.setattr("lirank_ext.conversion.swap_report.why_no_extension", "no compiler")
     assert str(report).endswith("No faster on a CPU here: the references run (no compiler).")

@@ -16,7 +16,7 @@ import torch
 
 from lirank_ext.library.op import OPS, implementations
 from lirank_ext.ops import hashed_embedding_backward, hashed_embedding_packed, hashing
-from lirank_ext.verify import compare
+from lirank_ext.verify import Outcome, Row, compare, passed, summary
 from lirank_ext.verify.cases import Case, all_cases
 
 PUBLIC = compare.public_ops()
@@ -29,7 +29,7 @@ def best(op: str) -> Callable:
     return usable.get("cpu", usable["reference"])
 
 
-def first_red(op: str, implementation: Callable, cases: list[Case]) -> compare.Outcome | None:
+def first_red(op: str, implementation: Callable, cases: list[Case]) -> Outcome | None:
     outcomes = (compare.check_case(case, implementation) for case in cases)
     return next((o for o in outcomes if not o.passed), None)
 
@@ -516,17 +516,17 @@ def test_a_red_row_says_case_and_problem(monkeypatch):
     reference, cpu = compare.verify(op, "cpu")
     assert reference.passed and not cpu.passed
     assert cpu.verdict.startswith("FAILED") and "allowed" in cpu.verdict
-    assert not compare.passed([reference, cpu])
-    assert "1 of 2 rows FAILED" in compare.summary([reference, cpu])
+    assert not passed([reference, cpu])
+    assert "1 of 2 rows FAILED" in summary([reference, cpu])
     assert cpu.as_json()["failures"][0]["case"]
 
 
 def test_an_absent_backend_is_not_counted_as_passed():
-    row = compare.Row("isotonic_calibration", "triton", "cuda", absent="no CUDA device")
-    assert not row.passed and not compare.passed([row])
+    row = Row("isotonic_calibration", "triton", "cuda", absent="no CUDA device")
+    assert not row.passed and not passed([row])
     assert row.verdict == "absent: no CUDA device"
-    green = compare.Row(row.op, "cpu", outcomes=[compare.Outcome(CASES[row.op][0])])
-    assert compare.passed([row, green]) and "1 absent" in compare.summary([row, green])
+    green = Row(row.op, "cpu", outcomes=[Outcome(CASES[row.op][0])])
+    assert passed([row, green]) and "1 absent" in summary([row, green])
 
 
 def test_a_failing_reference_makes_the_row_red(monkeypatch):
@@ -592,8 +592,8 @@ def test_refuses_unknown_names(bad):
 def test_an_error_is_shown_as_a_share_of_what_its_dtype_allows():
     half, single = torch.ones(2, dtype=torch.bfloat16), torch.ones(2)
     outcomes = [
-        compare.Outcome(Case("murmur_hash", "half", {"x": half, "y": [single]}), 0.02, 0.1),
-        compare.Outcome(Case("murmur_hash", "single", (single,)), 1e-7, 1e-5),
+        Outcome(Case("murmur_hash", "half", {"x": half, "y": [single]}), 0.02, 0.1),
+        Outcome(Case("murmur_hash", "single", (single,)), 1e-7, 1e-5),
     ]
-    row = compare.Row("murmur_hash", "cpu", outcomes=outcomes)
+    row = Row("murmur_hash", "cpu", outcomes=outcomes)
     assert row.cells() == ["murmur_hash", "cpu", "2", "20%", "bfloat16", "passed"]

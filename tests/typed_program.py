@@ -18,7 +18,7 @@ import lirank_ext
 from lirank_ext import models
 from lirank_ext.conversion.capture import Captured
 from lirank_ext.conversion.quantize import QuantizeReport
-from lirank_ext.conversion.swap import SwapReport
+from lirank_ext.conversion.swap_report import SwapReport
 from lirank_ext.nn import (
     AttentionCross,
     GatedMLP,

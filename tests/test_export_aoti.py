@@ -11,6 +11,7 @@ from itertools import islice
 
 import pytest
 import torch
+from conftest import needs_library
 from rankers import make_features, small
 from test_export_dynamic import SIZES, bags, popular
 
@@ -98,6 +99,7 @@ def test_a_package_of_a_quantized_preset_equals_eager(tmp_path, threads):
             torch.testing.assert_close(run(given), model(given), rtol=1e-5, atol=1e-5)
 
 
+@needs_library  # export writes it beside the package
 @pytest.mark.filterwarnings("ignore")
 def test_the_demo_ranker_swapped_and_quantized(tmp_path, threads):
     for name in ("pyarrow", "sklearn", "safetensors"):

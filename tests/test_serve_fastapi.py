@@ -309,4 +309,5 @@ def test_mapped_weights_stay_in_the_file_and_others_do_not(tmp_path, bits):
     assert path not in mapped_files()
     mapped = RowScorer(tmp_path / "one", mmap=True)
     assert path in mapped_files()
-    assert torch.equal(copied.score([ROW]), mapped.score([ROW]))
+    # PyTorch's own products may round otherwise where the file puts a weight off a vector's bounds.
+    torch.testing.assert_close(copied.score([ROW]), mapped.score([ROW]), rtol=1e-6, atol=1e-6)

@@ -39,12 +39,8 @@ if int(setuptools.__version__.split(".")[0]) < 77:
     )
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-
-try:
-    from setuptools.command.bdist_wheel import bdist_wheel
-except ImportError:
-    sys.exit('lirank_ext: setuptools is too old: pip install "setuptools>=77".')
 
 ROOT = Path(__file__).parent.resolve()
 ARCHITECTURES = ("80", "90", "100")

@@ -24,13 +24,13 @@ from lirank_ext.nn import ResidualCrossNet
 from lirank_ext.nn.reference_cross import ReferenceResidualCrossNet
 
 REQUESTS = (1, 8, 64)
-CANDIDATES = (1, 20, 100, 500, 1000)
+CANDIDATES = (1, 2, 5, 10, 20, 100, 500, 1000)
 DIMS = (512, 1024, 3456)
 SHARES = (0.4, 0.6, 0.8)  # of the input's columns that belong to the request
 RANKS = (32, 64, 256)
 OUTPUTS = 64  # of the layer after the net
 MOST_NUMBERS = 1 << 26  # in the joined rows: 256 MB
-QUICK = ((1, 1), (1, 20), (1, 100), (1, 500), (8, 100))
+QUICK = ((1, 1), (1, 2), (1, 5), (1, 10), (1, 20), (1, 100), (1, 500), (8, 100))
 STEPS = 20  # of a history
 
 

@@ -6,7 +6,6 @@ import datetime
 import json
 import math
 import os
-import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lirank_ext import build_info
 from lirank_ext._table import print_line, print_table
 from lirank_ext.benchmarks.ceilings import Ceilings
 from lirank_ext.errors import UserError
+from lirank_ext.library import processor
 from lirank_ext.library.processor import Disturbance
 
 OURS = "lirank"
@@ -286,7 +286,7 @@ class Report:
 
 def machine(device: str) -> dict[str, Any]:
     """The machine and the build on which the figures were measured."""
-    cpu = _cpu_model()
+    cpu = processor.name()
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "cpu": cpu,
@@ -297,13 +297,6 @@ def machine(device: str) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "build": build_info(),
     }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _time(seconds: float) -> str:

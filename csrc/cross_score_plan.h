@@ -13,8 +13,7 @@ namespace lirank {
 constexpr int64_t kFew = 24;
 
 // What sharing a request costs besides its products, in multiply-adds: the tables and the scratch
-// of its folds, and the shorter products. Without it, two candidates took 100 microseconds instead
-// of 91 on a joined row, and with it the switch comes where both are equal (d = 1024, r = 64).
+// of its folds, and the shorter products. For readings see benchmarks/CROSSOVERS.md.
 constexpr double kShared = 1 << 19;
 
 // Stacks of more layers take joined rows: the kernels have room for the places of so many.

@@ -21,21 +21,17 @@ from lirank_ext.verify.random_calls import GENERATORS, random_call
 CALLS = 30
 
 
-def arguments(op: str, seed: int) -> list:
+def arguments(op: str, seed: int, **changed: object) -> list:
     """Those of a random call; the strings of hash_strings are a pair of tensors."""
-    call = OPS[op].call(**random_call(op, seed))
+    call = OPS[op].call(**random_call(op, seed) | changed)
     return [a for a in call if op != "hash_strings" or a is not None]
 
 
-def digest(op: str) -> str:
+def digest(op: str, **changed: object) -> str:
     """Of the results of random calls; a refusal counts by its words."""
     total = hashlib.sha256()
     for seed in range(CALLS):
-        args = [
-            a
-            for a in OPS[op].call(**random_call(op, seed))
-            if op != "hash_strings" or a is not None
-        ]
+        args = arguments(op, seed, **changed)
         try:
             outputs = _outputs(implementations(op)["cpu"](*args))
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
@@ -51,4 +47,6 @@ if __name__ == "__main__":
     for threads in map(int, sys.argv[1:]):
         torch.set_num_threads(threads)
         found[threads] = {op: digest(op) for op in checked_ops() if op in GENERATORS}
+        unweighted = digest("hashed_embedding_bag", per_sample_weights=None)
+        found[threads]["hashed_embedding_bag without weights"] = unweighted
     print(json.dumps({"cpu": build_info()["cpu"], "threads": found}))

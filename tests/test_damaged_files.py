@@ -136,13 +136,15 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(moment, tmp_pat
     path.write_bytes(b"old")
     child = os.fork()
     if child == 0:
-        parts = [b"new"]
-        if moment == "write":
-            parts = (os._exit(0) for _ in range(1))
-        else:
-            setattr(files.os, moment, lambda *_: os._exit(0))
-        files.replace(path, parts)
-        os._exit(1)
+        try:  # whatever happens, the child is no second run of the tests
+            parts = [b"new"]
+            if moment == "write":
+                parts = (os._exit(0) for _ in range(1))
+            else:
+                setattr(files.os, moment, lambda *_: os._exit(0))
+            files.replace(path, parts)
+        finally:
+            os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     assert path.read_bytes() == b"old"
 

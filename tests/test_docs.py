@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from conftest import REPOSITORY, needs_library
+from conftest import REPOSITORY
 from documents import blocks, commands, missing_links, unknown_options
 
 import lirank_ext
@@ -112,7 +112,6 @@ def test_the_reference_names_nothing_twice():
     assert len(named) > 50 and len(set(named)) == len(named)
 
 
-@needs_library
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_the_example_runs(path, tmp_path):
     done = subprocess.run(
@@ -122,7 +121,6 @@ def test_the_example_runs(path, tmp_path):
     assert done.stdout
 
 
-@needs_library
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_notebook_runs(path, tmp_path):
     client, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")

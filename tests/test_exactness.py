@@ -34,6 +34,7 @@ OPS_DRAWN = [op for op in checked_ops() if op in GENERATORS]
 EVERYWHERE = {
     "dequantize_rows",
     "hash_strings",
+    "hashed_embedding_bag without weights",
     "isotonic_calibration",
     "murmur_hash",
     "pack_rows",
@@ -62,6 +63,7 @@ def digests(isa: str) -> dict:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     if not found["cpu"].startswith(isa):
+        assert isa != "plain", f"LIRANK_ISA=plain was not followed: {found['cpu']}"
         pytest.skip(f"the processor has no {isa}")
     return found["threads"]
 
@@ -75,12 +77,12 @@ def test_any_number_of_threads_gives_the_same_bits(isa):
 @pytest.mark.parametrize("isa", SETS[1:])
 def test_every_instruction_set_gives_the_same_bits(isa):
     plain, other = digests("plain")["1"], digests(isa)["1"]
-    assert {op for op in OPS_DRAWN if plain[op] == other[op]} >= EVERYWHERE
+    assert {op for op in plain if plain[op] == other[op]} >= EVERYWHERE
 
 
 def test_bags_are_equal_on_avx2_and_avx512():
     one, two = digests("avx2")["1"], digests("avx512")["1"]
-    assert {op for op in OPS_DRAWN if one[op] == two[op]} >= EVERYWHERE | ON_VECTORS
+    assert {op for op in one if one[op] == two[op]} >= EVERYWHERE | ON_VECTORS
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -141,6 +143,7 @@ def test_memory_around_inputs_is_neither_written_nor_read_into_results(op):
                 results.append([bits.tolist() for bits in _bits(tuple(outputs))])
             except (ValueError, TypeError, IndexError, RuntimeError) as error:
                 results.append(str(error).splitlines()[0])
-            for room in (r.view(torch.uint8) for _, r in made if r is not None):
-                assert (room[:EDGE] == filler).all() and (room[-EDGE:] == filler).all()
+            for room in (r for _, r in made if r is not None):
+                beside = torch.cat([room[:EDGE], room[-EDGE:]])
+                assert (beside.view(torch.uint8) == filler).all()
         assert results[0] == results[1], seed

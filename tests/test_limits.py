@@ -1,6 +1,6 @@
 """At the limits of a process: forks, exits, memory that is short, read-only or shared.
 
-Each runs in a process of its own, since most of them would take the test's process with them.
+What would take the test's process with it runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def test_python_ends_while_ops_run_in_other_threads():
         """
     )
     assert done.returncode == 0 and done.stdout.split() == ["end"], done.stderr
+    assert not done.stderr  # a thread that dies leaves a traceback alone
 
 
 CALLS_WITHOUT_ROOM = {
@@ -143,11 +144,11 @@ def test_rows_may_change_while_other_threads_look_them_up():
         stop.set()
         for reader in readers:
             reader.join()
-        assert seen <= set(map(float, range(17))), seen
+        assert seen and seen <= set(map(float, range(17))), seen
         print("whole")
         """
     )
-    assert done.stdout.split() == ["whole"], done.stderr
+    assert done.stdout.split() == ["whole"] and not done.stderr, done.stderr
 
 
 @needs_library
@@ -214,13 +215,13 @@ def test_denormals_are_numbers_like_others(flush):
         x0, x, v, u = torch.randn(4, 40), subnormal(4, 40), torch.randn(8, 40), torch.randn(40, 8)
         y = implementations("low_rank_cross")["cpu"](x0, x, v, u, None)
         exact = OPS["low_rank_cross"].reference(*(t.double() for t in (x0, x, v, u)), None)
-        assert float((y.double() - exact).abs().max()) < 1e-36
+        assert (y.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
         q, k, values = subnormal(3, 16), subnormal(3, 16), torch.randn(3, 16)
         even = implementations("outer_attention")["cpu"](q, k, values)
         torch.testing.assert_close(even, values.mean(1, keepdim=True).expand(3, 16))
-        codes, scale, mid = lirank_ext.quantize_rows(subnormal(3, 40))
-        back = lirank_ext.dequantize_rows(codes, scale, mid)
-        assert back.isfinite().all() and back.abs().max() < 1e-37
+        weight = subnormal(3, 40)
+        back = lirank_ext.dequantize_rows(*lirank_ext.quantize_rows(weight))
+        assert (back - weight).abs().max() <= 0.02 * weight.abs().max()
     finally:
         torch.set_flush_denormal(False)
 

@@ -37,7 +37,7 @@ def test_it_has_all_that_the_pybind11_module_has(native):
 
 
 def test_the_layout_of_str_is_known_in_every_cpython_that_runs_these_tests(native):
-    """If it is not, strings are hashed by way of bytes objects, which takes 20 times as long."""
+    """If it is not, strings are hashed by way of bytes objects, which takes longer."""
     layout = native.python()
     assert layout is not None and layout.ascii
     assert layout.text_at == sys.getsizeof("") - 1

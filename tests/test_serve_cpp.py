@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, needs_library
+from conftest import REPOSITORY, free_port, needs_library
 
 for name in ("pyarrow", "yaml", "safetensors", "sklearn", "tqdm"):
     pytest.importorskip(name)
@@ -285,7 +285,7 @@ def test_the_server_gives_the_scores_of_predict(exported, server, tmp_path, caps
 
 def test_the_server_answers_http(exported, server):
     _, out, data, _ = exported
-    port = 20000 + int(torch.randint(0, 20000, ()))
+    port = free_port()
     command = [server, out, "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -50,9 +50,9 @@ def cases() -> list[Case]:
         if case.big or case.raises or "torch." in case.label or case.label == "float64":
             continue
         case.args = {name: t if t is None else t.bfloat16() for name, t in case.args.items()}
-        # A row of u's gradient at r = 1 is one sum over the batch of products with a hidden value
-        # that was kept in bfloat16.
-        case.tolerance = 8.0
+        # A row of u's gradient has r sums over the batch of products with a hidden value that was
+        # kept in bfloat16, and few of them may all be small: r = 1 and r = 5 take up to 4.9.
+        case.tolerance = 8.0 if case.args["v"].shape[0] <= 5 else 4.0
         found.append(case)
     generator = torch.Generator().manual_seed(0)
 

@@ -105,8 +105,10 @@ class Model {
     const Json& wanted = example.at("probabilities");
     double worst = got.size() == wanted.size() ? 0 : HUGE_VAL;
     for (size_t i = 0; i < wanted.size() && i < got.size(); ++i)
-      for (size_t j = 0; j < wanted[i].size(); ++j)
-        worst = std::max(worst, std::abs(wanted[i][j].get<double>() - got[i].at(j).get<double>()));
+      for (size_t j = 0; j < wanted[i].size(); ++j) {
+        const double off = std::abs(wanted[i][j].get<double>() - got[i].at(j).get<double>());
+        worst = std::isnan(off) ? HUGE_VAL : std::max(worst, off);  // max would pass NaN over
+      }
     if (!(worst <= kTolerance))
       throw Unfit("the example rows get other scores than in Python, by " + std::to_string(worst));
     std::cerr << "example rows: largest difference from Python " << worst << std::endl;

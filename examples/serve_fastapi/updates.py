@@ -105,22 +105,24 @@ class Applied:
         self.failed: list[str] = []
 
     def take(self, model: nn.Module, folder: Path) -> int:
-        """Take in the files that are new; returns how many were.
+        """Take in the files that are new; returns how many of them fitted.
 
         Should a file appear behind one with a later name, that one is taken in once more. So all
         workers end with the same rows, in whatever order they see the files.
         """
         there = sorted(p.name for p in (folder / FOLDER).glob("*.safetensors"))
         new = [name for name in there if name not in self.names]
+        fitted = 0
         for name in (n for n in there if new and n >= new[0]):
             try:
                 with safe_open(folder / FOLDER / name, "pt") as file:
                     table = (file.metadata() or {}).get("table", "")
                     put(model, table, file.get_tensor("rows"), file.get_tensor("values"))
+                fitted += name in new
             except (UpdateError, SafetensorError, RuntimeError, OSError) as error:
                 self.failed.append(f"{name}: {error}")
         self.names.update(new)
-        return len(new)
+        return fitted
 
 
 def as_tensors(rows: object, values: object) -> tuple[Tensor, Tensor]:

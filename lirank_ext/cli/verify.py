@@ -10,7 +10,7 @@ from .._table import print_line, print_table
 from ..errors import UserError
 from . import options, results
 
-MINUTES = "a minute"  # of a comparison of everything on a CPU
+DURATION = "ten seconds"  # of a comparison of everything on a CPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     ops = verify.checked_ops() if args.op is None else [args.op]
     several = args.op is None
     if several:
-        print(f"comparing {len(ops)} ops: about {MINUTES} on two idle cores", file=sys.stderr)
+        print(f"comparing {len(ops)} ops: about {DURATION} on two idle cores", file=sys.stderr)
     with Progress("comparing", len(ops), unit="ops", shown=several) as progress:
         rows = verify.verify(args.op, args.device, args.seed, progress.update)
     columns = ("op", "backend", ">cases", ">error of allowed", "in", "verdict")

@@ -224,7 +224,8 @@ class VocabularyBuilder:
         self._builder = _POINTER()
         if keys.ndim != 1 or keys.itemsize != 8 or not keys.flags.c_contiguous:
             raise ValueError("wanted keys in one run of int64")
-        if table.ndim != 1 or table.itemsize != 1 or not table.flags.c_contiguous:
+        runs = table.ndim == 1 and table.itemsize == 1 and table.flags.c_contiguous
+        if not runs or not table.flags.writeable:
             raise ValueError("wanted a writable table in one run of bytes")
         self._table = table  # is written to until the last step
         wrong = _library.lirank_vocabulary_new(

@@ -9,6 +9,7 @@ beside every figure for which there was not enough.
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import time
 from dataclasses import dataclass
@@ -65,6 +66,14 @@ def free_threads(seconds: float = 0.5) -> tuple[int, Disturbance]:
     seen = watch.read()
     cores = len(_cores())
     return max(1, cores - round(seen.others or 0.0)), seen
+
+
+def name() -> str:
+    """The processor in words."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _cores() -> set[int]:

@@ -92,6 +92,11 @@ def _check_backward(a: Any) -> None:
     check(0 < a.num_remainders <= HALF, a, "num_remainders", "1 to 2^32 - 1")
     check_floating(a, "grad")
     check_ids(a, a.grad.device)
+    check_rows(a)
+
+
+def check_rows(a: Any) -> None:
+    """grad: (B, D)."""
     check_dim(a, "grad", 2)
     count = Bags.of(a).count()
     check(a.grad.shape[0] == count, a, "grad", f"{count} rows", shape(a.grad))

@@ -10,15 +10,13 @@ from torch import Tensor
 from ..library.checks import (
     check,
     check_device,
-    check_dim,
     check_dtype,
     check_floating,
     refuse,
-    shape,
 )
 from ..library.op import op
 from .bags import Bags, check_offsets
-from .hashed_embedding_backward import FAMILY, check_tables, gradients_of_ids
+from .hashed_embedding_backward import FAMILY, check_rows, check_tables, gradients_of_ids
 from .hashed_embedding_rule import (
     TABLES,
     check_ids,
@@ -123,11 +121,9 @@ def _(a) -> None:
         _check_contiguous(a, name)
     _check_sums(a)
     check_ids(a, first.device)
-    count, dim = Bags.of(a).count(), first.shape[1]
     check_floating(a, "grad")
-    check_dim(a, "grad", 2)
-    check(a.grad.shape[0] == count, a, "grad", f"{count} rows", shape(a.grad))
-    check(a.grad.shape[1] == dim, a, "grad", f"width {dim}")
+    check_rows(a)
+    check(a.grad.shape[1] == first.shape[1], a, "grad", f"width {first.shape[1]}")
     check_dtype(a, "grad", first.dtype)
     check_device(a, "grad", first.device)
     if a.lr.dtype not in RATES:

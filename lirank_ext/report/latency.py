@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..data.features import Converter, Rows
-from ..library.processor import Watch
+from ..library import processor
 from ..models import LiRank
 
 REQUESTS = {1: 300, 64: 150}  # rows of a request, and how many requests are timed
@@ -51,7 +49,7 @@ class Latency:
 
 def time_model(model: LiRank, rows: Rows, converter: Converter, device: str) -> Latency:
     """The time from hashed features, on the CPU, to probabilities there."""
-    rng, watch = np.random.default_rng(0), Watch()
+    rng, watch = np.random.default_rng(0), processor.Watch()
     seconds = {}
     for size, count in REQUESTS.items():
         taken = []
@@ -69,7 +67,4 @@ def time_model(model: LiRank, rows: Rows, converter: Converter, device: str) -> 
 def _machine(device: str) -> str:
     if device != "cpu":
         return torch.cuda.get_device_name(device)
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.split("\n") if "model name" in line]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{processor.name()}, {os.cpu_count()} cores"

@@ -11,6 +11,7 @@ making of the inputs, is a failure of that row.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -252,8 +253,13 @@ def checked_ops() -> list[str]:
 
     Backward ops are left out: the gradients of a public op show what they do.
     """
-    covered = {case.op for case in all_cases()}
-    return [name for name, op in OPS.items() if not op.internal or name in covered]
+    return [name for name, op in OPS.items() if not op.internal or name in _covered()]
+
+
+@functools.cache
+def _covered() -> set[str]:
+    """The ops that have cases."""
+    return {case.op for case in all_cases()}
 
 
 def _backends(name: str, device: str | None) -> list[tuple[str, str]]:

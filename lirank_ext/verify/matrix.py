@@ -232,14 +232,21 @@ def exported(rows: int) -> Try:
 
 
 def on_gpu(folder: Path) -> Cells:
-    """The last day on which each GPU backend agreed with the reference, by committed readings."""
+    """The day on which each GPU backend last agreed with the reference, by committed readings.
+
+    A later reading in which it did not takes the cell away.
+    """
     found: Cells = {}
     for path in sorted(folder.glob("gpu-*.json")):
         gpu, day = re.match(r"gpu-(\w+)-(\d+-\d+-\d+)", path.name).groups()
         for row in json.loads(path.read_text(encoding="utf-8"))["verify"]:
             column = {"cuda": "CUDA", "triton": "Triton"}.get(row["backend"])
-            if column and row["passed"] and not row["absent"]:
+            if column is None or row["absent"]:
+                continue
+            if row["passed"]:
                 found.setdefault(row["op"], {})[column] = f"{gpu.upper()}, {day}"
+            else:
+                found.get(row["op"], {}).pop(column, None)
     return found
 
 

@@ -32,7 +32,9 @@ are made of these ops.
 NOTES = {
     "Backends and dtypes": """
 C++ is compared with the reference at 4, 1 and 9 rows. A cell of CUDA or Triton names the GPU and
-the day on which `verify` last compared all cases of the op there; an op has one GPU kernel. Other
+the day on which the op last agreed there, on the kernels and cases of that day;
+[Limits](../limits.md) says what has changed since. An op takes its CUDA kernel where that is built,
+else a Triton kernel. `–` stands for a kernel that never ran on a GPU, or that there is none. Other
 devices run the reference. Autocast: `lower` casts to its lower precision, `float32` to float32, and
 `as given` leaves the dtypes alone. Dtypes are those of floating tensors or of the result, and of
 ids.

@@ -43,7 +43,7 @@ RANDOM_CALLS = 60  # of every op of the family
 PATIENCE = 240  # seconds of the processor for one judgment: a hang is found too
 
 FAMILIES = {
-    "cross": ("low_rank_cross", "attention_cross", "outer_attention", "residual_cross_net"),
+    "cross": ("low_rank_cross", "attention_cross", "outer_attention", "residual_cross"),
     "hashed_embedding": ("hashed_embedding", "quantized_hashed_embedding", "fused_"),
     "quantized_embedding": ("quantize", "dequantize", "pack", "unpack", "quantized_embedding"),
     "hashing": ("murmur_hash", "hash_strings"),
@@ -271,7 +271,7 @@ def judge(mutant: Mutant, shop: Workshop, tests: bool) -> dict:
     """Compile a mutant and see what notices it."""
     path = shop.root / mutant.file
     whole = (ROOT / mutant.file).read_text()
-    check_unchanged(family_of(Path(mutant.file)), shop)
+    check_unchanged(family_of(Path(mutant.file)), shop, tests)
     shop.unchanged(mutant.file)
     lines = whole.splitlines(keepends=True)
     lines[mutant.line] = mutant.new + "\n"
@@ -291,12 +291,13 @@ def judge(mutant: Mutant, shop: Workshop, tests: bool) -> dict:
     }
 
 
-def check_unchanged(family: str, shop: Workshop) -> None:
+def check_unchanged(family: str, shop: Workshop, tests: bool) -> None:
     """Nothing is caught by a judge that finds fault with the kernels as they are."""
     if family in shop.passing:
         return
     shop.link({})
-    if said := noticed_by_verify(FAMILIES[family], shop):
+    said = noticed_by_verify(FAMILIES[family], shop)
+    if said or (tests and (said := _verdict_of_tests(family, shop.made))):
         sys.exit(f"mutants: the unchanged kernels of {family} do not pass: {said}")
     shop.passing.add(family)
 
@@ -352,8 +353,7 @@ def _verdict_of_verify(prefixes: tuple[str, ...], package: Path) -> str:
 
 
 def _verdict_of_tests(family: str, package: Path) -> str:
-    names = {"bags": "quantized_embedding", "convert": "convert"}
-    stem = names.get(family, family)
+    stem = {"bags": "quantized_embedding"}.get(family, family)
     files = sorted(str(p) for p in (ROOT / "tests").glob(f"test_{stem}*.py"))
     files += [str(ROOT / "tests/test_request_sharing.py")] if family == "cross" else []
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
@@ -366,6 +366,8 @@ def _verdict_of_tests(family: str, package: Path) -> str:
         return "tests: no end after 20 minutes"
     if done.returncode == 0:
         return ""
+    if done.returncode in (2, 3, 4, 5):  # stopped, or nothing could be run
+        sys.exit(f"mutants: the tests of {family} could not be run: {done.stdout[-2000:]}")
     failed = re.findall(r"^(?:FAILED|ERROR) \S*?(test_\S+)", done.stdout, re.M)
     return f"tests: {failed[0] if failed else 'the process died'}"
 

@@ -3,7 +3,8 @@
     python tests/reliability/report.py
 
 The figures of the runs lie in ``tests/reliability/results``. ``mended.json`` there lists what was
-found and mended, and the test that keeps it so; ``equivalent.json`` says why a mutant survives.
+found and mended, and the test that keeps it so. An ``equivalent.json``, if there is one, says why a
+mutant survives.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ def random_calls() -> str:
         return f"{text}Not run. `make fuzz` runs them.\n"
     total, seconds = sum(found["calls"].values()), found["seconds"]
     text += f"{total} calls in {seconds / 60:.0f} minutes from seed {found['seed']}: "
-    text += f"{len(found['findings']) or 'no'} findings. Command: `make fuzz SECONDS={seconds:g}`."
+    text += f"{len(found['findings']) or 'no'} findings. Command: "
+    text += f'`make fuzz SECONDS={seconds:g} ARGS="--seed {found["seed"]}"`.'
+    from lirank_ext.verify.random_calls import GENERATORS
+
+    missed = sorted(f"`{op}`" for op in set(GENERATORS) - set(found["calls"]))
+    text += f" Not reached: {', '.join(missed)}." if missed else ""
     calls = sorted((f"`{op}`", n) for op, n in found["calls"].items())
     return f"{text}\n\n" + table(("op", "calls"), calls)
 
@@ -49,10 +55,16 @@ def sanitizers() -> str:
         return f"{text}Not run. `make sanitize` runs them.\n"
     text += "Command: `make sanitize`. Reports are those that have a frame of this library.\n\n"
     rows = [
-        (f"`{r['run']}`", r["cases"], f"{r['seconds'] / 60:.0f}", len(r["reports"]) or "none")
+        (
+            f"`{r['run']}`",
+            r["cases"],
+            f"{r['seconds'] / 60:.0f}",
+            len(r["reports"]) or "none",
+            "failed" if r["exit"] or r.get("passed") is False else "passed",
+        )
         for r in found["runs"]
     ]
-    text += table(("run", "cases or calls", "minutes", "reports"), rows)
+    text += table(("run", "cases or calls", "minutes", "reports", "the comparison"), rows)
     reports = dict.fromkeys(report for r in found["runs"] for report in r["reports"])
     listed = "".join(f"- `{report.splitlines()[0]}`\n" for report in reports)
     return text + (f"\n{listed}" if listed else "")

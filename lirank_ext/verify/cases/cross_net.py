@@ -9,8 +9,11 @@ from torch import Tensor
 
 from . import Case, cases_of
 
-# A net adds the products of four layers.
-SUMS = 1024.0
+# As for a single layer. The largest error over four seeds took 29 for a net and 80 for a score.
+SUMS = 256.0
+# A score in half precision is one number, a sum over d of layers that were each rounded to it: the
+# reference itself took 24.
+HALF_SCORES = 48.0
 
 
 def _stacks(normal, dim: int, rank: int, layers: tuple[int, int]) -> dict[str, list[Tensor]]:
@@ -41,7 +44,7 @@ def _net(generator) -> list[Case]:
         normal = _drawn(generator, dtype)
         args: dict[str, Any] = {"x": normal(batch, dim), **_stacks(normal, dim, rank, layers)}
         args |= {"temperature": 1.0, "log_temperatures": []} | options
-        tolerance = SUMS if dtype in (torch.float32, torch.float64) else 16.0
+        tolerance = SUMS if dtype in (torch.float32, torch.float64) else 4.0
         made.append(case(label, **args, tolerance=tolerance, big=big))
 
     for batch, dim, rank in [(0, 8, 4), (1, 1, 1), (2, 16, 4), (5, 33, 7), (40, 66, 18)]:
@@ -80,7 +83,7 @@ def _score(generator) -> list[Case]:
             width = 2 * dim if options.get("merge") == 2 and all(layers) else dim
             args["weight"] = normal(outputs, width, scale=width**-0.5)
             args["bias"] = normal(outputs)
-        tolerance = SUMS if dtype in (torch.float32, torch.float64) else 48.0  # a row is one number
+        tolerance = SUMS if dtype in (torch.float32, torch.float64) else HALF_SCORES
         made.append(case(label, **args, tolerance=tolerance, big=big))
 
     add("no request", [], (5, 3), 2)
